@@ -1,0 +1,145 @@
+"""The values that pass from stage to stage: frozen, plain, without torch.
+
+Frames: *source* pixels are those of the image after EXIF rotation, x to the right, y down, the
+pixel (0, 0) covering [0, 1) x [0, 1). *Letterbox* pixels are those of the square that the network sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+Map = NDArray[np.float32]
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """One input: `file` on disk and `path`, its POSIX name in the output tree (unique in a run).
+
+    `problem` says why the name cannot be used (then the image ends in a failed record).
+    """
+
+    path: str
+    file: Path
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """How more than 8 bits became 8: values below `low` are 0, above `high` 255, linear between."""
+
+    method: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A decoded image. `pixels`: (height, width, 3) uint8 RGB, upright, alpha composed on white."""
+
+    ref: ImageRef
+    pixels: Pixels
+    sha256: str
+    window: Window | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def height(self) -> int:
+        return int(self.pixels.shape[0])
+
+    @property
+    def width(self) -> int:
+        return int(self.pixels.shape[1])
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Where a source of `width` x `height` lies in the `size` x `size` square of the network.
+
+    `gain`, `left`, `top` map box coordinates (x_letterbox = x * gain + left), as ultralytics does;
+    the picture itself covers the columns [left, left + inner_width) and the rows alike.
+    """
+
+    size: int
+    width: int
+    height: int
+    gain: float
+    left: int
+    top: int
+    inner_width: int
+    inner_height: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """One scalar of one pinned prediction: what is differentiated and explained.
+
+    `anchor` indexes the detector's flat list of predictions on the letterboxed image, `level` the scale
+    it belongs to. `kind`: `class` (a logit of `class_id`), `objectness`, or a box edge
+    (`left`, `top`, `right`, `bottom`, in source pixels through `scale` = 1 / letterbox gain).
+    """
+
+    anchor: int
+    level: int
+    kind: str = "class"
+    class_id: int = 0
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Score in [0, 1] and logit of one class at a prediction."""
+
+    class_id: int
+    class_name: str
+    score: float
+    logit: float
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One reported prediction; `box` is xyxy in source pixels, `classes` all classes by falling score."""
+
+    anchor: int
+    level: int
+    class_id: int
+    class_name: str
+    score: float
+    logit: float
+    box: Box
+    classes: tuple[ClassScore, ...]
+    kind: str = "detection"
+    obb: tuple[float, float, float, float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """A signed map of one target with the account of how it was computed.
+
+    `map`: (height, width) float32 in source pixels, summed over colour; its sum plus `padding_sum` is
+    `total` (target units). The last three fields are None for methods without a completeness promise.
+    """
+
+    method: str
+    target: Target
+    baseline: str
+    precision: str
+    path: str
+    map: Map
+    total: float
+    padding_sum: float
+    value_at_input: float
+    value_at_baseline: float | None
+    evaluations: int
+    completeness_error: float | None = None
+    error_bound: float | None = None
+    converged: bool | None = None
+    notes: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,86 @@
+"""Exit codes and the error tree: every failure a user can meet has a code, a sentence and a way on."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Process exit codes of every command (see the README's table)."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    SOME_FAILED = 3
+    NO_INPUT = 4
+    MODEL = 5
+    OUTPUT = 6
+    DEVICE = 7
+    OUT_OF_TIME = 8
+    GATE = 10
+    INTERRUPTED = 130
+    READER_GONE = 141
+    TERMINATED = 143
+
+
+#: Where several codes hold, the first in this order wins.
+PRECEDENCE = (1, 7, 6, 5, 2, 143, 130, 141, 8, 3, 10, 4, 0)
+
+
+def worst(codes: set[ExitCode]) -> ExitCode:
+    """The code that wins among `codes` (`OK` for none)."""
+    return min(codes, key=lambda code: PRECEDENCE.index(code), default=ExitCode.OK)
+
+
+class DetxaiError(Exception):
+    """A failure with a sentence for the user; `hint` is the next thing to type or check."""
+
+    exit_code = ExitCode.BUG
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message} {hint}".strip())
+        self.message, self.hint = message, hint
+
+
+class UsageError(DetxaiError):
+    """Wrong option, unknown config key, impossible combination."""
+
+    exit_code = ExitCode.USAGE
+
+
+class NoInputError(DetxaiError):
+    """Nothing to work on: empty folder, glob without a match."""
+
+    exit_code = ExitCode.NO_INPUT
+
+
+class ModelError(DetxaiError):
+    """The model is missing, refused or cannot be explained."""
+
+    exit_code = ExitCode.MODEL
+
+
+class OutputError(DetxaiError):
+    """The output tree cannot be written, is full, or is locked by another run."""
+
+    exit_code = ExitCode.OUTPUT
+
+
+class DeviceError(DetxaiError):
+    """The device was lost, or one image does not fit into its memory."""
+
+    exit_code = ExitCode.DEVICE
+
+
+class ImageError(DetxaiError):
+    """One image cannot be used; the run goes on. `code` goes into its record.
+
+    Codes: `not_found`, `unreadable`, `empty_file`, `not_an_image`, `unsupported`, `truncated`,
+    `too_large`, `bad_path`, `baseline`, `internal`.
+    """
+
+    exit_code = ExitCode.SOME_FAILED
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
