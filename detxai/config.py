@@ -1,0 +1,525 @@
+"""One model of every option; option > `--set` > `DETXAI_*` environment > YAML > default."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FilePath,
+    ValidationError,
+    field_validator,
+)
+
+from detxai.errors import UsageError
+
+METHODS = ("ig",)
+TARGETS = ("class", "objectness", "left", "top", "right", "bottom", "box")
+BASELINES = ("auto", "black", "white", "gray", "blur", "mean")
+
+
+def _items(value: Any) -> Any:
+    """A list from a scalar, from text with commas, or as it is."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, int) else value
+
+
+def _names(value: Any) -> Any:
+    """As `_items`, and a repeated option may have commas in each of its values."""
+    value = _items(value)
+    if not isinstance(value, (list, tuple)):
+        return value
+    return [name for item in value for name in (_items(item) if isinstance(item, str) else [item])]
+
+
+def _selectors(value: Any) -> Any:
+    """Class ids and names; names keep their commas when given as a list."""
+    value = _items(value)
+    if not isinstance(value, (list, tuple)):
+        return value
+    return [int(v) if isinstance(v, str) and v.isdecimal() else v for v in value]
+
+
+def _distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(value))
+
+
+def _known(what: str, known: Sequence[str]) -> AfterValidator:
+    """Accept the `known` names only, and say which they are."""
+
+    def check(names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError(f"must name at least one {what} (known: {', '.join(known)})")
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"unknown {what} {name!r}{_nearest(name, known)} (known: {', '.join(known)})"
+                )
+        return _distinct(names)
+
+    return AfterValidator(check)
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean 'x'?` where something known is near, comparing last components too."""
+    names = {name.lower(): name for name in known}
+    tails = {name.rpartition(".")[2]: name for name in names}
+    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word.lower().rpartition(".")[2], tails, n=1, cutoff=0.75)
+    best = names[tails[near[0]]] if near else names[close[0]] if close else None
+    return f"; did you mean {best!r}?" if best else ""
+
+
+def _window(value: Any) -> Any:
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+    if not isinstance(text, str):
+        return value
+    number = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
+    match = re.fullmatch(rf"(percentile\s+)?{number}\s*,\s*{number}", text.strip(), re.IGNORECASE)
+    if text.strip().lower() in ("auto", "full"):
+        return text.strip().lower()
+    if match is None:
+        raise ValueError("must be 'auto', 'full', 'LOW,HIGH' or 'percentile P,Q'")
+    low, high = float(match[2]), float(match[3])
+    if low >= high or (match[1] and not 0 <= low < high <= 100):
+        raise ValueError("the first number must be below the second (percentiles: 0 to 100)")
+    return f"{'percentile ' if match[1] else ''}{low:g},{high:g}"
+
+
+def _device(value: Any) -> Any:
+    name = f"cuda:{value}" if str(value).isdecimal() else str(value).strip().lower()
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("must be 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'")
+    return name
+
+
+def _shard(value: str) -> str:
+    match = re.fullmatch(r"(\d+)/(\d+)", value)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError("must be I/N with 1 <= I <= N, for example 1/4")
+    return f"{int(match[1])}/{int(match[2])}"
+
+
+def _baseline(value: str) -> str:
+    if value not in BASELINES and not Path(value).is_file():
+        known = ", ".join(BASELINES)
+        raise ValueError(f"is neither a file nor one of {known}{_nearest(value, BASELINES)}")
+    return value
+
+
+Selectors = Annotated[tuple[int | str, ...], BeforeValidator(_selectors), AfterValidator(_distinct)]
+Methods = Annotated[tuple[str, ...], BeforeValidator(_names), _known("method", METHODS)]
+Targets = Annotated[tuple[str, ...], BeforeValidator(_names), _known("target", TARGETS)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: Any) -> Any:
+        """No `true` where a number or name belongs; `~` is the home folder in YAML too."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("must not be true or false")
+        return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+class ModelConfig(_Section):
+    """The detector."""
+
+    path: str | None = Field(
+        default=None,
+        min_length=1,
+        description="checkpoint, safetensors, Darknet .cfg, ONNX, or an Ultralytics name;"
+        " null: the bundled sample detector",
+    )
+    names: FilePath | None = Field(
+        default=None, description="file with one class name a line (Darknet, ONNX)"
+    )
+    sha256: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        description="refuse a model file with another SHA-256",
+    )
+    trust_pickle: bool = Field(
+        default=False, description="unpickle this checkpoint fully, in this run only"
+    )
+    head: Literal["auto", "one2many", "one2one"] = Field(
+        default="auto", description="which head to explain where a model has two"
+    )
+
+
+class DetectionConfig(_Section):
+    """What is detected: as in Ultralytics."""
+
+    conf: float = Field(default=0.25, ge=0, le=1, description="lowest score of a reported box")
+    iou: float = Field(
+        default=0.7, ge=0, le=1, description="overlap above which NMS drops the weaker box"
+    )
+    imgsz: int | None = Field(
+        default=None,
+        ge=32,
+        le=8192,
+        multiple_of=32,
+        description="side of the network's input in pixels;"
+        " null: the checkpoint's training size, else 640",
+    )
+    max_det: int = Field(default=300, ge=1, le=100_000, description="most boxes reported an image")
+    classes: Selectors | None = Field(
+        default=None, description="report only these classes (ids or names); null: all"
+    )
+
+
+class AttributionConfig(_Section):
+    """What is explained, and how well."""
+
+    method: Methods = Field(
+        default=("ig",), description=f"attribution methods: {', '.join(METHODS)}"
+    )
+    target: Targets = Field(
+        default=("class",), description=f"explained outputs of a prediction: {', '.join(TARGETS)}"
+    )
+    as_class: Selectors = Field(
+        default=(), description="also explain each box as these classes (ids or names)"
+    )
+    baseline: Annotated[str, AfterValidator(_baseline)] = Field(
+        default="auto",
+        description=f"the picture that shows nothing: {', '.join(BASELINES)}, or an image file;"
+        " auto follows the picture's own ground",
+    )
+    tolerance: float = Field(
+        default=0.05, gt=0, le=1, description="wanted bound on the relative completeness error"
+    )
+    max_evaluations: int = Field(
+        default=256, ge=2, le=1_000_000, description="most gradient evaluations a detection"
+    )
+
+
+class ImagesConfig(_Section):
+    """How files become pictures."""
+
+    window: Annotated[str, BeforeValidator(_window)] = Field(
+        default="auto",
+        description="16-bit and float images to 8 bits:"
+        " 'auto', 'full', 'LOW,HIGH' or 'percentile P,Q'",
+    )
+    max_pixels: int = Field(
+        default=100_000_000,
+        ge=1,
+        description="images with more pixels fail instead of filling the memory",
+    )
+
+
+class OutputConfig(_Section):
+    """The output tree."""
+
+    dir: Path = Field(default=Path("runs/explain"), description="folder of the output tree")
+    overlays: bool = Field(default=True, description="write one picture an attribution")
+    strip: bool = Field(
+        default=False, description="put the plain picture beside the heat map in overlays"
+    )
+    maps: Literal["none", "npz", "png"] = Field(
+        default="none", description="also write the raw signed maps, in source-image pixels"
+    )
+    lock_timeout: float = Field(
+        default=0, ge=0, le=86400, description="seconds to wait for another run on the same tree"
+    )
+
+
+class BatchConfig(_Section):
+    """How the run goes; nothing here but precision changes a result."""
+
+    device: Annotated[str, BeforeValidator(_device)] = Field(
+        default="auto", description="auto, cpu, mps, cuda or cuda:N"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="arithmetic of the network"
+    )
+    batch: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
+        default="auto", description="images in flight: auto or a number"
+    )
+    force: bool = Field(default=False, description="do images again that are done already")
+    shard: Annotated[str, AfterValidator(_shard)] | None = Field(
+        default=None, description="do only part I of N of the images: I/N, from 1/N to N/N"
+    )
+    max_failures: int | None = Field(
+        default=None, ge=1, description="stop after this many failed images"
+    )
+    max_seconds: float | None = Field(
+        default=None, gt=0, description="stop cleanly after this time"
+    )
+    dry_run: bool = Field(default=False, description="say what would be done, write nothing")
+    json_lines: bool = Field(
+        default=False,
+        alias="json",
+        description="one JSON line a record on stdout, the summary last",
+    )
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """(I, N) of `shard`, counted from 1; (1, 1) is everything."""
+        index, _, count = (self.shard or "1/1").partition("/")
+        return int(index), int(count)
+
+
+class TalkConfig(_Section):
+    """What is said on stderr."""
+
+    verbosity: int = Field(
+        default=0, ge=-1, le=2, description="-1 quiet, 0 normal, 1 verbose, 2 debug"
+    )
+    color: Literal["auto", "always", "never"] = Field(
+        default="auto", description="coloured messages"
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="messages as text or JSON lines"
+    )
+
+
+class RunConfig(_Section):
+    """Every setting of `detxai explain`."""
+
+    model: ModelConfig = ModelConfig()
+    detection: DetectionConfig = DetectionConfig()
+    attribution: AttributionConfig = AttributionConfig()
+    images: ImagesConfig = ImagesConfig()
+    output: OutputConfig = OutputConfig()
+    run: BatchConfig = BatchConfig()
+    talk: TalkConfig = TalkConfig()
+
+    def plain(self) -> dict[str, dict[str, Any]]:
+        """The settings as JSON-ready sections with YAML's key names."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+SECTIONS: dict[str, type[_Section]] = {
+    "model": ModelConfig,
+    "detection": DetectionConfig,
+    "attribution": AttributionConfig,
+    "images": ImagesConfig,
+    "output": OutputConfig,
+    "run": BatchConfig,
+    "talk": TalkConfig,
+}
+DESCRIPTIONS: dict[str, str] = {
+    f"{section}.{field.alias or name}": field.description or ""
+    for section, model in SECTIONS.items()
+    for name, field in model.model_fields.items()
+}
+#: Option name -> dotted key. Options are the last component of their key but for these two.
+OPTIONS: dict[str, str] = {
+    {"model.path": "model", "output.dir": "output"}.get(key, key.partition(".")[2]): key
+    for key in DESCRIPTIONS
+}
+#: Environment variable -> dotted key, for every option.
+ENVIRONMENT: dict[str, str] = {f"DETXAI_{name.upper()}": key for name, key in OPTIONS.items()}
+#: Variables that are no key of the configuration.
+ENVIRONMENT_ELSEWHERE: dict[str, str] = {"DETXAI_CONFIG": "YAML file, as --config"}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else repr(key)
+            if name in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"duplicate key {name!r}", problem_mark=key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{origin}{line}: malformed YAML: {error.problem}.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"{origin}: malformed YAML: {str(error).splitlines()[0]}.") from error
+
+
+def _check_key(key: str, origin: str, known: Sequence[str], what: str = "key") -> None:
+    if key not in known:
+        raise UsageError(
+            f"{origin}: unknown {what} {key!r}{_nearest(key, known) or '.'}",
+            "`detxai schema config` lists every key.",
+        )
+
+
+def _from_file(file: Path) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a YAML file; an empty section is none."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"Cannot read the config file {file}: {reason}.") from error
+    document = _parse(text, str(file))
+    if not isinstance(document, dict | None):
+        raise UsageError(f"{file}: must hold sections ({', '.join(SECTIONS)}), not a single value.")
+    for section, keys in (document or {}).items():
+        if section not in SECTIONS:
+            known = [*SECTIONS, *DESCRIPTIONS]
+            _check_key(str(section), str(file), known)
+        if not isinstance(keys, dict | None) or section not in SECTIONS:
+            raise UsageError(f"{file}: {section!r} is a section: indent its keys below it.")
+        for name, value in (keys or {}).items():
+            _check_key(f"{section}.{name}", str(file), list(DESCRIPTIONS))
+            yield f"{section}.{name}", value
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
+    for name in sorted(environ):
+        if name.startswith("DETXAI_") and name not in ENVIRONMENT_ELSEWHERE:
+            if name not in ENVIRONMENT:
+                raise UsageError(
+                    f"Unknown environment variable {name}"
+                    f"{_nearest(name, [*ENVIRONMENT, *ENVIRONMENT_ELSEWHERE]) or '.'}",
+                    "Names are DETXAI_ and an option's name.",
+                )
+            if environ[name] != "":
+                yield ENVIRONMENT[name], name, environ[name]
+
+
+def _from_sets(sets: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    for assignment in sets:
+        key, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals:
+            raise UsageError(f"--set {assignment}: expected key.path=value.")
+        _check_key(key, "--set", list(DESCRIPTIONS))
+        yield key, _parse(text, f"--set {key}")
+
+
+def load(
+    config_file: Path | None = None,
+    sets: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The settings of a run.
+
+    `options` maps option names (`OPTIONS`, with underscores) to values; None or an empty list means
+    not given, so flags must come as None, not False, when absent. `environ` is `os.environ`.
+    Raises UsageError, one line for each wrong value.
+    """
+    environ = {} if environ is None else environ
+    if config_file is None and environ.get("DETXAI_CONFIG"):
+        config_file = Path(environ["DETXAI_CONFIG"])
+    values: dict[str, tuple[Any, str]] = {}
+    if config_file is not None:
+        values.update((key, (value, str(config_file))) for key, value in _from_file(config_file))
+    values.update((key, (value, name)) for key, name, value in _from_environment(environ))
+    values.update((key, (value, "--set")) for key, value in _from_sets(sets))
+    for name, value in (options or {}).items():
+        _check_key(name, "options", list(OPTIONS), "option")
+        if value is not None and value not in ([], ()):
+            values[OPTIONS[name]] = (value, f"--{name.replace('_', '-')}")
+    tree: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for key, (value, _) in values.items():
+        section, _, name = key.partition(".")
+        tree[section][name] = value
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError("\n".join(_complaints(error, values))) from error
+
+
+def _complaints(error: ValidationError, values: Mapping[str, tuple[Any, str]]) -> Iterator[str]:
+    """One line a wrong key: where it came from, what it must be, what it was."""
+    reasons: dict[str, list[str]] = {}
+    for detail in error.errors(include_url=False):
+        reason = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
+        reasons.setdefault(".".join(map(str, detail["loc"][:2])), []).append(reason)
+    for key, alternatives in reasons.items():
+        value, origin = values[key]
+        wanted = " or ".join(alternatives)
+        yield f"{origin}: {key}: {wanted} (it is {json.dumps(value, default=str)})."
+
+
+@lru_cache(maxsize=16)
+def _digest(file: str, _changed: int) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _content(file: str | Path | None) -> str | None:
+    """SHA-256 of a file (read once while it does not change); None where there is none."""
+    path = Path(file) if file is not None else None
+    return _digest(str(path), path.stat().st_mtime_ns) if path and path.is_file() else None
+
+
+def fingerprint_keys(cfg: RunConfig) -> dict[str, Any]:
+    """Every setting that changes a file of the tree; files count by name or content, not by place.
+
+    `run.precision` counts as it stands: resolve `auto` first where machines must not share a tree.
+    """
+    sections = cfg.plain()
+    keys: dict[str, Any] = {
+        "model.name": Path(cfg.model.path).name if cfg.model.path else None,
+        "model.names": _content(cfg.model.names),
+        "model.head": cfg.model.head,
+        "images.window": cfg.images.window,
+        "run.precision": cfg.run.precision,
+    }
+    for section in ("detection", "attribution"):
+        keys.update({f"{section}.{name}": value for name, value in sections[section].items()})
+    if cfg.attribution.baseline not in BASELINES:
+        keys["attribution.baseline"] = _content(cfg.attribution.baseline)
+        keys["attribution.baseline.name"] = Path(cfg.attribution.baseline).name
+    keys.update({f"output.{name}": sections["output"][name] for name in ("overlays", "maps")})
+    keys["output.strip"] = cfg.output.strip and cfg.output.overlays
+    return keys
+
+
+def fingerprint(cfg: RunConfig, image_sha256: str, model_sha256: str, schema: str) -> str:
+    """Hex SHA-256 of all that decides an image's files."""
+    parts = {
+        "config": fingerprint_keys(cfg),
+        "image": image_sha256,
+        "model": model_sha256,
+        "schema": schema,
+    }
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def to_yaml(cfg: RunConfig | None = None) -> str:
+    """A complete YAML file with a comment for every key (`configs/default.yaml`: the defaults)."""
+    lines = [
+        "# Every setting of `detxai explain`. An option or --set key.path=value beats",
+        "# DETXAI_<OPTION> in the environment, and that beats this file.",
+        "# Relative paths start at the working folder.",
+    ]
+    for section, keys in (cfg or RunConfig()).plain().items():
+        lines += ["", f"# {SECTIONS[section].__doc__}", f"{section}:"]
+        for name, value in keys.items():
+            comment = DESCRIPTIONS[f"{section}.{name}"]
+            lines += textwrap.wrap(comment, 96, initial_indent="  # ", subsequent_indent="  # ")
+            flow = None if isinstance(value, list) else False
+            lines.append("  " + yaml.safe_dump({name: value}, default_flow_style=flow).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the configuration file."""
+    return RunConfig.model_json_schema(by_alias=True)

@@ -1,0 +1,200 @@
+"""Configuration: precedence, refusals with a way on, fingerprints, shipped files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detxai import config
+from detxai.errors import UsageError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def refusal(**arguments: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        config.load(**arguments)
+    return caught.value.message
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "run.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_precedence_option_set_environment_file_default(tmp_path: Path) -> None:
+    file = write(tmp_path, "detection: {conf: 0.1, iou: 0.1, max_det: 1, imgsz: 320}\nrun:\n")
+    cfg = config.load(
+        file,
+        ["detection.conf=0.3", "detection.iou=0.3"],
+        {"DETXAI_CONF": "0.2", "DETXAI_IOU": "0.2", "DETXAI_MAX_DET": "2", "HOME": "x"},
+        {"conf": 0.4, "iou": None, "classes": []},
+    )
+    assert (cfg.detection.conf, cfg.detection.iou) == (0.4, 0.3)
+    assert (cfg.detection.max_det, cfg.detection.imgsz) == (2, 320)
+    assert cfg.attribution.max_evaluations == 256
+
+
+def test_config_file_from_the_environment(tmp_path: Path) -> None:
+    file = write(tmp_path, "output: {dir: there}")
+    assert config.load(environ={"DETXAI_CONFIG": str(file)}).output.dir == Path("there")
+
+
+def test_every_option_has_a_key_a_variable_and_a_description() -> None:
+    assert set(config.OPTIONS.values()) == set(config.ENVIRONMENT.values())
+    assert set(config.OPTIONS.values()) == set(config.DESCRIPTIONS)
+    assert all(config.DESCRIPTIONS.values())
+    assert config.ENVIRONMENT["DETXAI_MODEL"] == "model.path"
+    assert config.ENVIRONMENT["DETXAI_OUTPUT"] == "output.dir"
+
+
+def test_values_as_people_type_them() -> None:
+    cfg = config.load(
+        environ={"DETXAI_CLASSES": "0,knife", "DETXAI_OVERLAYS": "0"},
+        options={
+            "target": ["class,left", "class"],
+            "as_class": ["gun, toy", "3"],
+            "device": "1",
+            "batch": "4",
+            "window": "Percentile 1, 99",
+            "shard": "01/4",
+        },
+    )
+    assert cfg.detection.classes == (0, "knife")
+    assert cfg.output.overlays is False
+    assert cfg.attribution.target == ("class", "left")
+    assert cfg.attribution.as_class == ("gun, toy", 3)
+    assert (cfg.run.device, cfg.run.batch) == ("cuda:1", 4)
+    assert cfg.images.window == "percentile 1,99"
+    assert cfg.run.part == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"sets": ["detection.cnf=1"]}, ["detection.cnf", "detection.conf"]),
+        ({"sets": ["conf=1"]}, ["'conf'", "detection.conf"]),
+        ({"sets": ["detection.conf"]}, ["key.path=value"]),
+        ({"sets": ["detection.conf=[1"]}, ["malformed YAML", "line 1"]),
+        ({"environ": {"DETXAI_CONFF": "1"}}, ["DETXAI_CONFF", "DETXAI_CONF"]),
+        ({"environ": {"DETXAI_CONF": "much"}}, ["DETXAI_CONF", "detection.conf", "much"]),
+        ({"options": {"conf": 1.5}}, ["--conf", "less than or equal to 1"]),
+        ({"options": {"method": ["igg"]}}, ["igg", "did you mean 'ig'", "known: ig"]),
+        ({"options": {"target": ["box,centre"]}}, ["centre", "objectness"]),
+        ({"options": {"baseline": "whit"}}, ["whit", "did you mean 'white'"]),
+        ({"options": {"window": "9,3"}}, ["below the second"]),
+        ({"options": {"shard": "5/4"}}, ["1 <= I <= N"]),
+        ({"options": {"imgsz": 33}}, ["multiple of 32"]),
+        ({"options": {"max_evaluations": True}}, ["must not be true or false"]),
+        ({"options": {"max_seconds": float("nan")}}, ["--max-seconds"]),
+        ({"options": {"device": "tpu"}}, ["cuda:N"]),
+    ],
+)
+def test_refusals_name_the_key_and_the_way_on(arguments: Any, words: list[str]) -> None:
+    message = refusal(**arguments)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    assert "pydantic" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("detection:\n  conf: 1\n bad", ["line 3", "malformed"]),
+        ("detection:\n  conf: 1\n  conf: 2", ["line 3", "duplicate key 'conf'"]),
+        ("detektion: {conf: 1}", ["'detektion'", "did you mean 'detection'"]),
+        ("detection: {confidence: 1}", ["detection.confidence", "detection.conf"]),
+        ("conf: 0.3", ["'conf'", "detection.conf"]),
+        ("detection: 3", ["section"]),
+        ("- 1", ["sections"]),
+        ("detection: {conf: !!python/object:os.system x}", ["malformed"]),
+        ("a: \x00", ["malformed"]),
+    ],
+)
+def test_refused_files(tmp_path: Path, text: str, words: list[str]) -> None:
+    message = refusal(config_file=write(tmp_path, text))
+    assert all(word in message for word in [*words, "run.yaml"]), message
+
+
+def test_each_wrong_value_has_its_line(tmp_path: Path) -> None:
+    file = write(tmp_path, "detection: {conf: x, iou: y}\n")
+    assert len(refusal(config_file=file, options={"batch": "z"}).splitlines()) == 3
+
+
+def test_absent_file_is_a_usage_error(tmp_path: Path) -> None:
+    assert "No such file" in refusal(config_file=tmp_path / "none.yaml")
+
+
+def test_fingerprint_follows_what_changes_files_and_nothing_else(tmp_path: Path) -> None:
+    picture = tmp_path / "ground.png"
+    picture.write_bytes(b"one")
+
+    def of(**options: Any) -> str:
+        return config.fingerprint(config.load(options=options), "image", "model", "schema")
+
+    plain = of()
+    assert len(plain) == 64
+    for same in (
+        {"device": "cpu"},
+        {"batch": 2},
+        {"output": "elsewhere"},
+        {"verbosity": 2},
+        {"force": True},
+        {"shard": "1/2"},
+        {"max_failures": 3},
+        {"model": None},
+        {"json": True},
+        {"strip": True, "overlays": False},
+    ):
+        expected = of(overlays=False) if "overlays" in same else plain
+        assert of(**same) == expected, same
+    changed = [
+        of(**options)
+        for options in (
+            {"conf": 0.3},
+            {"classes": "1"},
+            {"as_class": "1"},
+            {"precision": "fp32"},
+            {"maps": "npz"},
+            {"overlays": False},
+            {"strip": True},
+            {"window": "full"},
+            {"baseline": str(picture)},
+            {"model": "other.pt"},
+        )
+    ]
+    assert len({plain, *changed}) == len(changed) + 1
+    before = of(baseline=str(picture))
+    picture.write_bytes(b"two, and longer")
+    assert of(baseline=str(picture)) != before
+    cfg = config.load()
+    assert config.fingerprint(cfg, "other", "model", "schema") != plain
+    assert config.fingerprint(cfg, "image", "other", "schema") != plain
+    assert config.fingerprint(cfg, "image", "model", "other") != plain
+
+
+def test_shipped_files_load_and_the_default_is_generated() -> None:
+    text = (CONFIGS / "default.yaml").read_text(encoding="utf-8")
+    assert text == config.to_yaml(), "regenerate configs/default.yaml from config.to_yaml()"
+    assert config.load(CONFIGS / "default.yaml") == config.RunConfig()
+    assert config.load(CONFIGS / "xray.yaml").attribution.baseline == "white"
+    assert config.load(CONFIGS / "ci.yaml").run.device == "cpu"
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    cfg = config.load(
+        options={"conf": 0.125, "as_class": ["a, b", "2"], "window": "0,9", "json": 1}
+    )
+    assert config.load(write(tmp_path, config.to_yaml(cfg))) == cfg
+
+
+def test_schema_is_json_with_a_description_for_every_key() -> None:
+    schema = json.loads(json.dumps(config.schema()))
+    for section in config.SECTIONS.values():
+        keys = schema["$defs"][section.__name__]["properties"]
+        assert all("description" in key for key in keys.values())
+    assert "json" in schema["$defs"]["BatchConfig"]["properties"]
