@@ -76,13 +76,33 @@ class Letterbox:
     inner_height: int
 
 
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A loaded model before it becomes a detector.
+
+    `kind`: `ultralytics` (`module` is a live torch network), `legacy` (`module` holds state and yaml of an original
+    YOLOv5/v3 model, no code) or `darknet` (`module` is the parsed network). `trusted`: its pickle was run in full.
+    """
+
+    name: str
+    sha256: str
+    kind: str
+    module: Any
+    family: str
+    names: dict[int, str]
+    imgsz: int | None = None
+    trusted: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Target:
     """One scalar of one pinned prediction: what is differentiated and explained.
 
     `anchor` indexes the detector's flat list of predictions on the letterboxed image, `level` the scale
     it belongs to. `kind`: `class` (a logit of `class_id`), `objectness`, or a box edge
-    (`left`, `top`, `right`, `bottom`, in source pixels through `scale` = 1 / letterbox gain).
+    (`left`, `top`, `right`, `bottom`); the letterbox value times `scale` plus `offset` is in source pixels.
+    `context` is whatever else pins the prediction (RT-DETR: the queries selected on the image).
     """
 
     anchor: int
@@ -91,6 +111,7 @@ class Target:
     class_id: int = 0
     scale: float = 1.0
     offset: float = 0.0
+    context: Any = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,96 @@
+"""Detectors: one file a family of heads, one entry in `HEADS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detxai.data import Checkpoint
+from detxai.detectors.anchor_based import AnchorBased
+from detxai.detectors.anchor_free import AnchorFree
+from detxai.detectors.base import EDGES, Candidates, Detector, ModelInfo, Pin
+from detxai.errors import ModelError
+
+__all__ = ["EDGES", "HEADS", "Candidates", "Detector", "ModelInfo", "Pin", "build", "reported", "self_test"]
+
+#: Class of the last layer -> detector.
+HEADS: dict[str, Callable[..., Detector]] = {
+    "Detect": AnchorFree,
+    "Segment": AnchorFree,
+    "Segment26": AnchorFree,
+    "Pose": AnchorFree,
+    "Pose26": AnchorFree,
+    "OBB": AnchorFree,
+    "OBB26": AnchorFree,
+    "v10Detect": AnchorFree,
+    "legacy": AnchorBased,
+    "darknet": AnchorBased,
+}
+
+
+def build(checkpoint: Checkpoint, branch: str | None = None) -> Detector:
+    """The detector for `checkpoint`. Raises ModelError for a head that cannot be explained."""
+    if checkpoint.kind == "ultralytics":
+        layers = getattr(checkpoint.module, "model", None)
+        head = type(layers[-1]).__name__ if layers is not None else type(checkpoint.module).__name__
+    else:
+        head = checkpoint.kind
+    if head not in HEADS:
+        raise ModelError(
+            f"{checkpoint.name} ends in a {head} head, which is not a detector that detxai explains.",
+            f"Supported: {', '.join(HEADS)}.",
+        )
+    return HEADS[head](checkpoint, branch)
+
+
+def self_test(detector: Detector, x: Tensor) -> float:
+    """Largest |gradient| of the strongest class logit on x (1, 3, size, size).
+
+    Raises ModelError when it is zero or not finite: then no gradient method can work (a detached or quantised head).
+    """
+    found = detector.predict(x)[0]
+    anchor, class_id = divmod(int(found.logits.argmax()), found.logits.shape[1])
+    from detxai.data import Target
+
+    target = Target(anchor, int(found.levels[anchor]), "class", class_id, context=found.context)
+    x = x.detach().clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(detector.values(x, [Pin(0, target)])[0], x)
+    largest = float(gradient.abs().max())
+    if not 0 < largest < float("inf"):
+        raise ModelError(
+            f"{detector.info.name}: the gradient at the input is {largest}; the model cannot be explained by gradients."
+        )
+    return largest
+
+
+def reported(
+    found: Candidates, *, conf: float, iou: float, max_det: int, classes: list[int] | None = None
+) -> list[tuple[int, int]]:
+    """(anchor, class_id) of the predictions that the model reports, best first, as ultralytics' `predict` would."""
+    if found.end_to_end:
+        return _top(found, conf, max_det, classes)
+    from ultralytics.utils.nms import non_max_suppression
+
+    rotated = found.rotated is not None
+    corners = found.boxes
+    boxes = found.rotated[:, :4] if found.rotated is not None else torch.cat(
+        [(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], -1
+    )
+    columns: list[Any] = [boxes, found.scores] + ([found.rotated[:, 4:]] if found.rotated is not None else [])
+    rows, kept = non_max_suppression(
+        torch.cat(columns, -1).T[None],
+        conf, iou, classes=classes, max_det=max_det, nc=found.scores.shape[1], rotated=rotated, return_idxs=True,
+        max_time_img=60.0,
+    )  # fmt: skip
+    return [(int(a), int(c)) for a, c in zip(kept[0], rows[0][:, 5], strict=True)]
+
+
+def _top(found: Candidates, conf: float, max_det: int, classes: list[int] | None) -> list[tuple[int, int]]:
+    k = min(max_det, len(found.scores))
+    anchors = found.scores.amax(1).topk(k).indices
+    scores, flat = found.scores[anchors].flatten().topk(k)
+    pairs = [divmod(int(i), found.scores.shape[1]) for i in flat[scores > conf]]
+    return [(int(anchors[a]), c) for a, c in pairs if classes is None or c in classes]

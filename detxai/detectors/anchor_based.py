@@ -1,0 +1,182 @@
+"""Heads with anchor boxes and an objectness: legacy YOLOv5 and YOLOv3 checkpoints, and Darknet.
+
+The score these models report is objectness × class. Its log-odds is the `class` target: explained through both,
+and still meaningful for one-class models whose class logit is constant.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detxai.data import Checkpoint
+from detxai.detectors.base import EDGES, Branch, Candidates, ModelInfo, Pin, Trunk, freeze, fuse, levels_of, scaled
+from detxai.errors import ModelError
+
+
+@dataclass(frozen=True, eq=False)
+class AnchorHead:
+    """The output of one scale: `conv` (a 1×1 convolution to anchors × (5 + classes)) over the layer `feed`.
+
+    `anchors`: (n, 2) letterbox pixels. `decode`: `v5` (2σ − ½, (2σ)²) or `darknet` (σ, exp), with `scale_xy`.
+    """
+
+    feed: int
+    conv: nn.Module
+    anchors: Tensor
+    stride: int
+    decode: str = "v5"
+    scale_xy: float = 1.0
+
+    def boxes(self, raw: Tensor, cells: Tensor, anchors: Tensor) -> Tensor:
+        """(…, 4) xyxy letterbox pixels from raw (…, 4), cells (…, 2) as (row, column), anchors (…, 2)."""
+        corner = cells.flip(-1).to(raw.dtype)
+        if self.decode == "v5":
+            centre = (raw[..., :2].sigmoid() * 2 - 0.5 + corner) * self.stride
+            size = (raw[..., 2:4].sigmoid() * 2) ** 2 * anchors
+        else:
+            shift = (self.scale_xy - 1) / 2
+            centre = (raw[..., :2].sigmoid() * self.scale_xy - shift + corner) * self.stride
+            size = raw[..., 2:4].exp() * anchors
+        return torch.cat([centre - size / 2, centre + size / 2], -1)
+
+
+def score_logit(objectness: Tensor, classes: Tensor) -> Tensor:
+    """Log-odds of σ(objectness) σ(classes), without overflow: −log(e⁻ᵒ + e⁻ᶜ + e⁻ᵒ⁻ᶜ)."""
+    o, c = torch.broadcast_tensors(objectness, classes)
+    return -torch.logsumexp(torch.stack([-o, -c, -o - c]), 0)
+
+
+class AnchorBased:
+    """Predictions in the order level, anchor, row, column."""
+
+    branch = "anchors"
+
+    def __init__(self, checkpoint: Checkpoint, branch: str | None = None) -> None:
+        if branch not in (None, self.branch):
+            raise ModelError(f"An anchor-based model has no {branch} branch.", "Leave --head out.")
+        network = legacy_network(checkpoint) if checkpoint.kind == "legacy" else copy.deepcopy(checkpoint.module)
+        self.module = freeze(fuse(network))
+        self.trunk = Trunk(self.module.layers)  # type: ignore[arg-type]
+        self.heads: list[AnchorHead] = list(self.module.heads)  # type: ignore[arg-type]
+        self.branches = [Branch.of(head.conv) for head in self.heads]
+        self.info = ModelInfo(
+            checkpoint.name,
+            checkpoint.sha256,
+            checkpoint.family,
+            self.branch,
+            checkpoint.imgsz or 640,
+            checkpoint.names,
+            ("class", "objectness", *EDGES),
+            all(b is not None for b in self.branches),
+            checkpoint.trusted,
+        )
+
+    def _maps(self, x: Tensor, levels: Sequence[int]) -> dict[int, Tensor]:
+        outputs = self.trunk(x, {self.heads[i].feed for i in levels})
+        return {i: outputs[self.heads[i].feed] for i in levels}
+
+    def _dense(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, A, 4) boxes, (B, A, 1) objectness and (B, A, classes) class logits; A over level, anchor, row, column."""
+        boxes, rest = [], []
+        for level, feature in self._maps(x, range(len(self.heads))).items():
+            head = self.heads[level]
+            n, (height, width) = len(head.anchors), feature.shape[-2:]
+            raw = head.conv(feature).float().unflatten(1, (n, -1)).permute(0, 1, 3, 4, 2)
+            grid = torch.cartesian_prod(torch.arange(height), torch.arange(width)).view(height, width, 2).to(x.device)
+            boxes.append(head.boxes(raw[..., :4], grid, head.anchors[:, None, None].to(x.device)).flatten(1, 3))
+            rest.append(raw[..., 4:].flatten(1, 3))
+        scores = torch.cat(rest, 1)
+        return torch.cat(boxes, 1), scores[..., :1], scores[..., 1:]
+
+    def _shapes(self, size: int) -> list[tuple[int, int]]:
+        return [(size // head.stride,) * 2 for head in self.heads]  # type: ignore[misc]
+
+    def predict(self, x: Tensor) -> list[Candidates]:
+        boxes, objectness, classes = self._dense(x)
+        levels = torch.cat(
+            [levels_of([shape], len(head.anchors)) + i for i, (head, shape) in enumerate(zip(self.heads, self._shapes(x.shape[-1]), strict=True))]
+        ).to(x.device)
+        logits = score_logit(objectness, classes)
+        scores = objectness.sigmoid() * classes.sigmoid()
+        return [Candidates(boxes[i], scores[i], logits[i], levels) for i in range(len(x))]
+
+    def values(self, x: Tensor, pins: Sequence[Pin]) -> Tensor:
+        if not self.info.sparse:
+            return self.full_values(x, pins)
+        levels = sorted({p.target.level for p in pins})
+        maps = self._maps(x, levels)
+        result: list[Tensor | None] = [None] * len(pins)
+        start = [0]
+        for head, (height, width) in zip(self.heads, self._shapes(x.shape[-1]), strict=True):
+            start.append(start[-1] + len(head.anchors) * height * width)
+        for level in levels:
+            head, feature, branch = self.heads[level], maps[level], self.branches[level]
+            assert branch is not None
+            height, width = feature.shape[-2:]
+            group = [i for i, p in enumerate(pins) if p.target.level == level]
+            places = [divmod(pins[i].target.anchor - start[level], height * width) for i in group]
+            cells = [divmod(rest, width) for _, rest in places]
+            raw = branch(feature, [pins[i].row for i in group], cells).float().unflatten(1, (len(head.anchors), -1))
+            raw = raw[range(len(group)), [a for a, _ in places]]
+            anchors = head.anchors.to(x.device)[[a for a, _ in places]]
+            boxes = head.boxes(raw[:, :4], torch.tensor(cells, device=x.device), anchors)
+            for j, i in enumerate(group):
+                result[i] = _scalar(pins[i], boxes[j], raw[j, 4], raw[j, 5:])
+        return scaled(torch.stack(result), pins)  # type: ignore[arg-type]
+
+    def full_values(self, x: Tensor, pins: Sequence[Pin]) -> Tensor:
+        boxes, objectness, classes = self._dense(x)
+        at = [(p.row, p.target.anchor) for p in pins]
+        picked = [_scalar(p, boxes[i], objectness[i][0], classes[i]) for p, i in zip(pins, at, strict=True)]
+        return scaled(torch.stack(picked), pins)
+
+
+def _scalar(pin: Pin, box: Tensor, objectness: Tensor, classes: Tensor) -> Tensor:
+    kind = pin.target.kind
+    if kind == "class":
+        return score_logit(objectness, classes[pin.target.class_id])
+    return objectness if kind == "objectness" else box[EDGES.index(kind)]
+
+
+def legacy_network(checkpoint: Checkpoint) -> nn.Module:
+    """The network of an original YOLOv5/YOLOv3 checkpoint, rebuilt from its yaml and filled with its tensors."""
+    from detxai import _ultralytics  # noqa: F401
+    from ultralytics.nn.tasks import parse_model
+
+    shell: Any = checkpoint.module
+    yaml = copy.deepcopy(shell.yaml)
+    *rows, (feeds, _, kind, _) = yaml["backbone"] + yaml["head"]
+    if kind != "Detect":
+        raise ModelError(f"{checkpoint.name}: a legacy {kind} head; only Detect is supported.")
+    anchors = shell.state_dict()[f"model.{len(rows)}.anchors"].float()
+    outputs = anchors.shape[1] * (5 + len(checkpoint.names))
+    try:
+        layers, _ = parse_model(yaml | {"backbone": rows, "head": []}, ch=yaml.get("ch", 3), verbose=False)
+        tensors = {key.removeprefix("model."): value.float() for key, value in shell.state_dict().items()}
+        head = {key: value for key, value in tensors.items() if key.startswith(f"{len(rows)}.m.")}
+        layers.load_state_dict({k: v for k, v in tensors.items() if int(k.split(".")[0]) < len(rows)}, strict=True)
+    except (RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
+        raise ModelError(f"{checkpoint.name}: its layers cannot be rebuilt: {str(error).splitlines()[0]}") from error
+    for key, part in shell.named_modules():
+        if isinstance(part, nn.BatchNorm2d):  # their epsilon is not torch's default
+            layers.get_submodule(key.removeprefix("model.")).eps = part.eps
+    network = nn.Module()
+    network.layers = layers
+    network.convs = nn.ModuleList()
+    network.heads = []  # type: ignore[assignment]
+    for level, feed in enumerate(feeds):
+        weight, bias = head[f"{len(rows)}.m.{level}.weight"], head[f"{len(rows)}.m.{level}.bias"]
+        if len(weight) != outputs:
+            raise ModelError(f"{checkpoint.name}: {len(weight)} outputs at scale {level}, expected {outputs}.")
+        conv = nn.Conv2d(weight.shape[1], outputs, 1)
+        conv.load_state_dict({"weight": weight, "bias": bias})
+        network.convs.append(conv)
+        stride = int(shell.stride[level])
+        network.heads.append(AnchorHead(feed, conv, anchors[level] * stride, stride))  # type: ignore[union-attr]
+    return network

@@ -1,0 +1,179 @@
+"""Ultralytics' `Detect` and its kin: v3u, v5u, v6, v8, v9, 11, 12 (one2many), v10, 26 (one2one), OBB."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detxai.data import Checkpoint
+from detxai.detectors.base import EDGES, Branch, Candidates, ModelInfo, Pin, Trunk, freeze, fuse, levels_of, scaled
+from detxai.errors import ModelError
+
+
+class AnchorFree:
+    """One class branch and one box branch a level, one prediction a cell.
+
+    `branch`: `one2many` (needs NMS) or `one2one` (end to end); None takes the one the model itself reports with.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, branch: str | None = None) -> None:
+        self.module = freeze(fuse(copy.deepcopy(checkpoint.module)))
+        *layers, head = self.module.model  # type: ignore[misc, union-attr]
+        self.head: Any = head
+        own = "one2one" if getattr(head, "end2end", False) else "one2many"
+        self.branch = branch or own
+        heads = self._heads(self.branch)
+        self.class_heads, self.box_heads, self.angle_heads = heads
+        self.trunk = Trunk(layers)
+        self.feeds: list[int] = list(head.f)
+        self.strides = [int(s) for s in head.stride]
+        self.patches = {
+            kind: [Branch.of(part) for part in parts]
+            for kind, parts in (("class", heads[0]), ("box", heads[1]), ("angle", heads[2] or ()))
+        }
+        self.info = ModelInfo(
+            checkpoint.name,
+            checkpoint.sha256,
+            checkpoint.family,
+            self.branch,
+            checkpoint.imgsz or 640,
+            checkpoint.names,
+            ("class", *EDGES),
+            all(b is not None for branches in self.patches.values() for b in branches),
+            checkpoint.trusted,
+        )
+
+    def _heads(self, branch: str) -> tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList | None]:
+        prefix = {"one2many": "", "one2one": "one2one_"}[branch]
+        parts = [getattr(self.head, f"{prefix}{name}", None) for name in ("cv3", "cv2")]
+        if any(part is None for part in parts):
+            raise ModelError(f"This {type(self.head).__name__} head has no {branch} branch.", "Leave --head out.")
+        angle = getattr(self.head, f"{prefix}cv4", None) if hasattr(self.head, "ne") else None
+        return parts[0], parts[1], angle  # type: ignore[return-value]
+
+    # -- dense ----------------------------------------------------------------------------------
+
+    def predict(self, x: Tensor) -> list[Candidates]:
+        features = self._features(x, range(len(self.feeds)))
+        shapes = [(f.shape[-2], f.shape[-1]) for f in features.values()]
+        logits, edges, rotated = self._dense(features)
+        levels = levels_of(shapes).to(x.device)
+        return [
+            Candidates(
+                edges[row],
+                logits[row].sigmoid(),
+                logits[row],
+                levels,
+                None if rotated is None else rotated[row],
+                end_to_end=self.branch == "one2one",
+            )
+            for row in range(len(x))
+        ]
+
+    def _features(self, x: Tensor, levels: Sequence[int]) -> dict[int, Tensor]:
+        outputs = self.trunk(x, {self.feeds[i] for i in levels})
+        return {i: outputs[self.feeds[i]] for i in levels}
+
+    def _dense(self, features: dict[int, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(B, A, classes) logits, (B, A, 4) boxes, (B, A, 5) rotated boxes or None, over all cells of all levels."""
+        logits, edges, rotated = [], [], []
+        for level, feature in features.items():
+            flat = [
+                None if heads is None else heads[level](feature).flatten(2).transpose(1, 2).float()
+                for heads in (self.class_heads, self.box_heads, self.angle_heads)
+            ]
+            height, width = feature.shape[-2:]
+            cells = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(feature.device)
+            box, turned = self._decode(flat[1], flat[2], cells, level)
+            logits.append(flat[0])
+            edges.append(box)
+            rotated.append(turned)
+        turned_all = None if rotated[0] is None else torch.cat(rotated, 1)
+        return torch.cat(logits, 1), torch.cat(edges, 1), turned_all  # type: ignore[arg-type]
+
+    def _decode(
+        self, raw: Tensor | None, angle: Tensor | None, cells: Tensor, level: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Boxes (…, 4) xyxy and rotated boxes (…, 5) in letterbox pixels from raw (…, 4 reg_max) at `cells` (…, 2)."""
+        assert raw is not None
+        bins = self.head.reg_max
+        sides = raw.unflatten(-1, (4, bins))
+        if bins > 1:
+            sides = (sides.softmax(-1) * torch.arange(bins, device=raw.device, dtype=raw.dtype)).sum(-1)
+        else:
+            sides = sides.squeeze(-1)
+        near, far = sides.split(2, -1)
+        centre = cells.flip(-1).to(raw.dtype) + 0.5
+        stride = self.strides[level]
+        if angle is None:
+            return torch.cat([centre - near, centre + far], -1) * stride, None
+        theta = self._theta(angle)
+        cos, sin = theta.cos(), theta.sin()
+        dx, dy = ((far - near) / 2).split(1, -1)
+        middle = centre + torch.cat([dx * cos - dy * sin, dx * sin + dy * cos], -1)
+        size = near + far
+        w, h = size.split(1, -1)
+        half = torch.cat([w * cos.abs() + h * sin.abs(), w * sin.abs() + h * cos.abs()], -1) / 2
+        hull = torch.cat([middle - half, middle + half], -1) * stride
+        return hull, torch.cat([middle * stride, size * stride, theta], -1)
+
+    def _theta(self, raw: Tensor) -> Tensor:
+        from ultralytics.nn.modules import head as heads
+
+        if isinstance(self.head, getattr(heads, "OBB26", ())):
+            return raw
+        return (raw.sigmoid() - 0.25) * torch.pi
+
+    # -- pinned ---------------------------------------------------------------------------------
+
+    def values(self, x: Tensor, pins: Sequence[Pin]) -> Tensor:
+        if not self.info.sparse:
+            return self.full_values(x, pins)
+        levels = sorted({pin.target.level for pin in pins})
+        features = self._features(x, levels)
+        result: list[Tensor | None] = [None] * len(pins)
+        for level in levels:
+            width = features[level].shape[-1]
+            start = self._start(level, x.shape[-1])
+            for kind in ("class", "box"):
+                group = [
+                    i for i, p in enumerate(pins) if p.target.level == level and (p.target.kind == "class") == (kind == "class")
+                ]
+                if not group:
+                    continue
+                cells = [divmod(pins[i].target.anchor - start, width) for i in group]
+                rows = [pins[i].row for i in group]
+                raw = self._patch(kind, level, features[level], rows, cells)
+                if kind == "class":
+                    scalars = raw[range(len(group)), [pins[i].target.class_id for i in group]]
+                else:
+                    angle = self._patch("angle", level, features[level], rows, cells) if self.angle_heads else None
+                    edges, _ = self._decode(raw, angle, torch.tensor(cells, device=x.device), level)
+                    scalars = edges[range(len(group)), [EDGES.index(pins[i].target.kind) for i in group]]
+                for i, scalar in zip(group, scalars.unbind(), strict=True):
+                    result[i] = scalar
+        return scaled(torch.stack(result), pins)  # type: ignore[arg-type]
+
+    def _patch(
+        self, kind: str, level: int, feature: Tensor, rows: list[int], cells: list[tuple[int, int]]
+    ) -> Tensor:
+        branch = self.patches[kind][level]
+        assert branch is not None
+        return branch(feature, rows, cells).float()
+
+    def _start(self, level: int, size: int) -> int:
+        return sum((size // stride) ** 2 for stride in self.strides[:level])
+
+    def full_values(self, x: Tensor, pins: Sequence[Pin]) -> Tensor:
+        logits, edges, _ = self._dense(self._features(x, range(len(self.feeds))))
+        scalars = [
+            logits[p.row, p.target.anchor, p.target.class_id]
+            if p.target.kind == "class"
+            else edges[p.row, p.target.anchor, EDGES.index(p.target.kind)]
+            for p in pins
+        ]
+        return scaled(torch.stack(scalars), pins)

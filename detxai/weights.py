@@ -1,0 +1,317 @@
+"""The only loader of checkpoints: weights are programs until proven data.
+
+Bytes are read once, hashed, and loaded from those same bytes, in this order: a pinned sha256 must match;
+`.safetensors` (made by `detxai convert`) and Darknet files hold no code; a `.pt` goes through torch's restricted
+unpickler with the literal allow-list below; only `trust_pickle` unpickles fully, for one run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pathlib
+import pickle
+import re
+import zipfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detxai.data import Checkpoint
+from detxai.errors import ModelError
+
+#: The detector that ships with the package, trained on generated X-rays (see the README's model card).
+BUNDLED = Path(__file__).parent / "models" / "bags-yolov8n-320.safetensors"
+BUNDLED_SHA256 = ""
+
+OLDEST_SAFE_TORCH = (2, 10)
+FORMAT = "detxai.model/1"
+
+_MODULES = {
+    "activation": "AGLU",
+    "block": "A2C2f AAttn ABlock AConv ADown Attention BNContrastiveHead Bottleneck BottleneckCSP C1 C2 C2PSA C2f "
+    "C2fAttn C2fCIB C2fPSA C3 C3Ghost C3TR C3f C3k C3k2 C3x CBFuse CBLinear CIB ContrastiveHead DFL ELAN1 "
+    "GhostBottleneck HGBlock HGStem ImagePoolingAttn MaxSigmoidAttnBlock PSA PSABlock Proto Proto26 RealNVP "
+    "RepBottleneck RepC3 RepCSP RepNCSPELAN4 RepVGGDW ResNetBlock ResNetLayer Residual SAVPE SCDown SPP SPPELAN "
+    "SPPF SwiGLUFFN",
+    "conv": "CBAM ChannelAttention Concat Conv Conv2 ConvTranspose DWConv DWConvTranspose2d Focus GhostConv Index "
+    "LightConv RepConv SpatialAttention",
+    "head": "Classify Detect LRPCHead OBB OBB26 Pose Pose26 RTDETRDecoder Segment Segment26 WorldDetect YOLOEDetect "
+    "YOLOESegment YOLOESegment26 v10Detect",
+    "transformer": "AIFI DeformableTransformerDecoder DeformableTransformerDecoderLayer LayerNorm2d MLP MLPBlock "
+    "MSDeformAttn TransformerBlock TransformerEncoderLayer TransformerLayer",
+}
+_TASKS = (
+    "DetectionModel OBBModel SegmentationModel PoseModel ClassificationModel RTDETRDetectionModel WorldModel "
+    "YOLOEModel YOLOESegModel"
+)
+_TORCH = {
+    "activation": "GELU Hardswish LeakyReLU Mish MultiheadAttention ReLU ReLU6 SiLU Sigmoid",
+    "batchnorm": "BatchNorm2d",
+    "container": "ModuleList Sequential",
+    "conv": "Conv2d ConvTranspose2d",
+    "dropout": "Dropout",
+    "linear": "Identity Linear NonDynamicallyQuantizableLinear",
+    "loss": "BCEWithLogitsLoss",
+    "normalization": "GroupNorm LayerNorm",
+    "padding": "ZeroPad2d",
+    "pooling": "AdaptiveAvgPool2d AvgPool2d MaxPool2d",
+    "sparse": "Embedding",
+    "upsampling": "Upsample",
+}
+_LOSSES = {
+    "loss": "BboxLoss DFLoss E2EDetectLoss E2ELoss v8DetectionLoss v8OBBLoss v8PoseLoss v8SegmentationLoss",
+    "tal": "RotatedTaskAlignedAssigner TaskAlignedAssigner",
+}
+#: Names of older ultralytics releases, and where those classes live today.
+_RENAMED = {
+    "ultralytics.nn.modules.block.Silence": "torch.nn.modules.linear.Identity",
+    "ultralytics.nn.tasks.YOLOv10DetectionModel": "ultralytics.nn.tasks.DetectionModel",
+    "ultralytics.utils.loss.v10DetectLoss": "ultralytics.utils.loss.E2EDetectLoss",
+    "ultralytics.yolo.utils.IterableSimpleNamespace": "ultralytics.utils.IterableSimpleNamespace",
+}
+#: Packages of the original YOLOv5/YOLOv3 repositories: their classes become inert shells, never code.
+_LEGACY_NAME = re.compile(r"models\.(yolo|common|experimental)\.\w+")
+
+
+class Shell(nn.Module):
+    """Holds the state of a legacy module without its code."""
+
+
+def load(
+    model: str | None = None, *, sha256: str | None = None, trust_pickle: bool = False
+) -> Checkpoint:
+    """Load the checkpoint at path `model` (None: the bundled detector).
+
+    Raises ModelError when it is missing, does not match `sha256`, is damaged, or would run code.
+    """
+    path = Path(model).expanduser() if model else BUNDLED
+    data = _read(path)
+    digest = hashlib.sha256(data).hexdigest()
+    pinned = sha256 or (BUNDLED_SHA256 if model is None else None)
+    if pinned and digest != pinned.lower():
+        raise ModelError(
+            f"The sha256 of {path.name} is {digest}, not the pinned {pinned}.",
+            "Nothing was loaded; check where the file came from.",
+        )
+    if path.suffix == ".safetensors":
+        return _from_safetensors(path.name, digest, data)
+    if path.suffix == ".pt":
+        return _from_pickle(path.name, digest, data, trust_pickle)
+    raise ModelError(
+        f"{path.name}: '{path.suffix}' is not a model format that detxai reads.",
+        "Give an ultralytics or legacy YOLOv5/v3 .pt, or a .safetensors made by detxai.",
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"No model at {path}.", "Check --model; leave it out for the bundled detector.") from None
+    except OSError as error:
+        raise ModelError(f"Cannot read the model {path}: {error.strerror}.") from None
+
+
+# -- safetensors: tensors and an architecture, no code ------------------------------------------
+
+
+def _from_safetensors(name: str, digest: str, data: bytes) -> Checkpoint:
+    from safetensors import SafetensorError, deserialize
+    from safetensors.torch import load as load_tensors
+
+    try:
+        deserialize(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        about = header.get("__metadata__", {})
+        if about.get("format") != FORMAT:
+            raise ModelError(
+                f"{name} holds tensors but no architecture ({FORMAT} is missing in its header).",
+                "Make it with: detxai convert MODEL.pt OUT.safetensors",
+            )
+        architecture = json.loads(about["architecture"])
+        names = {int(k): str(v) for k, v in json.loads(about["names"]).items()}
+        tensors = {key: value.float() for key, value in load_tensors(data).items()}
+        module = build(architecture, names)
+        missing, unexpected = module.load_state_dict(tensors, strict=False)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{name} is not a readable detxai model: {_first_line(error)}") from error
+    lacking = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if lacking or unexpected:
+        raise ModelError(f"{name}: tensors and architecture disagree, e.g. at {(lacking + unexpected)[0]}.")
+    return Checkpoint(name, digest, "ultralytics", module, about["family"], names, int(about["imgsz"]))
+
+
+def build(architecture: dict[str, Any], names: dict[int, str]) -> nn.Module:
+    """The ultralytics network of a model-yaml dict, checked against the allow-list, with random weights.
+
+    Raises ModelError for a layer or an activation that is not on the list (ultralytics would evaluate it).
+    """
+    from detxai import _ultralytics  # noqa: F401
+    from ultralytics.nn.tasks import DetectionModel
+
+    layers = {row[2] for row in architecture["backbone"] + architecture["head"]}
+    known = {item for group in _MODULES.values() for item in group.split()}
+    known |= {f"nn.{item}" for group in _TORCH.values() for item in group.split()}
+    if unknown := layers - known:
+        raise ModelError(f"The architecture names unknown layers: {', '.join(sorted(unknown))}.")
+    activation = architecture.get("activation")
+    if activation and not re.fullmatch(r"(torch\.)?nn\.(SiLU|ReLU|LeakyReLU|GELU|Mish|Hardswish)\([\d.,= \w]*\)", activation):
+        raise ModelError(f"The architecture names an unknown activation: {activation!r}.")
+    module = DetectionModel(dict(architecture), ch=architecture.get("channels", 3), nc=len(names), verbose=False)
+    module.names = names
+    return module
+
+
+def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
+    """Write `checkpoint` as `.safetensors` with its architecture in the header: a model without a pickle."""
+    from safetensors.torch import save_file
+
+    module: Any = checkpoint.module
+    dtype = torch.float16 if half else torch.float32
+    tensors = {
+        key: value.detach().to(dtype).contiguous().clone()
+        for key, value in module.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    about = {
+        "format": FORMAT,
+        "family": checkpoint.family,
+        "architecture": json.dumps(module.yaml),
+        "names": json.dumps(checkpoint.names),
+        "imgsz": str(checkpoint.imgsz or 640),
+        "name": checkpoint.name,
+    }
+    save_file(tensors, path, metadata=about)
+
+
+# -- pickles ------------------------------------------------------------------------------------
+
+
+def _from_pickle(name: str, digest: str, data: bytes, trust: bool) -> Checkpoint:
+    try:
+        _check_archive(name, data)
+        content, trusted = _unpickle(name, data, trust), False
+    except _Refused as refused:
+        if not trust:
+            raise ModelError(
+                f"{name} was not loaded: {refused}.",
+                "If you trust whoever made it, run again with --trust-pickle.",
+            ) from refused
+        content, trusted = _unpickle_fully(name, data), True
+    module = (content.get("ema") or content.get("model")) if isinstance(content, dict) else content
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"{name} holds no model (found {type(module).__name__}).")
+    module = module.float().eval()
+    names = _names(module)
+    if isinstance(module, Shell):
+        return Checkpoint(name, digest, "legacy", module, _family(module), names, None, trusted)
+    arguments = content.get("train_args") if isinstance(content, dict) else None
+    imgsz = dict(arguments or {}).get("imgsz")
+    imgsz = max(imgsz) if isinstance(imgsz, (list, tuple)) else imgsz
+    return Checkpoint(
+        name, digest, "ultralytics", module, _family(module), names, int(imgsz) if imgsz else None, trusted
+    )
+
+
+class _Refused(Exception):
+    """The restricted loader would have to run code that is not on the list."""
+
+
+def _check_archive(name: str, data: bytes) -> None:
+    """Refuse what is not a plain torch zip: torch stores its tensors uncompressed, so sizes cannot explode."""
+    try:
+        entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
+        raise ModelError(f"{name} is not a torch checkpoint: {_first_line(error)}") from None
+    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > len(data):
+        raise ModelError(f"{name} declares more data than it holds; it was refused.")
+    if any(e.filename.endswith("constants.pkl") for e in entries):
+        raise ModelError(f"{name} is a TorchScript archive.", "Give the .pt checkpoint it was exported from.")
+
+
+def _unpickle(name: str, data: bytes, trust: bool) -> Any:
+    version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    if version < OLDEST_SAFE_TORCH:
+        raise _Refused(f"torch {torch.__version__} has no safe enough loader (2.10 has)")
+    try:
+        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
+        allowed = [(_resolve(item), item) for item in wanted]
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _Refused(_first_line(error)) from error
+    except _DAMAGED as error:
+        raise ModelError(f"{name} is damaged or not a checkpoint: {_first_line(error)}") from error
+
+
+_DAMAGED = (
+    RuntimeError, ValueError, EOFError, OSError, KeyError, IndexError, TypeError, AttributeError, ImportError,
+    UnicodeDecodeError, AssertionError, OverflowError, MemoryError,
+)  # fmt: skip
+
+
+def _resolve(name: str) -> Any:
+    """The object that the pickle's global `name` may stand for; `_Refused` when it is not on the list."""
+    if _LEGACY_NAME.fullmatch(name):
+        return Shell
+    if name in ("pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath"):
+        return pathlib.PurePosixPath
+    if name == "numpy.dtype":
+        return import_module("numpy").dtype
+    if name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"):
+        return import_module("numpy._core.multiarray").scalar
+    module, _, item = _RENAMED.get(name, name).rpartition(".")
+    package, _, room = module.rpartition(".")
+    on_list = (
+        (package == "torch.nn.modules" and item in _TORCH.get(room, "").split())
+        or (package == "ultralytics.nn.modules" and item in _MODULES.get(room, "").split())
+        or (module == "ultralytics.nn.modules" and any(item in group.split() for group in _MODULES.values()))
+        or (module == "ultralytics.nn.tasks" and item in _TASKS.split())
+        or (package == "ultralytics.utils" and item in _LOSSES.get(room, "").split())
+        or f"{module}.{item}" == "ultralytics.utils.IterableSimpleNamespace"
+    )
+    if not on_list:
+        raise _Refused(f"its pickle asks for {name}, which is not a known model class")
+    from detxai import _ultralytics  # noqa: F401
+
+    found = getattr(import_module(module), item, None)
+    if found is None:
+        raise _Refused(f"its pickle asks for {name}, which the installed ultralytics does not have")
+    return found
+
+
+def _unpickle_fully(name: str, data: bytes) -> Any:
+    """Run the pickle. Only reached with `trust_pickle`."""
+    from detxai import _ultralytics  # noqa: F401
+
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+    except ModuleNotFoundError as error:
+        raise ModelError(f"{name} needs the Python module '{error.name}', which is not installed.") from error
+    except (*_DAMAGED, pickle.UnpicklingError) as error:
+        raise ModelError(f"{name} is damaged or not a checkpoint: {_first_line(error)}") from error
+
+
+def _names(module: nn.Module) -> dict[int, str]:
+    names = getattr(module, "names", None) or {}
+    return {int(k): str(v) for k, v in (names.items() if isinstance(names, dict) else enumerate(names))}
+
+
+def _family(module: Any) -> str:
+    """`yolov8`, `yolo11`, `rtdetr`, …: from the yaml's file name, else from the blocks it is made of."""
+    yaml = getattr(module, "yaml", None) or {}
+    if found := re.search(r"yolov?\d+|rtdetr|yoloe|yolow", str(yaml.get("yaml_file", "")).lower()):
+        return found.group()
+    blocks = {row[2] for row in [*yaml.get("backbone", ()), *yaml.get("head", ())]}
+    signs = {"RTDETRDecoder": "rtdetr", "A2C2f": "yolo12", "C3k2": "yolo11", "v10Detect": "yolov10",
+             "RepNCSPELAN4": "yolov9", "C2f": "yolov8", "C3": "yolov5", "BottleneckCSP": "yolov5"}  # fmt: skip
+    return next((family for block, family in signs.items() if block in blocks), "yolo")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
