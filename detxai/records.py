@@ -1,0 +1,487 @@
+"""The versioned record of an image and the summary of a run: what is written, and what it means."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from detxai import data
+from detxai.errors import ImageError
+
+RECORD_SCHEMA: Final = "detxai.record/1"
+SUMMARY_SCHEMA: Final = "detxai.summary/1"
+GRID = 8
+TOP_CLASSES = 5
+#: The peak is sought after smoothing over about this part of the image's longer side.
+PEAK_SMOOTHING = 1 / 128
+#: Larger images are summed in blocks first: smoothing 12 megapixels for each map takes too long.
+PEAK_SIDE = 1024
+
+
+def significant(value: float) -> float:
+    """`value` to 6 significant digits, without a negative zero."""
+    return float(f"{value:.6g}") + 0.0
+
+
+def _text(value: Any) -> Any:
+    """Text that is valid Unicode: undecodable bytes of a file name appear as `\\udcNN`."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+Number = Annotated[float, Field(allow_inf_nan=False), AfterValidator(significant)]
+Text = Annotated[str, BeforeValidator(_text)]
+ValueGrid = tuple[tuple[Number, ...], ...]
+
+
+def _require_written(schema: dict[str, Any], model: type[_Part]) -> None:
+    """Every field is in what is written, but for those that may be left out."""
+    schema["required"] = [name for name in schema["properties"] if name not in model.left_out]
+
+
+def _require_by_status(schema: dict[str, Any], model: type[_Part]) -> None:
+    _require_written(schema, model)
+    schema["if"] = {"properties": {"status": {"const": "ok"}}}
+    schema["then"] = {"required": ["fingerprint", "model", "detections"]}
+    schema["else"] = {"required": ["error"]}
+
+
+class _Part(BaseModel):
+    """Frozen; unknown keys of a newer minor version are passed over when reading."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, json_schema_extra=_require_written
+    )
+    #: Fields that are left out, not null, where they say nothing.
+    left_out: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        kept: dict[str, Any] = handler(self)
+        return {k: v for k, v in kept.items() if v is not None or k not in self.left_out}
+
+
+class WindowInfo(_Part):
+    """How more than 8 bits became 8."""
+
+    method: Text = Field(description="how the bounds were chosen")
+    low: Number = Field(description="source value that became 0")
+    high: Number = Field(description="source value that became 255")
+
+
+class ImageInfo(_Part):
+    """The picture."""
+
+    left_out = frozenset({"window", "notes"})
+
+    path: Text = Field(description="POSIX path in the output tree")
+    sha256: str | None = Field(default=None, description="of the file's bytes; null if unreadable")
+    width: int | None = Field(default=None, description="pixels, after EXIF rotation")
+    height: int | None = Field(default=None, description="pixels, after EXIF rotation")
+    window: WindowInfo | None = Field(default=None, description="16-bit and float images only")
+    notes: tuple[Text, ...] | None = Field(default=None, description="what is special in this file")
+
+
+class ModelInfo(_Part):
+    """The detector."""
+
+    name: Text = Field(description="file name of the model")
+    sha256: str = Field(description="of the model's bytes")
+    family: Text = Field(description="kind of detector, such as yolov8")
+    head: Text = Field(description="the head that is explained, such as one2many")
+    imgsz: int = Field(description="side of the network's input in pixels")
+
+
+class ClassScoreRecord(_Part):
+    """One class at a prediction."""
+
+    class_id: int = Field(description="id of the class in the model")
+    class_name: Text = Field(description="name of the class in the model")
+    score: Number = Field(description="score in [0, 1]")
+    logit: Number = Field(description="log-odds of the score")
+
+
+class Grid(_Part):
+    """Signed attribution inside the box, by cells."""
+
+    rows: int = Field(description="number of rows, from the top")
+    cols: int = Field(description="number of columns, from the left")
+    values: ValueGrid = Field(description="signed attribution of each cell; they sum to net_inside")
+
+
+class AttributionRecord(_Part):
+    """How one target of one detection is explained by one method."""
+
+    left_out = frozenset({"notes"})
+
+    method: str = Field(description="attribution method")
+    gradient: str = Field(default="plain", description="the gradient that the method uses")
+    target: str = Field(description="explained output: class, objectness or a box edge")
+    class_id: int = Field(description="class that is explained")
+    class_name: Text = Field(description="name of that class")
+    as_class: bool = Field(default=False, description="asked for, not the predicted class")
+    baseline: Text = Field(description="the picture that shows nothing")
+    precision: str = Field(description="arithmetic of the network")
+    path: str = Field(description="how the gradient was computed")
+    value_at_input: Number = Field(
+        description="target at the picture: logit, or pixels for an edge"
+    )
+    value_at_baseline: Number | None = Field(description="target at the baseline")
+    sum: Number = Field(description="sum of the whole map, padding included")
+    completeness_error: Number | None = Field(
+        description="|sum - D| / max(|D|, 1), D = value_at_input - value_at_baseline;"
+        " null: the method makes no such promise"
+    )
+    error_bound: Number | None = Field(
+        description="sum of the errors of all intervals / max(|D|, 1); null as above"
+    )
+    converged: bool | None = Field(description="error_bound <= tolerance; null as above")
+    evaluations: int = Field(description="gradient evaluations spent")
+    net_inside: Number = Field(description="signed attribution summed over the box")
+    inside_share: Number | None = Field(
+        description="positive attribution inside the box / all of it; null where there is none"
+    )
+    peak: tuple[Number, Number] | None = Field(
+        description="x, y in source pixels: centre of the pixel with the most positive attribution"
+        " after smoothing over 1/128 of the longer side; null where there is none"
+    )
+    grid: Grid = Field(description="8 x 8 cells of the box clipped to the image, area-weighted")
+    overlay: Text | None = Field(default=None, description="name of the picture beside the record")
+    map: Text | None = Field(default=None, description="name of the raw map beside the record")
+    notes: tuple[Text, ...] | None = Field(default=None, description="what is special in this map")
+    evidence: None = Field(default=None, description="null in this version")
+
+
+class DetectionRecord(_Part):
+    """One box."""
+
+    left_out = frozenset({"obb"})
+
+    id: int = Field(description="number in this image, by falling score")
+    kind: Literal["detection", "candidate", "missed"] = Field(description="why it is here")
+    class_id: int = Field(description="predicted class")
+    class_name: Text = Field(description="its name")
+    score: Number = Field(description="score of the predicted class in [0, 1]")
+    logit: Number = Field(description="log-odds of the score")
+    top_classes: tuple[ClassScoreRecord, ...] = Field(description="best classes by falling score")
+    box: tuple[Number, Number, Number, Number] = Field(
+        description="left, top, right, bottom in source pixels"
+    )
+    obb: tuple[Number, Number, Number, Number, Number] | None = Field(
+        default=None, description="rotated boxes only: cx, cy, w, h, radians; box is its hull"
+    )
+    attributions: tuple[AttributionRecord, ...] = Field(description="one for each map")
+    evidence: None = Field(default=None, description="null in this version")
+
+
+class ErrorInfo(_Part):
+    """Why an image failed."""
+
+    code: str = Field(description="kind of failure, such as truncated")
+    message: Text = Field(description="a sentence for people")
+
+
+class Record(_Part):
+    """One image: what was detected and why, or why it failed."""
+
+    left_out = frozenset({"fingerprint", "model", "error", "detections"})
+
+    schema_: Literal["detxai.record/1"] = Field(
+        default=RECORD_SCHEMA, alias="schema", description="name and number of this format"
+    )
+    status: Literal["ok", "failed"] = Field(description="whether the image could be explained")
+    fingerprint: str | None = Field(
+        default=None, description="of image, model, schema and settings"
+    )
+    image: ImageInfo = Field(description="the picture, as far as it is known")
+    model: ModelInfo | None = Field(default=None, description="the detector; not in failed records")
+    error: ErrorInfo | None = Field(default=None, description="failed records only")
+    detections: tuple[DetectionRecord, ...] | None = Field(
+        default=None, description="by falling score, possibly none; not in failed records"
+    )
+
+    model_config = ConfigDict(json_schema_extra=_require_by_status)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Record:
+        whole = self.fingerprint and self.model and self.detections is not None and not self.error
+        if not (whole if self.status == "ok" else self.error):
+            raise ValueError("ok needs fingerprint, model and detections; failed needs an error")
+        return self
+
+    def files(self) -> Iterator[str]:
+        """Names of the pictures and maps that belong to this record."""
+        for detection in self.detections or ():
+            for attribution in detection.attributions:
+                yield from filter(None, (attribution.overlay, attribution.map))
+
+
+class ImageCounts(_Part):
+    """How many images ended how."""
+
+    ok: int = Field(default=0, description="explained in this run")
+    failed: int = Field(default=0, description="failed in this run")
+    skipped: int = Field(default=0, description="done by an earlier run")
+    ignored: int = Field(default=0, description="files that are no images")
+
+
+class ClassStatistics(_Part):
+    """What a run saw of one class."""
+
+    class_id: int = Field(description="id of the class in the model")
+    class_name: Text = Field(description="its name")
+    detections: int = Field(description="boxes of this class")
+    mean_score: Number | None = Field(default=None, description="mean score of these boxes")
+    mean_inside_share: Number | None = Field(
+        default=None, description="mean inside_share of their maps"
+    )
+    converged_share: Number | None = Field(
+        default=None, description="share of their maps that converged"
+    )
+
+
+class Failure(_Part):
+    """One failed image."""
+
+    path: Text = Field(description="of the image")
+    code: str = Field(description="kind of failure")
+    message: Text = Field(description="a sentence for people")
+
+
+class Summary(_Part):
+    """One run."""
+
+    schema_: Literal["detxai.summary/1"] = Field(
+        default=SUMMARY_SCHEMA, alias="schema", description="name and number of this format"
+    )
+    images: ImageCounts = Field(default_factory=lambda: ImageCounts(), description="images by end")
+    detections: int = Field(default=0, description="boxes explained in this run")
+    attributions: int = Field(default=0, description="maps computed in this run")
+    unconverged: int = Field(default=0, description="maps that missed the wanted tolerance")
+    evaluations: int = Field(default=0, description="gradient evaluations in this run")
+    seconds: Number = Field(default=0.0, description="wall-clock time of the run")
+    timings: dict[str, Number] = Field(default_factory=dict, description="seconds by stage")
+    exit_code: int = Field(default=0, description="of the process")
+    stopped: Text | None = Field(default=None, description="why the run ended early")
+    device: Text | None = Field(default=None, description="where the network ran")
+    model: ModelInfo | None = Field(default=None, description="the detector")
+    versions: dict[str, Text] = Field(default_factory=dict, description="of the software")
+    config: dict[str, Any] = Field(default_factory=dict, description="the resolved settings")
+    classes: tuple[ClassStatistics, ...] = Field(default=(), description="statistics by class")
+    failures: tuple[Failure, ...] = Field(default=(), description="the failed images")
+
+
+def image_info(image: data.Image) -> ImageInfo:
+    """What is known of a decoded image."""
+    window = image.window
+    return ImageInfo(
+        path=image.ref.path,
+        sha256=image.sha256,
+        width=image.width,
+        height=image.height,
+        window=WindowInfo(method=window.method, low=window.low, high=window.high)
+        if window
+        else None,
+        notes=image.notes or None,
+    )
+
+
+def failed_record(
+    ref: data.ImageRef, error: ImageError, image: ImageInfo | None = None, fingerprint: str = ""
+) -> Record:
+    """The record of an image that cannot be used; places on this machine are left out of it."""
+    message = str(error)
+    for place in (str(ref.file.absolute()), str(ref.file)):
+        message = message.replace(place, ref.path)
+    return Record(
+        status="failed",
+        fingerprint=fingerprint or None,
+        image=image or ImageInfo(path=ref.path),
+        error=ErrorInfo(code=error.code, message=message),
+    )
+
+
+def detection_record(
+    detection: data.Detection, number: int, attributions: Sequence[AttributionRecord]
+) -> DetectionRecord:
+    """The record of one box with its `attributions`."""
+    top = (
+        ClassScoreRecord(class_id=c.class_id, class_name=c.class_name, score=c.score, logit=c.logit)
+        for c in detection.classes[:TOP_CLASSES]
+    )
+    return DetectionRecord(
+        id=number,
+        kind=detection.kind,  # type: ignore[arg-type]  # checked by the model
+        class_id=detection.class_id,
+        class_name=detection.class_name,
+        score=detection.score,
+        logit=detection.logit,
+        top_classes=tuple(top),
+        box=detection.box,
+        obb=detection.obb,
+        attributions=tuple(attributions),
+    )
+
+
+def attribution_record(
+    attribution: data.Attribution,
+    box: data.Box,
+    class_name: str,
+    *,
+    as_class: bool = False,
+    gradient: str = "plain",
+    overlay: str | None = None,
+    map_name: str | None = None,
+) -> AttributionRecord:
+    """The record of one map; `box` is xyxy in source pixels.
+
+    Raises ValueError where a number is not finite: such a map must not look like a result.
+    """
+    cells = grid(attribution.map, box)
+    positive = np.maximum(attribution.map, 0)
+    whole = float(positive.sum(dtype=np.float64))
+    share = min(float(grid(positive, box, 1).sum()) / whole, 1.0) if whole > 0 else None
+    return AttributionRecord(
+        method=attribution.method,
+        gradient=gradient,
+        target=attribution.target.kind,
+        class_id=attribution.target.class_id,
+        class_name=class_name,
+        as_class=as_class,
+        baseline=attribution.baseline,
+        precision=attribution.precision,
+        path=attribution.path,
+        value_at_input=attribution.value_at_input,
+        value_at_baseline=attribution.value_at_baseline,
+        sum=attribution.total,
+        completeness_error=attribution.completeness_error,
+        error_bound=attribution.error_bound,
+        converged=attribution.converged,
+        evaluations=attribution.evaluations,
+        net_inside=float(cells.sum()),
+        inside_share=share,
+        peak=peak(positive),
+        grid=Grid(rows=GRID, cols=GRID, values=tuple(map(tuple, cells.tolist()))),
+        overlay=overlay,
+        map=map_name,
+        notes=attribution.notes or None,
+    )
+
+
+def grid(values: data.Map, box: data.Box, cells: int = GRID) -> NDArray[np.float64]:
+    """Sums of `values` (height, width) over `cells` x `cells` equal parts of `box` in the image.
+
+    A pixel that a border cuts counts by the area on each side, so the parts sum to the box's whole.
+    """
+    height, width = values.shape
+    left, right = np.clip((box[0], box[2]), 0, width)
+    top, bottom = np.clip((box[1], box[3]), 0, height)
+    rows, row_weights = _overlaps(top, bottom, cells)
+    cols, col_weights = _overlaps(left, right, cells)
+    part = values[rows, cols].astype(np.float64)
+    # Not `@`: the sums of a threaded BLAS may differ in the last bit from run to run.
+    bands: NDArray[np.float64] = np.einsum("rc,jc->rj", part, col_weights)
+    sums: NDArray[np.float64] = np.einsum("ir,rj->ij", row_weights, bands)
+    return sums
+
+
+def _overlaps(start: float, end: float, cells: int) -> tuple[slice, NDArray[np.float64]]:
+    """The pixels from `start` to `end`, and the length that each shares with each of the parts."""
+    first, last = math.floor(start), math.ceil(end)
+    edges = np.linspace(start, end, cells + 1)[:, None]
+    pixels = np.arange(first, last, dtype=np.float64)[None]
+    shared = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+    return slice(first, last), np.maximum(shared, 0)
+
+
+def peak(positive: data.Map) -> tuple[float, float] | None:
+    """(x, y) of the pixel's centre where `positive` (height, width) is greatest after smoothing.
+
+    Smoothed by a triangle, so that a lone pixel stays its own peak; zero outside the image. In
+    large images the best block is found so, and in it the greatest pixel.
+    """
+    if not positive.any():
+        return None
+    block = -(-max(positive.shape) // PEAK_SIDE)
+    smooth = positive.astype(np.float64)
+    for axis in (0, 1):
+        smooth = np.add.reduceat(smooth, np.arange(0, positive.shape[axis], block), axis)
+    radius = round(max(smooth.shape) * PEAK_SMOOTHING)
+    for axis in (0, 0, 1, 1):
+        smooth = _box_sum(smooth, radius, axis)
+    top, left = (block * at for at in divmod(int(smooth.argmax()), smooth.shape[1]))
+    part = positive[top : top + block, left : left + block]
+    row, col = divmod(int(part.argmax()), part.shape[1])
+    return left + col + 0.5, top + row + 0.5
+
+
+def _box_sum(values: NDArray[np.float64], radius: int, axis: int) -> NDArray[np.float64]:
+    """Sums over the 2 * `radius` + 1 neighbours along `axis`."""
+    count = values.shape[axis]
+    total = np.insert(values.cumsum(axis), 0, 0.0, axis)
+    index = np.arange(count)
+    upper = total.take(np.minimum(index + radius + 1, count), axis)
+    sums: NDArray[np.float64] = upper - total.take(np.maximum(index - radius, 0), axis)
+    return sums
+
+
+def dump(record: Record | Summary) -> bytes:
+    """One line of UTF-8 JSON with a newline: a record's file is its line in `records.jsonl`.
+
+    The same record gives the same bytes; numbers carry 6 significant digits, NaN is refused.
+    """
+    plain = record.model_dump(mode="json", by_alias=True)
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8") + b"\n"
+
+
+def load(raw: bytes) -> Record:
+    """The record in `raw`; raises ValueError where it is none of this schema."""
+    return Record.model_validate_json(raw)
+
+
+def schema(kind: Literal["record", "summary"]) -> dict[str, Any]:
+    """JSON Schema of a written record or summary."""
+    model: type[_Part] = Record if kind == "record" else Summary
+    return model.model_json_schema(by_alias=True, mode="validation")
+
+
+def field_table(model: type[BaseModel] = Record) -> str:
+    """A Markdown table of every field with its meaning, parts in dotted names (`[]`: a list)."""
+    rows = (f"| `{name}` | {text} |" for name, text in _fields(model, ""))
+    return "\n".join(["| field | meaning |", "|---|---|", *rows]) + "\n"
+
+
+def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, field in model.model_fields.items():
+        parts = [p for p in _leaves(field.annotation) if isinstance(p, type)]
+        inner = [p for p in parts if issubclass(p, BaseModel)]
+        label = prefix + (field.alias or name)
+        if inner:
+            listed = "[]" if "tuple" in str(field.annotation) else ""
+            yield from _fields(inner[0], f"{label}{listed}.")
+        else:
+            yield label, (field.description or "").replace("|", "\\|")
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """The types in an annotation such as `tuple[Part, ...] | None`."""
+    inner = get_args(annotation)
+    for part in inner:
+        yield from _leaves(part)
+    if not inner:
+        yield annotation
