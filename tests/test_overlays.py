@@ -1,0 +1,248 @@
+"""What a reader may rely on in an overlay: sign, place, honesty of the scale, nothing cut."""
+
+from __future__ import annotations
+
+import time
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from detxai import overlays
+from detxai.data import Box, Map, Pixels
+
+BOX: Box = (100.0, 80.0, 300.0, 280.0)
+
+
+def scan(width: int = 500, height: int = 400, value: int = 255) -> Pixels:
+    """A flat ground with a darker item and a coloured one."""
+    pixels = np.full((height, width, 3), value, np.uint8)
+    pixels[height // 4 : height // 2, width // 4 : width // 2] //= 2
+    pixels[-height // 4 :, -width // 4 :] = (240, 140, 20)
+    return pixels
+
+
+def spot(shape: tuple[int, int], x: float, y: float, value: float, radius: float = 9) -> Map:
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    bell = np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * radius**2))
+    return np.asarray(value * bell, np.float32)
+
+
+def two_spots(pixels: Pixels) -> Map:
+    """Evidence for at (150, 200), as much against at (250, 200)."""
+    return spot(pixels.shape[:2], 150, 200, 0.02) + spot(pixels.shape[:2], 250, 200, -0.02)
+
+
+def overlay(pixels: Pixels, attribution: Map, box: Box = BOX, **options: Any) -> NDArray[np.int16]:
+    options = dict[str, Any](label="knife", score=0.83) | options
+    return np.asarray(overlays.draw(pixels, attribution, box=box, **options), np.int16)
+
+
+def hue(picture: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Red minus blue: > 0 on the warm side, < 0 on the cold, 0 on gray."""
+    return picture[..., 0] - picture[..., 2]
+
+
+@pytest.mark.parametrize("ground", [0, 128, 255])
+def test_sign_shows_as_colour_on_every_ground(ground: int) -> None:
+    pixels = scan(value=ground)
+    colour = hue(overlay(pixels, two_spots(pixels)))
+    assert colour[200, 150] > 90
+    assert colour[200, 250] < -90
+    assert (
+        colour[100, 450] == colour[390, 490] == 0
+    )  # far from both; there the scan itself is orange
+
+
+def test_opposite_maps_exchange_colours_only() -> None:
+    pixels = scan()
+    attribution = two_spots(pixels)
+    one, other = hue(overlay(pixels, attribution)), hue(overlay(pixels, -attribution))
+    assert one[200, 150] == other[200, 250]
+    assert ((one[:400] > 8) == (other[:400] < -8))[:, 320:].all()
+
+
+def test_colour_blind_eyes_tell_for_from_against() -> None:
+    deuteranopia = np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]])
+    protanopia = np.array([[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]])
+    pixels = scan(value=128)
+    picture = overlay(pixels, two_spots(pixels))
+    for eye in (deuteranopia, protanopia):
+        seen = ((picture / 255) ** 2.2 @ eye.T).clip(0, 1) ** (1 / 2.2)
+        assert np.abs(seen[200, 150] - seen[200, 250]).max() > 0.35
+
+
+def test_weak_evidence_is_fainter_and_a_common_factor_changes_only_the_legend() -> None:
+    pixels = scan()
+    attribution = two_spots(pixels) + spot(pixels.shape[:2], 200, 120, 0.008)
+    picture = overlay(pixels, attribution)
+    assert 10 < hue(picture)[120, 200] < hue(picture)[200, 150] - 40
+    louder = overlay(pixels, attribution * 1024)
+    assert (picture[:400] == louder[:400]).all()
+    assert (picture[400:] != louder[400:]).any()
+
+
+def test_zero_map_shows_the_scan_in_gray_and_says_so() -> None:
+    pixels = scan()
+    zero = np.zeros(pixels.shape[:2], np.float32)
+    noise = np.random.default_rng(0).normal(0, 1e-9, zero.shape).astype(np.float32)
+    picture = overlay(pixels, zero)
+    assert (picture == overlay(pixels, noise)).all()
+    assert (
+        np.abs(hue(picture[:400])).max() < 5
+    )  # the box's dark is a little blue; the scan is orange
+    assert picture[150, 200, 0] < picture[250, 280, 0] - 60  # the item is still seen on its ground
+    footers = picture[400:], overlay(pixels, two_spots(pixels))[400:]
+    colourful = [np.abs(hue(footer)).max() > 20 for footer in footers]
+    assert colourful == [False, True]  # words instead of the colour bar
+
+
+@pytest.mark.parametrize("size", [(500, 400), (64, 64), (1600, 1200)])
+def test_box_encloses_its_pixels_with_dark_and_light_lines(size: tuple[int, int]) -> None:
+    pixels = np.full((size[1], size[0], 3), 128, np.uint8)
+    x0, y0, x1, y1 = size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2
+    zero = np.zeros(pixels.shape[:2], np.float32)
+    picture = overlay(pixels, zero, (x0, y0, x1, y1))
+    zoom = max(1, -(-overlays.MIN_LONG_SIDE // max(size)))
+    inside = picture[y0 * zoom : y1 * zoom, x0 * zoom : x1 * zoom]
+    assert (inside == inside[0, 0]).all()
+    middle = (y0 + y1) * zoom // 2
+    for line in (picture[middle, : x0 * zoom][::-1], picture[middle, x1 * zoom : size[0] * zoom]):
+        tones = [tone for tone in line[:60, 0] if tone in (overlays.DARK[0], overlays.LIGHT[0])]
+        width = len(tones) // 3
+        assert width >= 1
+        assert tones == [16] * width + [255] * width + [16] * width
+        assert list(line[: len(tones), 0]) == tones
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(-40, -5, 60, 90), (430, -9, 700, 80), (0, 330, 30, 400), (0, 0, 500, 400),
+     (450, 390, 500, 400), (250, 200, 250, 200), (900, 900, 950, 950)],
+)  # fmt: skip
+@pytest.mark.parametrize("label", ["gun", "x" * 5000, "水果刀 é\n\t\ud800", ""])
+def test_tag_lies_whole_on_the_picture(box: Box, label: str) -> None:
+    pixels = np.full((400, 500, 3), 90, np.uint8)
+    zero = np.zeros((400, 500), np.float32)
+    image = Image.new("RGB", (500, 400), (90, 90, 90))
+    sheet = overlays._Sheet(pixels, box)
+    frame = overlays._outline(image, sheet._corners((0, 0)), (overlays.LIGHT,) * 4, 1)
+    before = np.asarray(image).copy()
+    overlays._tag(image, frame, (label, 0.83), sheet.em)
+    rows, columns = np.nonzero((np.asarray(image) != before).any(2))
+    assert np.ptp(rows) + 1 >= sheet.em  # a whole line of text, not a slice of one
+    assert np.ptp(columns) + 1 > 2 * sheet.em  # the score at least
+    assert overlay(pixels, zero, box, label=label).shape[1] == 500
+
+
+def test_long_label_keeps_its_score() -> None:
+    pixels = scan()
+    zero = np.zeros(pixels.shape[:2], np.float32)
+    pictures = [overlay(pixels, zero, label="k" * 500, score=score) for score in (0.11, 0.88)]
+    assert (pictures[0] != pictures[1]).any()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (1, 1), (2000, 100), (100, 2000), (3, 700), (1300, 2)])
+def test_every_shape_gets_a_readable_page(size: tuple[int, int]) -> None:
+    pixels = np.full((size[1], size[0], 3), 200, np.uint8)
+    attribution = spot(pixels.shape[:2], size[0] / 2, size[1] / 2, 1.0)
+    page = overlay(pixels, attribution, (0, 0, *size), caption="ig · white · converged")
+    height, width = page.shape[:2]
+    assert width >= overlays.MIN_PANEL[0]
+    assert height >= max(size[1], overlays.MIN_PANEL[1]) + 2 * overlays.MIN_FONT
+    assert max(width, height) >= overlays.MIN_LONG_SIDE
+
+
+def test_footer_never_covers_the_picture_and_grows_with_its_text() -> None:
+    pixels = scan()
+    attribution = two_spots(pixels)
+    bare = overlay(pixels, attribution)
+    full = overlay(pixels, attribution, caption="word " * 60, warning="not converged: 0.12 > 0.05")
+    assert (full[:400] == bare[:400]).all()
+    assert full.shape[0] > bare.shape[0] + 3 * overlays.MIN_FONT
+    assert (full[-2] == overlays.WARNING).all()
+    assert not (bare == overlays.WARNING).all(2).any()
+
+
+def test_strip_sets_the_untouched_scan_first() -> None:
+    pixels = scan()
+    page = overlay(pixels, two_spots(pixels), strip=True)
+    assert (page[:400, :500] == pixels).all()
+    assert (page[:400, -500:] == overlay(pixels, two_spots(pixels))[:400]).all()
+    wide = np.full((100, 1000, 3), 200, np.uint8)
+    stacked = overlay(wide, np.zeros((100, 1000), np.float32), strip=True)
+    assert stacked.shape[1] == 1000
+    assert (stacked[:100] == wide).all()
+
+
+def test_edges_wear_their_tints_in_map_and_box() -> None:
+    pixels = scan(value=128)
+    at = {"left": (130, 180), "top": (200, 120), "right": (270, 180), "bottom": (200, 240)}
+    maps = {name: spot(pixels.shape[:2], x, y, -1.0) for name, (x, y) in at.items()}
+    image = overlays.draw_edges(pixels, maps, box=BOX, label="gun", score=0.5)
+    picture = np.asarray(image, np.int16)
+    for name, (x, y) in at.items():
+        off = [np.abs(picture[y, x] - np.array(tint)).sum() for tint in overlays.EDGES.values()]
+        assert list(overlays.EDGES)[int(np.argmin(off))] == name
+    lines = {"left": (96, 180), "top": (290, 76), "right": (303, 180), "bottom": (200, 283)}
+    for name, (x, y) in lines.items():
+        assert (picture[y - 3 : y + 4, x - 3 : x + 4] == overlays.EDGES[name]).all(2).any(), name
+    with pytest.raises(ValueError, match="left, top, right, bottom"):
+        overlays.draw_edges(pixels, {"front": maps["left"]}, box=BOX, label="gun", score=0.5)
+
+
+def test_bytes_are_the_same_every_time_and_carry_no_metadata() -> None:
+    pixels = scan()
+    pages = [
+        overlays.draw(pixels, two_spots(pixels), box=BOX, label="knife", score=0.8)
+        for _ in range(2)
+    ]
+    pages[1].info["Software"] = "x"
+    one, two = map(overlays.encode, pages)
+    assert one == two
+    decoded = Image.open(BytesIO(one))
+    assert (np.asarray(decoded) == np.asarray(pages[0])).all()
+    assert not decoded.info
+
+
+def test_smoothing_keeps_the_sum_and_the_place() -> None:
+    pixels = np.full((301, 403, 3), 200, np.uint8)
+    sheet = overlays._Sheet(pixels, (0.0, 0.0, 403.0, 301.0))
+    assert sheet.step > 1  # else nothing is tested
+    grid = sheet.smooth(spot((301, 403), 200, 150, 1.0))
+    centre = np.array(np.unravel_index(grid.argmax(), grid.shape)) * sheet.step
+    assert np.abs(centre - (150, 200)).max() <= 2 * sheet.step
+    assert grid.sum() * sheet.step**2 == pytest.approx(2 * np.pi * 81, rel=0.02)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_refuses_values_that_are_not_finite(value: float) -> None:
+    pixels = scan()
+    attribution = two_spots(pixels)
+    attribution[3, 4] = value
+    with pytest.raises(ValueError, match="not finite"):
+        overlay(pixels, attribution)
+    with pytest.raises(ValueError, match="not finite"):
+        overlay(pixels, two_spots(pixels), (0.0, 0.0, value, 1.0))
+
+
+def test_refuses_shapes_that_do_not_belong_together() -> None:
+    pixels = scan()
+    with pytest.raises(ValueError, match="map"):
+        overlay(pixels, two_spots(pixels)[:-1])
+    with pytest.raises(ValueError, match="uint8"):
+        overlay(pixels.astype(np.float32), two_spots(pixels))
+    with pytest.raises(ValueError, match="uint8"):
+        overlay(pixels[..., :1], two_spots(pixels))
+
+
+def test_is_fast_enough_for_fifty_thousand_pictures() -> None:
+    pixels = scan(1000, 800)
+    attribution = two_spots(pixels)
+    overlay(pixels, attribution)  # fonts and tables
+    start = time.process_time()
+    overlay(pixels, attribution)
+    assert time.process_time() - start < 0.3
