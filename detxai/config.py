@@ -98,7 +98,7 @@ def _window(value: Any) -> Any:
     low, high = float(match[2]), float(match[3])
     if low >= high or (match[1] and not 0 <= low < high <= 100):
         raise ValueError("the first number must be below the second (percentiles: 0 to 100)")
-    return f"{'percentile ' if match[1] else ''}{low:g},{high:g}"
+    return f"{'percentile ' if match[1] else ''}{low:.15g},{high:.15g}"
 
 
 def _device(value: Any) -> Any:

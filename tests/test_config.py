@@ -129,6 +129,10 @@ def test_absent_file_is_a_usage_error(tmp_path: Path) -> None:
     assert "No such file" in refusal(config_file=tmp_path / "none.yaml")
 
 
+def test_wide_windows_keep_their_digits() -> None:
+    assert config.load(options={"window": "0.5,16777215"}).images.window == "0.5,16777215"
+
+
 def test_fingerprint_follows_what_changes_files_and_nothing_else(tmp_path: Path) -> None:
     picture = tmp_path / "ground.png"
     picture.write_bytes(b"one")
