@@ -35,7 +35,9 @@ FILLS_RANGE = 0.5
 
 # Signatures: what people hand in and detxai does not read; whose header is damaged if Pillow fails.
 _FOREIGN = re.compile(rb".{128}DICM|.{4}ftyp(hei|mif1|isom)|%PDF|8BPS", re.DOTALL)
-_CUT = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8.{,5}$|.{4}ftypavi|RIFF.{4}WEBP", re.DOTALL)
+_CUT = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|GIF8..(?!\0\0|..\0\0)|.{4}ftypavi|RIFF.{4}WEBP", re.DOTALL
+)
 # All that Pillow's readers raise over damaged bytes.
 _DAMAGE = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, TypeError),
@@ -189,7 +191,7 @@ def _orientation(image: PIL.Image.Image) -> tuple[int, tuple[str, ...]]:
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
     """`pixels` (height, width, 3) turned and mirrored as EXIF `orientation` asks."""
-    turned = np.rot90(pixels, (0, 0, 2, 2, 1, 3, 3, 1)[orientation - 1])
+    turned = np.rot90(pixels, (0, 0, 2, 2, 3, 3, 1, 1)[orientation - 1])
     return turned[:, ::-1] if orientation in (2, 4, 5, 7) else turned
 
 
@@ -316,16 +318,18 @@ def map_to_source(values: ArrayLike, lb: Letterbox) -> Map:
     """
     below, right = lb.top + lb.inner_height, lb.left + lb.inner_width
     inner = np.asarray(values)[..., lb.top : below, lb.left : right]
-    rows = _respread(inner.astype(np.float64), lb.width)
-    return _respread(rows.swapaxes(-1, -2), lb.height).swapaxes(-1, -2).astype(np.float32)
+    columns = _respread(inner.astype(np.float64).swapaxes(-1, -2), lb.width)
+    return _respread(columns.swapaxes(-1, -2), lb.height).astype(np.float32)
 
 
 def _respread(mass: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """The last axis as `count` cells: differences of the running sum, linear between its edges."""
-    old = mass.shape[-1]
+    """Axis -2 as `count` cells: differences of the running sum, linear between its edges."""
+    old = mass.shape[-2]
     if old == count:
         return mass
     edges = np.arange(count + 1) * old / count
     cell = np.minimum(edges.astype(np.intp), old - 1)
-    before = np.cumsum(mass, axis=-1) - mass
-    return np.diff(before[..., cell] + (edges - cell) * mass[..., cell], axis=-1)
+    sums = np.take(mass, cell, axis=-2)
+    sums *= (edges - cell)[:, None]
+    sums += np.take(np.cumsum(mass, axis=-2) - mass, cell, axis=-2)
+    return sums[..., 1:, :] - sums[..., :-1, :]
