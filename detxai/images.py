@@ -329,7 +329,7 @@ def _respread(mass: NDArray[np.float64], count: int) -> NDArray[np.float64]:
         return mass
     edges = np.arange(count + 1) * old / count
     cell = np.minimum(edges.astype(np.intp), old - 1)
-    sums = np.take(mass, cell, axis=-2)
+    sums: NDArray[np.float64] = np.take(mass, cell, axis=-2)
     sums *= (edges - cell)[:, None]
     sums += np.take(np.cumsum(mass, axis=-2) - mass, cell, axis=-2)
-    return sums[..., 1:, :] - sums[..., :-1, :]
+    return np.asarray(sums[..., 1:, :] - sums[..., :-1, :], np.float64)
