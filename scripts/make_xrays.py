@@ -1,0 +1,87 @@
+"""Generate synthetic security X-rays of bags with YOLO labels and masks of the telling parts.
+
+    python scripts/make_xrays.py --out bags --count 100 --seed 1 --parts
+
+Image k of a seed is the same picture however many are made; ``xraysim.VERSION`` names the pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from functools import partial
+from multiprocessing import Pool
+from pathlib import Path
+
+import cv2
+import numpy as np
+from xraysim.bags import Bag, make_bag
+from xraysim.catalogue import CATALOGUES, Kind
+
+
+def generate(seed: int, index: int, kinds: Mapping[str, Kind]) -> Bag:
+    """Image ``index`` of ``seed``: uint8 (H, W, 3) RGB with its items."""
+    return make_bag(np.random.default_rng([seed, index]), kinds)
+
+
+def label_lines(bag: Bag, names: list[str]) -> list[str]:
+    """YOLO lines ``class cx cy w h``, centre and size as shares of the picture."""
+    height, width = bag.image.shape[:2]
+    lines = []
+    for item in bag.items:
+        x0, y0, x1, y1 = item.box
+        cx, cy, w, h = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, x1 - x0, y1 - y0
+        lines.append(f"{names.index(item.name)} {cx:.6f} {cy:.6f} {w / width:.6f} {h / height:.6f}")
+    return lines
+
+
+def write(index: int, seed: int, catalogue: str, out: Path, parts: bool) -> None:
+    """Make one image and write picture, labels and, if wanted, a part map for each label line."""
+    cv2.setNumThreads(1)  # one process per core already
+    kinds = CATALOGUES[catalogue]
+    bag = generate(seed, index, kinds)
+    stem = f"s{seed}-{index:05d}"
+    picture = cv2.cvtColor(bag.image, cv2.COLOR_RGB2BGR)
+    cv2.imwrite(str(out / "images" / f"{stem}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    lines = label_lines(bag, list(kinds))
+    (out / "labels" / f"{stem}.txt").write_text("".join(line + "\n" for line in lines))
+    if parts:
+        for i, item in enumerate(bag.items):
+            cv2.imwrite(str(out / "parts" / f"{stem}.{i}.png"), item.parts)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and make the images on all cores."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--count", type=int, required=True, help="how many images")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=int, default=0, help="index of the first image")
+    parser.add_argument("--parts", action="store_true", help="also write masks of telling parts")
+    parser.add_argument("--catalogue", choices=sorted(CATALOGUES), default="standard")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args(argv)
+
+    kinds = CATALOGUES[args.catalogue]
+    for folder in ("images", "labels") + (("parts",) if args.parts else ()):
+        (args.out / folder).mkdir(parents=True, exist_ok=True)
+    (args.out / "classes.txt").write_text("".join(name + "\n" for name in kinds))
+    if args.parts:
+        table = {name: list(kind.parts) for name, kind in kinds.items()}
+        (args.out / "parts" / "parts.json").write_text(json.dumps(table, indent=2) + "\n")
+
+    job = partial(write, seed=args.seed, catalogue=args.catalogue, out=args.out, parts=args.parts)
+    indices = range(args.start, args.start + args.count)
+    if args.jobs > 1:
+        with Pool(args.jobs) as pool:
+            for _ in pool.imap_unordered(job, indices, chunksize=4):
+                pass
+    else:
+        for index in indices:
+            job(index)
+
+
+if __name__ == "__main__":
+    main()

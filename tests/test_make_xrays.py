@@ -1,0 +1,96 @@
+"""The X-ray generator: labels match masks, seeds repeat, colours follow the physics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+cv2 = pytest.importorskip("cv2")
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the scripts importable as they are when run from their own folder."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+def _make(out: Path, *more: str) -> None:
+    import make_xrays
+
+    make_xrays.main(["--out", str(out), "--seed", "7", "--jobs", "1", "--parts", *more])
+
+
+def _shade(material: str, thickness: float) -> np.ndarray:
+    """Mean RGB of a noiseless plate of one material, thickness in cm."""
+    from xraysim.geometry import Stack
+    from xraysim.physics import Look, render
+
+    stack = Stack(40, 40)
+    stack.maps[material] += thickness
+    look = Look(photons=1e9, banding=0.0)
+    return render(np.random.default_rng(0), stack, look).reshape(-1, 3).mean(0)
+
+
+def test_every_label_line_is_the_box_of_its_part_map(scripts: None, tmp_path: Path) -> None:
+    _make(tmp_path, "--count", "3")
+    names = (tmp_path / "classes.txt").read_text().split()
+    parts = json.loads((tmp_path / "parts" / "parts.json").read_text())
+    assert names == ["gun", "knife", "pliers", "scissors", "wrench"] == list(parts)
+    lines = 0
+    for label in sorted((tmp_path / "labels").glob("*.txt")):
+        height, width = cv2.imread(str(tmp_path / "images" / f"{label.stem}.jpg")).shape[:2]
+        for i, line in enumerate(label.read_text().splitlines()):
+            lines += 1
+            kind, cx, cy, w, h = (float(v) for v in line.split())
+            map_path = tmp_path / "parts" / f"{label.stem}.{i}.png"
+            mask = cv2.imread(str(map_path), cv2.IMREAD_GRAYSCALE)
+            assert mask.shape == (height, width)
+            assert mask.max() <= len(parts[names[int(kind)]])
+            ys, xs = np.nonzero(mask)
+            wanted = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+            box = ((cx - w / 2) * width, (cy - h / 2) * height,
+                   (cx + w / 2) * width, (cy + h / 2) * height)
+            np.testing.assert_allclose(box, wanted, atol=0.01)
+    assert lines
+
+
+def test_an_image_depends_on_its_seed_and_index_only(scripts: None, tmp_path: Path) -> None:
+    _make(tmp_path / "all", "--count", "2")
+    _make(tmp_path / "one", "--count", "1", "--start", "1")
+    for path in ("images/s7-00001.jpg", "labels/s7-00001.txt"):
+        assert (tmp_path / "all" / path).read_bytes() == (tmp_path / "one" / path).read_bytes()
+    images = [p.read_bytes() for p in sorted((tmp_path / "all" / "images").iterdir())]
+    assert images[0] != images[1]
+
+
+def test_organic_is_orange_and_metal_blue(scripts: None) -> None:
+    red, green, blue = _shade("organic", 4.0)
+    assert red > green > blue + 30
+    red, green, blue = _shade("mixed", 1.0)
+    assert green > red + 30
+    assert green > blue + 30
+    red, green, blue = _shade("metal", 0.3)
+    assert blue > green > red + 30
+
+
+def test_more_material_is_darker_and_air_is_white(scripts: None) -> None:
+    assert _shade("organic", 0.0).min() > 250
+    for material in ("organic", "mixed", "metal"):
+        shades = [_shade(material, t).mean() for t in (0.05, 0.2, 0.8, 3.0)]
+        assert shades == sorted(shades, reverse=True)
+    assert _shade("metal", 3.0).mean() < 25
+
+
+def test_a_tag_tells_two_classes_of_one_shape_apart(scripts: None) -> None:
+    from xraysim.catalogue import TAGGED
+
+    plain, tagged = (TAGGED[name].build(np.random.default_rng(3)) for name in TAGGED)
+    assert len(tagged.pieces) == len(plain.pieces) + 1
+    assert tagged.pieces[-1][0].part == TAGGED["tagged"].parts[-1] == "tag"
+    for one, other in zip(plain.pieces, tagged.pieces, strict=False):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a.outline, b.outline)
