@@ -276,19 +276,37 @@ def _ramp(values: NDArray[Any], low: float, high: float) -> Pixels:
         return np.rint(255 * np.nan_to_num(np.clip(share, 0, 1))).astype(np.uint8)
 
 
-def letterbox(pixels: Pixels, size: int) -> tuple[Pixels, Letterbox]:
-    """`pixels` (height, width, 3) centred in a grey square, as Ultralytics' `LetterBox(size)`."""
+def letterbox(pixels: Pixels, size: int, antialias: bool = False) -> tuple[Pixels, Letterbox]:
+    """`pixels` (height, width, 3) centred in a grey square, as Ultralytics' `LetterBox(size)`.
+
+    `antialias` takes Pillow's bilinear filter, which averages when it shrinks, instead of OpenCV's.
+    """
     height, width = pixels.shape[:2]
     gain = min(size / height, size / width)
     inner_width, inner_height = max(round(width * gain), 1), max(round(height * gain), 1)
     left, top = round((size - inner_width) / 2 - 0.1), round((size - inner_height) / 2 - 0.1)
     if (inner_height, inner_width) != (height, width):
-        inner = cv2.resize(pixels, (inner_width, inner_height), interpolation=cv2.INTER_LINEAR)
+        inner = _resized(pixels, inner_width, inner_height, antialias)
     else:
         inner = pixels
     square = np.full((size, size, 3), PADDING, np.uint8)
     square[top : top + inner_height, left : left + inner_width] = inner
     return square, Letterbox(size, width, height, gain, left, top, inner_width, inner_height)
+
+
+def _resized(pixels: Pixels, width: int, height: int, antialias: bool) -> Pixels:
+    if antialias:
+        bilinear = PIL.Image.Resampling.BILINEAR
+        return np.asarray(PIL.Image.fromarray(pixels).resize((width, height), bilinear))
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def fitted(pixels: Pixels, lb: Letterbox) -> Pixels:
+    """`pixels` stretched to the picture's place in the letterbox `lb`: a baseline image on the same padding."""
+    square = np.full((lb.size, lb.size, 3), PADDING, np.uint8)
+    inner = _resized(pixels, lb.inner_width, lb.inner_height, antialias=True)
+    square[lb.top : lb.top + lb.inner_height, lb.left : lb.left + lb.inner_width] = inner
+    return square
 
 
 def _affine(lb: Letterbox) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -24,7 +24,10 @@ class Pin(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a record says of its model. `head` names the branch that made the detections."""
+    """What a record says of its model. `head` names the branch that made the detections.
+
+    `antialias`: its reference letterbox averages when it shrinks (legacy repositories), unlike ultralytics' own.
+    """
 
     name: str
     sha256: str
@@ -35,6 +38,7 @@ class ModelInfo:
     targets: tuple[str, ...]
     sparse: bool
     trusted: bool = False
+    antialias: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +138,18 @@ class Branch:
         steps = _steps(module)
         return cls(steps) if steps is not None and all(_plain(conv) for conv, _ in steps) else None
 
-    def __call__(self, feature: Tensor, rows: Sequence[int], cells: Sequence[tuple[int, int]]) -> Tensor:
-        """(n, channels) outputs at `cells` (row, column) of `feature` (batch, c, height, width), of batch items `rows`."""
+    def __call__(self, feature: Tensor, rows: list[int], cells: list[tuple[int, int]]) -> Tensor:
+        """(n, channels) outputs at `cells` (row, column) of `feature` (batch, c, height, width), of batch items `rows`.
+
+        Cells are taken in groups of the batch size, the last one filled up: fixed shapes give every cell the same
+        bits whatever it shares a batch with.
+        """
+        group, spare = len(feature), -len(rows) % len(feature)
+        rows, cells = [*rows, *rows[:1] * spare], [*cells, *cells[:1] * spare]
+        parts = [self._group(feature, rows[i : i + group], cells[i : i + group]) for i in range(0, len(rows), group)]
+        return torch.cat(parts)[: len(rows) - spare]
+
+    def _group(self, feature: Tensor, rows: Sequence[int], cells: Sequence[tuple[int, int]]) -> Tensor:
         height, width = feature.shape[-2:]
         device = feature.device
         span = torch.arange(-self.radius, self.radius + 1, device=device)

@@ -1,0 +1,69 @@
+"""Baselines: what an image is compared with. All keep the letterbox padding, so that padding gets no attribution."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detxai.data import Letterbox, Pixels
+
+#: Colours in [0, 1]; `gray` is the padding every YOLO has learned to ignore.
+CONSTANT = {"black": 0.0, "white": 1.0, "gray": 114 / 255}
+NAMES = ("auto", *CONSTANT, "blur", "mean")
+
+#: Share of the pixels that the most common colour (±8 levels a channel) must cover to be called a ground.
+GROUND_SHARE = 0.12
+#: Standard deviation of the blur, as a share of the longer side.
+BLUR_SIGMA = 0.05
+
+
+def baseline(name: str, square: Pixels, box: Letterbox, file: Pixels | None = None) -> tuple[Tensor, str]:
+    """The baseline of a letterboxed image (size, size, 3) uint8 as (3, size, size) float32 in [0, 1], and its name.
+
+    `auto` is the image's own ground where it has one (the white tunnel of an X-ray), else black; its name says which
+    colour was found. `file`: a letterboxed picture (same size), for a baseline image.
+    """
+    rows, cols = slice(box.top, box.top + box.inner_height), slice(box.left, box.left + box.inner_width)
+    inner = square[rows, cols]
+    result = square.astype(np.float32) / 255
+    if file is not None:
+        result[rows, cols] = file[rows, cols].astype(np.float32) / 255
+    elif name in CONSTANT:
+        result[rows, cols] = CONSTANT[name]
+    elif name == "mean":
+        result[rows, cols] = inner.reshape(-1, 3).mean(0) / 255
+    elif name == "blur":
+        result[rows, cols] = _blurred(inner)
+    else:
+        colour = ground(inner)
+        result[rows, cols] = 0.0 if colour is None else np.asarray(colour) / 255
+        name = "auto:black" if colour is None else "auto:#{:02x}{:02x}{:02x}".format(*colour)
+    return torch.from_numpy(result).permute(2, 0, 1).contiguous(), name
+
+
+def ground(pixels: Pixels) -> tuple[int, int, int] | None:
+    """The colour of the empty ground of a picture (height, width, 3), or None where no colour dominates."""
+    flat = pixels.reshape(-1, 3)
+    coarse = (flat >> 3).astype(np.int32)
+    keys = coarse[:, 0] << 10 | coarse[:, 1] << 5 | coarse[:, 2]
+    mode = flat[keys == np.bincount(keys).argmax()].mean(0)
+    near = (np.abs(flat.astype(np.float32) - mode) <= 8).all(1)
+    if near.mean() < GROUND_SHARE:
+        return None
+    red, green, blue = np.median(flat[near], axis=0).round().astype(int)
+    return int(red), int(green), int(blue)
+
+
+def _blurred(inner: Pixels) -> NDArray[np.float32]:
+    """`inner` (height, width, 3) in [0, 1] under a Gaussian, its border pixels repeated beyond it."""
+    image = torch.from_numpy(inner.astype(np.float32) / 255).permute(2, 0, 1)[:, None]
+    sigma = BLUR_SIGMA * max(inner.shape[:2])
+    offsets = torch.arange(-int(3 * sigma) - 1, int(3 * sigma) + 2, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (offsets / max(sigma, 1e-6)) ** 2)
+    kernel, reach = kernel / kernel.sum(), len(kernel) // 2
+    pad = torch.nn.functional.pad(image, (reach,) * 4, mode="replicate")
+    blurred = torch.nn.functional.conv2d(pad, kernel.view(1, 1, -1, 1))
+    blurred = torch.nn.functional.conv2d(blurred, kernel.view(1, 1, 1, -1))
+    return np.asarray(blurred[:, 0].permute(1, 2, 0))

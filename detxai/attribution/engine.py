@@ -1,0 +1,173 @@
+"""Packs path points of many images into batches of one fixed shape and runs them.
+
+A row's result does not depend on its neighbours: every pack has the same number of rows, padded at the end of a run
+only, so that shuffled, resumed and sharded runs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from detxai.attribution.path import Point, Reply
+from detxai.data import Target
+
+T = TypeVar("T")
+#: Rows in a pack, by device; a run out of memory goes on with half.
+ROWS = {"cpu": 8, "mps": 8, "cuda": 32}
+
+
+class Field(Protocol):
+    """F: the pinned scalars of a batch, differentiable in it."""
+
+    def __call__(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        """(len(pins),) values for x (rows, 3, size, size); a pin is (row, target)."""
+        ...
+
+
+@dataclass(eq=False)
+class _Job:
+    """A coroutine in flight: what it asked for, and the replies so far."""
+
+    tag: Any
+    ask: Generator[list[Point], list[Reply], Any]
+    replies: list[Reply | None] = field(default_factory=list)
+
+
+@dataclass
+class Engine:
+    """Runs coroutines that ask for path points. `rows`: points a pack (fixed for a run, see ROWS)."""
+
+    f: Field
+    device: torch.device
+    rows: int = 0
+    dtype: torch.dtype = torch.float32
+    seconds: float = 0.0
+    points: int = 0
+    padded: int = 0
+    halved: int = 0
+
+    def __post_init__(self) -> None:
+        self.rows = self.rows or ROWS.get(self.device.type, 8)
+
+    def run(
+        self, jobs: Iterable[tuple[Any, Generator[list[Point], list[Reply], T]]], in_flight: int
+    ) -> Iterator[tuple[Any, T]]:
+        """(tag, result) of every job as it finishes; at most `in_flight` are begun at a time."""
+        source, exhausted = iter(jobs), False
+        begun = 0
+        waiting: deque[tuple[_Job, int, Point]] = deque()
+        while True:
+            while not exhausted and begun < in_flight and not self._full(waiting):
+                entry = next(source, None)
+                if entry is None:
+                    exhausted = True
+                    break
+                begun += 1
+                job = _Job(*entry)
+                done = self._advance(job, None, waiting)
+                if done is not None:
+                    begun -= 1
+                    yield job.tag, done.value
+            if not waiting:
+                if exhausted and not begun:
+                    return
+                continue
+            for job in self._step(waiting):
+                done = self._advance(job, job.replies, waiting)
+                if done is not None:
+                    begun -= 1
+                    yield job.tag, done.value
+
+    def _full(self, waiting: deque[tuple[_Job, int, Point]]) -> bool:
+        counts = [0, 0]
+        for _, _, point in waiting:
+            counts[point.gradient] += 1
+        return max(counts) >= self.rows
+
+    @staticmethod
+    def _advance(job: _Job, replies: Any, waiting: deque[tuple[_Job, int, Point]]) -> StopIteration | None:
+        """Send `replies` to the job and queue what it asks next; its StopIteration when it is done."""
+        try:
+            points = job.ask.send(replies)
+        except StopIteration as stop:
+            return stop
+        job.replies = [None] * len(points)
+        waiting.extend((job, i, point) for i, point in enumerate(points))
+        return None
+
+    def _step(self, waiting: deque[tuple[_Job, int, Point]]) -> list[_Job]:
+        """Run one pack of the waiting points; the jobs that have all their replies now."""
+        kinds = [[entry for entry in waiting if entry[2].gradient == kind] for kind in (False, True)]
+        chosen = max(kinds, key=len)
+        # Rows with as many targets as their neighbours waste no backward passes.
+        chosen.sort(key=lambda entry: -len(entry[2].targets))
+        pack = chosen[: self.rows]
+        taken = {id(entry) for entry in pack}
+        rest = [entry for entry in waiting if id(entry) not in taken]
+        waiting.clear()
+        waiting.extend(rest)
+        try:
+            replies = self._evaluate([point for _, _, point in pack])
+        except torch.OutOfMemoryError:
+            if self.rows == 1:
+                raise
+            self.rows, self.halved = self.rows // 2, self.halved + 1
+            waiting.extendleft(reversed(pack))
+            return []
+        finished = []
+        for (job, i, _), reply in zip(pack, replies, strict=True):
+            job.replies[i] = reply
+            if all(r is not None for r in job.replies):
+                finished.append(job)
+        return finished
+
+    def _evaluate(self, points: list[Point]) -> list[Reply]:
+        """Replies to `points`, at most `rows` of one kind: one forward, then one backward a target of the busiest row."""
+        start = time.perf_counter()
+        gradient = points[0].gradient
+        spare = self.rows - len(points)
+        self.points, self.padded = self.points + self.rows, self.padded + spare
+        x = torch.stack([p.path.at(p.alpha) for p in points + points[:1] * spare])
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_(gradient)
+        depth = max(len(p.targets) for p in points)
+        # Pass by pass, one target of every row: rows without one repeat a target and drop the result.
+        pins = [
+            (row, p.targets[min(k, len(p.targets) - 1)])
+            for k in range(depth)
+            for row, p in enumerate(points + points[:1] * spare)
+        ]
+        with torch.set_grad_enabled(gradient), self._autocast():
+            values = self.f(x, pins).float().view(depth, self.rows)
+        products: list[Tensor] = []
+        if gradient:
+            for k in range(depth):
+                (g,) = torch.autograd.grad(values[k].sum(), x, retain_graph=k + 1 < depth)
+                products.append(torch.stack([p.path.product(g[row].float()) for row, p in enumerate(points)]))
+        table = values.detach().double().cpu().tolist()
+        self.seconds += time.perf_counter() - start
+        return [
+            Reply(
+                [table[k][row] for k in range(len(p.targets))],
+                torch.stack([products[k][row] for k in range(len(p.targets))]) if gradient else None,
+            )
+            for row, p in enumerate(points)
+        ]
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.dtype is torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+def solve(f: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor], ask: Generator[list[Point], list[Reply], T]) -> T:
+    """Run one coroutine alone, on the CPU: for scripts, notebooks and tests."""
+    engine = Engine(f, torch.device("cpu"))
+    return next(iter(engine.run([(None, ask)], 1)))[1]

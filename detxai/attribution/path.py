@@ -1,0 +1,147 @@
+"""Integrated gradients of many targets of one image, to a wanted error.
+
+Written as a coroutine: it yields the path points it needs and is sent their values and gradients, so that the engine
+can pack the points of many images together. The symbols are those of Sundararajan, Taly & Yan (2017):
+x the image, b the baseline, α the position on the path, F a target, f(α) = ∇F · (x − b) its slope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from detxai.attribution.quadrature import Mesh, Rule, gauss_legendre
+from detxai.data import Target
+
+DEFAULT_RULE = gauss_legendre(4, power=2.0, panels=2)
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """The straight path from baseline b to image x, both (3, size, size) float32 in [0, 1]."""
+
+    x: Tensor
+    b: Tensor
+
+    def at(self, alpha: float) -> Tensor:
+        """The point b + α (x − b); exactly b and x at the ends."""
+        return torch.lerp(self.b, self.x, alpha)
+
+    def product(self, gradient: Tensor) -> Tensor:
+        """(x − b) ⊙ ∇F summed over colour: (size, size)."""
+        return ((self.x - self.b) * gradient).sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One row of a batch: the place `alpha` on `path`, the targets wanted there, and whether their gradients are."""
+
+    path: Path
+    alpha: float
+    targets: tuple[Target, ...]
+    gradient: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """What came of a point: F (targets,) and, where wanted, (x − b) ⊙ ∇F per target, (targets, size, size)."""
+
+    values: list[float]
+    products: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Integral:
+    """Integrated gradients of one target: `map` (size, size) float64, letterbox pixels, summed over colour."""
+
+    target: Target
+    map: Tensor
+    value_at_input: float
+    value_at_baseline: float
+    completeness_error: float
+    error_bound: float
+    converged: bool
+    evaluations: int
+
+
+Ask = Generator[list[Point], list[Reply], list[Integral]]
+
+
+def integrated_gradients(
+    path: Path,
+    targets: Sequence[Target],
+    *,
+    tolerance: float = 0.05,
+    max_evaluations: int = 256,
+    rule: Rule = DEFAULT_RULE,
+) -> Ask:
+    """Coroutine for the integrals of `targets` along `path`: refined until `error_bound` ≤ `tolerance`.
+
+    All targets share the forward pass of a point. A target stops by itself; one that would need more than
+    `max_evaluations` gradients is returned as it stands, not converged.
+    """
+    meshes = [Mesh(rule) for _ in targets]
+    products: list[dict[float, Tensor]] = [{} for _ in targets]
+    spent = [0] * len(targets)
+    active = set(range(len(targets)))
+    while active:
+        plan: dict[tuple[float, bool], list[int]] = {}
+        for k in sorted(active):
+            for v, gradient in meshes[k].missing().items():
+                plan.setdefault((v, gradient), []).append(k)
+        points = [
+            Point(path, rule.alpha(v), tuple(targets[k] for k in ks), gradient) for (v, gradient), ks in plan.items()
+        ]
+        replies = yield points
+        for ((v, gradient), ks), reply in zip(plan.items(), replies, strict=True):
+            for row, k in enumerate(ks):
+                meshes[k].value[v] = reply.values[row]
+                if gradient and reply.products is not None:
+                    products[k][v] = reply.products[row]
+                    meshes[k].slope[v] = float(reply.products[row].sum(dtype=torch.float64))
+                    spent[k] += 1
+        for k in sorted(active):
+            if not _refined(meshes[k], spent[k], tolerance, max_evaluations):
+                active.remove(k)
+                wanted = meshes[k].weights()
+            else:
+                wanted = dict.fromkeys(meshes[k].slope)  # type: ignore[assignment]
+                wanted = {v: 0.0 for v in meshes[k].weights()}
+            products[k] = {v: q for v, q in products[k].items() if v in wanted}
+    return [
+        _integral(target, mesh, nodes, count, tolerance)
+        for target, mesh, nodes, count in zip(targets, meshes, products, spent, strict=True)
+    ]
+
+
+def _refined(mesh: Mesh, spent: int, tolerance: float, max_evaluations: int) -> bool:
+    """Refine `mesh` if it has not converged and may still grow; False when it is final."""
+    if mesh.bound() <= tolerance:
+        return False
+    panels = mesh.panels
+    mesh.refine(tolerance)
+    if spent + sum(mesh.missing().values()) > max_evaluations:
+        mesh.panels = panels
+        return False
+    return True
+
+
+def _integral(target: Target, mesh: Mesh, products: dict[float, Tensor], spent: int, tolerance: float) -> Integral:
+    weights = mesh.weights()
+    total = torch.zeros_like(next(iter(products.values())), dtype=torch.float64)
+    for v in sorted(weights):
+        total.add_(products[v].double(), alpha=weights[v])
+    bound = mesh.bound()
+    return Integral(
+        target,
+        total,
+        mesh.value[1.0],
+        mesh.value[0.0],
+        abs(float(total.sum()) - mesh.delta) / mesh.scale,
+        bound,
+        bound <= tolerance,
+        spent,
+    )
