@@ -195,6 +195,7 @@ def draw(stack: Stack, item: Item, at: Pose, parts: Sequence[str] = ()) -> np.nd
         layers: dict[str, np.ndarray] = {}
         for shape in piece:
             mask = coverage(at.apply(shape.outline) - (x0, y0), y1 - y0, x1 - x0)
+            held = sum(layers.values()) if shape.cut else mask
             if shape.cut:
                 for layer in layers.values():
                     layer *= 1 - mask
@@ -202,10 +203,10 @@ def draw(stack: Stack, item: Item, at: Pose, parts: Sequence[str] = ()) -> np.nd
                 new = _profile(mask, shape.profile) * np.float32(shape.thickness)
                 old = layers.get(shape.material)
                 layers[shape.material] = new if old is None else np.maximum(old, new)
-            if labels is not None:
+            if labels is not None and (shape.part or shape.cut):
+                # An opening belongs to its part only where there was something to cut out.
                 value = 1 + parts.index(shape.part) if shape.part else 0
-                if value or shape.cut:
-                    labels[y0:y1, x0:x1][mask > 0.5] = value
+                labels[y0:y1, x0:x1][(mask > 0.5) & (held > 0)] = value
         for material, layer in layers.items():
             stack.maps[material][y0:y1, x0:x1] += layer
     return labels
