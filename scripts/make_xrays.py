@@ -37,12 +37,12 @@ def label_lines(bag: Bag, names: list[str]) -> list[str]:
     return lines
 
 
-def write(index: int, seed: int, catalogue: str, out: Path, parts: bool) -> None:
+def write(index: int, seed: int, catalogue: str, out: Path, parts: bool, stem: str) -> None:
     """Make one image and write picture, labels and, if wanted, a part map for each label line."""
     cv2.setNumThreads(1)  # one process per core already
     kinds = CATALOGUES[catalogue]
     bag = generate(seed, index, kinds)
-    stem = f"s{seed}-{index:05d}"
+    stem = stem.format(seed=seed, index=index, number=index + 1)
     picture = cv2.cvtColor(bag.image, cv2.COLOR_RGB2BGR)
     cv2.imwrite(str(out / "images" / f"{stem}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
     lines = label_lines(bag, list(kinds))
@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="index of the first image")
     parser.add_argument("--parts", action="store_true", help="also write masks of telling parts")
+    parser.add_argument("--stem", default="s{seed}-{index:05d}",
+                        help="file stem, with {seed}, {index} and {number} (index + 1)")
     parser.add_argument("--catalogue", choices=sorted(CATALOGUES), default="standard")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
@@ -67,12 +69,15 @@ def main(argv: list[str] | None = None) -> None:
     kinds = CATALOGUES[args.catalogue]
     for folder in ("images", "labels") + (("parts",) if args.parts else ()):
         (args.out / folder).mkdir(parents=True, exist_ok=True)
-    (args.out / "classes.txt").write_text("".join(name + "\n" for name in kinds))
+    classes = "".join(name + "\n" for name in kinds)
+    for folder in (args.out, args.out / "labels"):  # tools look for it in the one or the other
+        (folder / "classes.txt").write_text(classes)
     if args.parts:
         table = {name: list(kind.parts) for name, kind in kinds.items()}
         (args.out / "parts" / "parts.json").write_text(json.dumps(table, indent=2) + "\n")
 
-    job = partial(write, seed=args.seed, catalogue=args.catalogue, out=args.out, parts=args.parts)
+    job = partial(write, seed=args.seed, catalogue=args.catalogue, out=args.out, parts=args.parts,
+                  stem=args.stem)
     indices = range(args.start, args.start + args.count)
     if args.jobs > 1:
         with Pool(args.jobs) as pool:
