@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detxai.attribution.quadrature import Mesh, Rule, gauss_legendre
+from detxai.attribution.quadrature import Mesh, Rule, newton_cotes
 from detxai.data import Target
 
-DEFAULT_RULE = gauss_legendre(4, power=2.0, panels=2)
+#: Simpson on four panels in √α: every node is used again when a panel is halved, and nodes crowd at the baseline.
+DEFAULT_RULE = newton_cotes(3, power=2.0, panels=4)
 
 
 @dataclass(frozen=True, eq=False)

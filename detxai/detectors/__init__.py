@@ -12,6 +12,7 @@ from detxai.data import Checkpoint
 from detxai.detectors.anchor_based import AnchorBased
 from detxai.detectors.anchor_free import AnchorFree
 from detxai.detectors.base import EDGES, Candidates, Detector, ModelInfo, Pin
+from detxai.detectors.open_vocabulary import OpenVocabulary
 from detxai.errors import ModelError
 
 __all__ = ["EDGES", "HEADS", "Candidates", "Detector", "ModelInfo", "Pin", "build", "reported", "self_test"]
@@ -26,9 +27,16 @@ HEADS: dict[str, Callable[..., Detector]] = {
     "OBB": AnchorFree,
     "OBB26": AnchorFree,
     "v10Detect": AnchorFree,
+    "WorldDetect": OpenVocabulary,
+    "YOLOEDetect": OpenVocabulary,
+    "YOLOESegment": OpenVocabulary,
+    "YOLOESegment26": OpenVocabulary,
     "legacy": AnchorBased,
     "darknet": AnchorBased,
 }
+
+#: An end-to-end head keeps as many before classes are filtered, whatever fewer the user asks for.
+HEAD_MAX_DET = 300
 
 
 def build(checkpoint: Checkpoint, branch: str | None = None) -> Detector:
@@ -89,8 +97,8 @@ def reported(
 
 
 def _top(found: Candidates, conf: float, max_det: int, classes: list[int] | None) -> list[tuple[int, int]]:
-    k = min(max_det, len(found.scores))
+    k = min(max(max_det, HEAD_MAX_DET), len(found.scores))
     anchors = found.scores.amax(1).topk(k).indices
     scores, flat = found.scores[anchors].flatten().topk(k)
     pairs = [divmod(int(i), found.scores.shape[1]) for i in flat[scores > conf]]
-    return [(int(anchors[a]), c) for a, c in pairs if classes is None or c in classes]
+    return [(int(anchors[a]), c) for a, c in pairs if classes is None or c in classes][:max_det]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detxai.data import Checkpoint
+from detxai.data import Checkpoint, Target
 from detxai.detectors.base import EDGES, Branch, Candidates, ModelInfo, Pin, Trunk, freeze, fuse, levels_of, scaled
 from detxai.errors import ModelError
 
@@ -107,7 +107,8 @@ class AnchorBased:
         scores = objectness.sigmoid() * classes.sigmoid()
         return [Candidates(boxes[i], scores[i], logits[i], levels) for i in range(len(x))]
 
-    def values(self, x: Tensor, pins: Sequence[Pin]) -> Tensor:
+    def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        pins = [Pin(*pin) for pin in pins]
         if not self.info.sparse:
             return self.full_values(x, pins)
         levels = sorted({p.target.level for p in pins})
@@ -131,7 +132,8 @@ class AnchorBased:
                 result[i] = _scalar(pins[i], boxes[j], raw[j, 4], raw[j, 5:])
         return scaled(torch.stack(result), pins)  # type: ignore[arg-type]
 
-    def full_values(self, x: Tensor, pins: Sequence[Pin]) -> Tensor:
+    def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        pins = [Pin(*pin) for pin in pins]
         boxes, objectness, classes = self._dense(x)
         at = [(p.row, p.target.anchor) for p in pins]
         picked = [_scalar(p, boxes[i], objectness[i][0], classes[i]) for p, i in zip(pins, at, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detxai.data import Checkpoint
+from detxai.data import Checkpoint, Target
 from detxai.detectors.base import EDGES, Branch, Candidates, ModelInfo, Pin, Trunk, freeze, fuse, levels_of, scaled
 from detxai.errors import ModelError
 
@@ -21,7 +21,7 @@ class AnchorFree:
     """
 
     def __init__(self, checkpoint: Checkpoint, branch: str | None = None) -> None:
-        self.module = freeze(fuse(copy.deepcopy(checkpoint.module)))
+        self.module = freeze(fuse(self.prepared(copy.deepcopy(checkpoint.module))))
         *layers, head = self.module.model  # type: ignore[misc, union-attr]
         self.head: Any = head
         own = "one2one" if getattr(head, "end2end", False) else "one2many"
@@ -47,10 +47,15 @@ class AnchorFree:
             checkpoint.trusted,
         )
 
+    @staticmethod
+    def prepared(model: Any) -> nn.Module:
+        """Our own copy of the model, before it is fused: where a family needs another shape, this is the place."""
+        return model  # type: ignore[no-any-return]
+
     def _heads(self, branch: str) -> tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList | None]:
-        prefix = {"one2many": "", "one2one": "one2one_"}[branch]
+        prefix = "one2one_" if branch == "one2one" else ""
         parts = [getattr(self.head, f"{prefix}{name}", None) for name in ("cv3", "cv2")]
-        if any(part is None for part in parts):
+        if branch not in ("one2many", "one2one") or any(part is None for part in parts):
             raise ModelError(f"This {type(self.head).__name__} head has no {branch} branch.", "Leave --head out.")
         angle = getattr(self.head, f"{prefix}cv4", None) if hasattr(self.head, "ne") else None
         return parts[0], parts[1], angle  # type: ignore[return-value]
@@ -130,7 +135,8 @@ class AnchorFree:
 
     # -- pinned ---------------------------------------------------------------------------------
 
-    def values(self, x: Tensor, pins: Sequence[Pin]) -> Tensor:
+    def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        pins = [Pin(*pin) for pin in pins]
         if not self.info.sparse:
             return self.full_values(x, pins)
         levels = sorted({pin.target.level for pin in pins})
@@ -168,7 +174,8 @@ class AnchorFree:
     def _start(self, level: int, size: int) -> int:
         return sum((size // stride) ** 2 for stride in self.strides[:level])
 
-    def full_values(self, x: Tensor, pins: Sequence[Pin]) -> Tensor:
+    def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        pins = [Pin(*pin) for pin in pins]
         logits, edges, _ = self._dense(self._features(x, range(len(self.feeds))))
         scalars = [
             logits[p.row, p.target.anchor, p.target.class_id]

@@ -69,11 +69,11 @@ class Detector(Protocol):
         """All predictions on x (batch, 3, size, size), float RGB in [0, 1]."""
         ...
 
-    def values(self, x: Tensor, pins: Sequence[Pin]) -> Tensor:
+    def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         """(len(pins),) float32: the pinned scalars, differentiable in x, computed with the least work."""
         ...
 
-    def full_values(self, x: Tensor, pins: Sequence[Pin]) -> Tensor:
+    def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         """The same scalars through the whole network and head: the reference for `values`."""
         ...
 
@@ -166,7 +166,7 @@ class Branch:
             patch = act(patch)
             if cut := conv.kernel_size[0] // 2:
                 inside = inside[..., cut:-cut, cut:-cut]
-                patch = patch * inside
+            patch = patch * inside
         return patch.flatten(1)
 
 

@@ -1,0 +1,36 @@
+"""detxai: why did the detector report this, and does the report deserve trust?
+
+    from detxai import Explainer, RunConfig
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detxai.config import RunConfig
+    from detxai.errors import DetxaiError
+    from detxai.pipeline import Explainer, Explanation, Result
+
+__all__ = ["DetxaiError", "Explainer", "Explanation", "Result", "RunConfig", "__version__"]
+
+try:
+    __version__ = version("detxai")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+_HOME = {
+    "DetxaiError": "errors",
+    "Explainer": "pipeline",
+    "Explanation": "pipeline",
+    "Result": "pipeline",
+    "RunConfig": "config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:  # lazily: torch takes seconds to import
+        return getattr(import_module(f"detxai.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'detxai' has no attribute {name!r}")

@@ -1,0 +1,249 @@
+"""The commands, thin: options to a RunConfig, a run to an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from detxai.errors import DetxaiError, ExitCode, NoInputError
+
+EXAMPLES = """\
+[bold]Examples[/bold]
+
+  detxai explain samples/images                     the bundled detector, overlays and records in runs/explain
+
+  detxai explain scans/ -m best.pt -o out           your model, a folder, recursively
+
+  find . -name '*.png' | detxai explain - --json | jq .status
+
+  detxai explain 'bags/**/*.jpg' --as-class gun --target class,box
+"""
+
+app = typer.Typer(
+    name="detxai",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code: usage errors 2, DetxaiError its own, the rest 1."""
+    try:
+        code = app(list(arguments), standalone_mode=False)
+        return int(code or 0)
+    except click.exceptions.Exit as leave:
+        return int(leave.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return int(ExitCode.USAGE)
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return int(ExitCode.USAGE)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return int(ExitCode.INTERRUPTED)
+    except DetxaiError as error:
+        from detxai.console import Console
+
+        Console().error(error)
+        return int(error.exit_code)
+    except BrokenPipeError:
+        _silence_stdout()
+        return int(ExitCode.READER_GONE)
+
+
+def _silence_stdout() -> None:
+    """Python flushes stdout when it ends; give it somewhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    import torch
+
+    import detxai
+    from detxai.records import RECORD_SCHEMA
+
+    print(f"detxai {detxai.__version__}")
+    print(f"torch {torch.__version__}, CUDA {torch.version.cuda if torch.cuda.is_available() else 'none'}")
+    print(f"ultralytics {_ultralytics_version()}")
+    print(f"record {RECORD_SCHEMA}")
+    raise typer.Exit
+
+
+def _ultralytics_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    for name in ("ultralytics-opencv-headless", "ultralytics"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "missing"
+
+
+@app.callback(epilog=EXAMPLES)
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and leave.")
+    ] = False,
+) -> None:
+    """Shows, for whole folders of images, [bold]why[/bold] a YOLO detector reported what it reported.
+
+    A map or a verdict means: look again. It never clears a bag and never hides a detection.
+    """
+
+
+INPUT, MODEL, WHAT, OUTPUT, RUN = "Input", "Model and detection", "Attribution", "Output", "Run"
+
+
+def _option(*flags: str, panel: str, help: str, **more: Any) -> Any:
+    return typer.Option(*flags, rich_help_panel=panel, help=help, **more)
+
+
+@app.command()
+def explain(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="File, folder (recursive), 'glob', or - for paths on stdin.")
+    ],
+    config: Annotated[Path | None, _option("-c", "--config", panel=INPUT, help="YAML run config.")] = None,
+    sets: Annotated[
+        list[str] | None, _option("--set", panel=INPUT, help="Override any config key.", metavar="KEY.PATH=VALUE")
+    ] = None,
+    null: Annotated[bool, _option("-0", "--null", panel=INPUT, help="Paths on stdin end in NUL.")] = False,
+    window: Annotated[
+        str | None,
+        _option("--window", panel=INPUT, help="16-bit and float images: auto, full, LO,HI or 'percentile P,Q'."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        _option("-m", "--model", panel=MODEL, help="Checkpoint; default: the bundled sample detector.", metavar="PATH"),
+    ] = None,
+    trust_pickle: Annotated[
+        bool | None, _option("--trust-pickle", panel=MODEL, help="Unpickle this checkpoint fully, in this run only.")
+    ] = None,
+    head: Annotated[
+        str | None, _option("--head", panel=MODEL, help="Where a model has two: auto, one2many or one2one.")
+    ] = None,
+    conf: Annotated[float | None, _option("--conf", panel=MODEL, help="Lowest score reported. [0.25]")] = None,
+    iou: Annotated[float | None, _option("--iou", panel=MODEL, help="NMS overlap. [0.7]")] = None,
+    imgsz: Annotated[int | None, _option("--imgsz", panel=MODEL, help="Network input; default: as trained.")] = None,
+    max_det: Annotated[int | None, _option("--max-det", panel=MODEL, help="Most boxes an image. [300]")] = None,
+    classes: Annotated[
+        list[str] | None, _option("--classes", panel=MODEL, help="Only these classes (ids or names).")
+    ] = None,
+    method: Annotated[list[str] | None, _option("--method", panel=WHAT, help="Attribution methods. [ig]")] = None,
+    target: Annotated[
+        list[str] | None,
+        _option("--target", panel=WHAT, help="class, objectness, left, top, right, bottom, box. [class]"),
+    ] = None,
+    as_class: Annotated[
+        list[str] | None, _option("--as-class", panel=WHAT, help="Also explain each box as this class.")
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        _option("--baseline", panel=WHAT, help="auto, black, white, gray, blur, mean or an image file. [auto]"),
+    ] = None,
+    tolerance: Annotated[
+        float | None, _option("--tolerance", panel=WHAT, help="Wanted bound on the completeness error. [0.05]")
+    ] = None,
+    max_evaluations: Annotated[
+        int | None, _option("--max-evaluations", panel=WHAT, help="Most gradient evaluations a detection. [256]")
+    ] = None,
+    output: Annotated[Path | None, _option("-o", "--output", panel=OUTPUT, help="[runs/explain]")] = None,
+    overlays: Annotated[
+        bool | None, _option("--overlays/--no-overlays", panel=OUTPUT, help="Write a picture an attribution.")
+    ] = None,
+    strip: Annotated[bool | None, _option("--strip", panel=OUTPUT, help="Picture and overlay side by side.")] = None,
+    maps: Annotated[str | None, _option("--maps", panel=OUTPUT, help="Raw signed maps: none, npz, png. [none]")] = None,
+    lock_timeout: Annotated[
+        float | None, _option("--lock-timeout", panel=OUTPUT, help="Seconds to wait for another run. [0]")
+    ] = None,
+    json_lines: Annotated[
+        bool | None, _option("--json", panel=OUTPUT, help="One JSON line a record on stdout, the summary last.")
+    ] = None,
+    device: Annotated[str | None, _option("--device", panel=RUN, help="auto, cpu, cuda:N, mps. [auto]")] = None,
+    precision: Annotated[str | None, _option("--precision", panel=RUN, help="auto, fp32, bf16, fp16. [auto]")] = None,
+    batch: Annotated[str | None, _option("--batch", panel=RUN, help="Images in flight. [auto]")] = None,
+    force: Annotated[bool | None, _option("--force", panel=RUN, help="Do images again that are done.")] = None,
+    dry_run: Annotated[bool | None, _option("--dry-run", panel=RUN, help="Say what would be done, write nothing.")] = None,
+    shard: Annotated[str | None, _option("--shard", panel=RUN, help="Only part I of N: I/N.")] = None,
+    max_failures: Annotated[int | None, _option("--max-failures", panel=RUN, help="Stop after this many failures.")] = None,
+    max_seconds: Annotated[float | None, _option("--max-seconds", panel=RUN, help="Stop cleanly after this time.")] = None,
+    quiet: Annotated[bool, _option("-q", "--quiet", panel=RUN, help="Errors only.")] = False,
+    verbose: Annotated[int, _option("-v", "--verbose", panel=RUN, count=True, help="More; twice: tracebacks.")] = 0,
+    color: Annotated[str | None, _option("--color", panel=RUN, help="auto, always, never. [auto]")] = None,
+    log_format: Annotated[str | None, _option("--log-format", panel=RUN, help="text or json. [text]")] = None,
+) -> int:
+    """Detect, attribute, write overlays and records: the main job."""
+    from detxai import config as configuration
+
+    options: dict[str, Any] = {
+        "model": model, "trust_pickle": trust_pickle, "head": head, "conf": conf, "iou": iou, "imgsz": imgsz,
+        "max_det": max_det, "classes": classes, "method": method, "target": target, "as_class": as_class,
+        "baseline": baseline, "tolerance": tolerance, "max_evaluations": max_evaluations, "window": window,
+        "output": output, "overlays": overlays, "strip": strip, "maps": maps, "lock_timeout": lock_timeout,
+        "json": json_lines, "device": device, "precision": precision, "batch": _number(batch), "force": force,
+        "dry_run": dry_run, "shard": shard, "max_failures": max_failures, "max_seconds": max_seconds,
+        "verbosity": -1 if quiet else min(verbose, 2) or None, "color": color, "log_format": log_format,
+    }  # fmt: skip
+    options["output"] = None if output is None else str(output)
+    settings = configuration.load(config, sets or (), os.environ, options)
+    return _explain(settings, sources, null)
+
+
+def _number(text: str | None) -> Any:
+    return int(text) if text is not None and text.isdecimal() else text
+
+
+def _explain(settings: Any, sources: list[str], null: bool) -> int:
+    from detxai import sources as places
+    from detxai.console import Console
+
+    console = Console(settings.talk.verbosity, settings.talk.color, settings.talk.log_format)
+    stdin = sys.stdin.buffer if "-" in sources else None
+    shard = settings.run.part if settings.run.shard else None
+    found = places.find(sources, stdin, null, shard, exclude=settings.output.dir)
+    if settings.run.dry_run:
+        return _dry_run(console, found)
+    from detxai.job import Job
+
+    return int(Job(settings, console).run(found, time.monotonic()))
+
+
+def _dry_run(console: Any, found: Any) -> int:
+    count = 0
+    for count, ref in enumerate(found.refs, 1):
+        console.say(f"would explain {ref.path}" + (f" (fails: {ref.problem})" if ref.problem else ""))
+    if not found.total:
+        raise NoInputError("No image was found.", "Give a folder with images, or a quoted glob that matches.")
+    console.say(f"{count} images, {found.ignored} other files ignored; nothing was written.")
+    return 0
+
+
+@app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="[record|summary|config]", help="Which schema.")] = "record",
+) -> None:
+    """JSON Schema of what detxai writes and reads, on stdout."""
+    from detxai import config as configuration
+    from detxai import records
+
+    if kind == "config":
+        found = configuration.schema()
+    elif kind in ("record", "summary"):
+        found = records.schema(kind)  # type: ignore[arg-type]
+    else:
+        raise click.BadArgumentUsage(f"There is no schema {kind!r}: record, summary or config.")
+    print(json.dumps(found, indent=2, ensure_ascii=False))

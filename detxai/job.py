@@ -1,0 +1,256 @@
+"""One run of `detxai explain`: sources in, an output tree, a summary and an exit code out."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import chain
+from typing import Any, BinaryIO
+
+from detxai import records
+from detxai.config import RunConfig
+from detxai.console import Console, ReaderGone, Stopped, guarded_stdout, signals, write_line
+from detxai.data import ImageRef
+from detxai.errors import DetxaiError, ExitCode, NoInputError, worst
+from detxai.sources import Found
+
+
+#: Failures listed in the summary; all of them are in records.jsonl.
+KEPT_FAILURES = 1000
+
+
+@dataclass
+class _ClassSums:
+    name: str
+    count: int = 0
+    score: float = 0.0
+    inside: float = 0.0
+    shares: int = 0
+    converged: int = 0
+    judged: int = 0
+
+    def add(self, detection: records.DetectionRecord) -> None:
+        self.count += 1
+        self.score += detection.score
+        for a in detection.attributions:
+            if a.inside_share is not None:
+                self.inside, self.shares = self.inside + a.inside_share, self.shares + 1
+            if a.converged is not None:
+                self.converged, self.judged = self.converged + a.converged, self.judged + 1
+
+
+@dataclass
+class Tally:
+    """What a run has seen; `codes` are all the exit codes that hold."""
+
+    ok: int = 0
+    failed: int = 0
+    skipped: int = 0
+    detections: int = 0
+    attributions: int = 0
+    unconverged: int = 0
+    evaluations: int = 0
+    codes: set[ExitCode] = field(default_factory=set)
+    failures: list[records.Failure] = field(default_factory=list)
+    _sums: dict[int, _ClassSums] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        return self.ok + self.failed + self.skipped
+
+    def add(self, record: records.Record, skipped: bool) -> None:
+        """Count one image."""
+        if record.status == "failed":
+            self.failed += 1
+            self.codes.add(ExitCode.SOME_FAILED)
+            if record.error is not None and len(self.failures) < KEPT_FAILURES:
+                self.failures.append(
+                    records.Failure(path=record.image.path, code=record.error.code, message=record.error.message)
+                )
+            return
+        self.skipped, self.ok = self.skipped + skipped, self.ok + (not skipped)
+        for detection in record.detections or ():
+            self.detections += 1
+            self._sums.setdefault(detection.class_id, _ClassSums(detection.class_name)).add(detection)
+            for attribution in detection.attributions:
+                self.attributions += 1
+                self.unconverged += attribution.converged is False
+                self.evaluations += 0 if skipped else attribution.evaluations
+
+    def statistics(self) -> tuple[records.ClassStatistics, ...]:
+        """Per class: how many, how sure, where the evidence lies."""
+        return tuple(
+            records.ClassStatistics(
+                class_id=class_id,
+                class_name=sums.name,
+                detections=sums.count,
+                mean_score=sums.score / sums.count,
+                mean_inside_share=sums.inside / sums.shares if sums.shares else None,
+                converged_share=sums.converged / sums.judged if sums.judged else None,
+            )
+            for class_id, sums in sorted(self._sums.items())
+        )
+
+
+class Job:
+    """Runs one configuration over one set of sources."""
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self.config, self.console = config, console
+        self.tally = Tally()
+        self.stopped: str | None = None
+
+    def run(self, found: Found, started: float) -> ExitCode:
+        """Explain everything in `found` (`started`: monotonic seconds) and return the exit code that wins."""
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(guarded_stdout() if self.config.run.json_lines else _no_stdout())
+            stack.enter_context(signals())
+            return self._run(found, started, stream)
+
+    def _run(self, found: Found, started: float, stream: BinaryIO | None) -> ExitCode:
+        refs = iter(found.refs)
+        first = next(refs, None)
+        if first is None and not found.total:
+            raise NoInputError(
+                f"No image was found ({found.ignored} other files).",
+                "Give a folder with images, or a quoted glob that matches.",
+            )
+        from detxai.pipeline import Explainer
+        from detxai.store import Store
+
+        explainer = Explainer(self.config)
+        self._greet(explainer)
+        with Store(self.config.output.dir, self.config.output.lock_timeout) as tree:
+            try:
+                images = chain([first] if first else [], refs)
+                self._loop(explainer, self._until(images, started), tree, found, stream)
+            except Stopped as stop:
+                self._end(ExitCode(stop.code), str(stop))
+            except ReaderGone:
+                self._end(ExitCode.READER_GONE, "the reader of stdout went away")
+            except DetxaiError as error:
+                self._end(error.exit_code, error.message)
+                self.console.error(error)
+            summary = self._summary(explainer, found, time.monotonic() - started)
+            tree.finish(summary)
+            if stream is not None and ExitCode.READER_GONE not in self.tally.codes:
+                with contextlib.suppress(ReaderGone):
+                    write_line(stream, records.dump(summary))
+        self._report(summary)
+        return worst(self.tally.codes)
+
+    def _loop(self, explainer: Any, images: Iterator[ImageRef], tree: Any, found: Found, stream: Any) -> None:
+        limit = self.config.run.max_failures
+        results = explainer.explain(images, tree)
+        with self.console.progress(None), contextlib.closing(results):
+            for result in results:
+                self.tally.add(result.record, result.skipped)
+                if result.bug is not None:
+                    self.tally.codes.add(ExitCode.BUG)
+                    self.console.say(result.bug, level=2, kind="error")
+                if result.record.error is not None:
+                    error = result.record.error
+                    self.console.say(f"{result.ref.path}: {error.message} ({error.code})", kind="warning")
+                if stream is not None:
+                    write_line(stream, records.dump(result.record))
+                self.console.advance(self.tally.done, self._standing())
+                if limit is not None and self.tally.failed >= limit:
+                    self._end(ExitCode.SOME_FAILED, f"{limit} images failed (--max-failures)")
+                    return
+
+    def _until(self, images: Iterator[ImageRef], started: float) -> Iterator[ImageRef]:
+        """`images` until time is up; what has been begun is still finished."""
+        for ref in images:
+            seconds = self.config.run.max_seconds
+            if seconds is not None and time.monotonic() - started > seconds:
+                self._end(ExitCode.OUT_OF_TIME, f"{seconds:g} seconds are over (--max-seconds)")
+                return
+            yield ref
+
+    def _end(self, code: ExitCode, reason: str) -> None:
+        self.tally.codes.add(code)
+        self.stopped = self.stopped or reason
+
+    def _standing(self) -> str:
+        t = self.tally
+        parts = [f"{t.detections} detections"]
+        parts += [f"{count} {what}" for count, what in ((t.skipped, "skipped"), (t.failed, "failed")) if count]
+        return ", ".join(parts)
+
+    def _greet(self, explainer: Any) -> None:
+        info = explainer.info
+        self.console.say(f"{info.name} ({info.family}, {len(info.names)} classes, {explainer.size} px) on {explainer.device}")
+        if info.trusted:
+            self.console.say(f"{info.name} was unpickled fully (--trust-pickle): its code has run.", kind="warning")
+
+    def _summary(self, explainer: Any, found: Found, seconds: float) -> records.Summary:
+        t, info, timings = self.tally, explainer.info, explainer.timings
+        return records.Summary(
+            images=records.ImageCounts(ok=t.ok, failed=t.failed, skipped=t.skipped, ignored=found.ignored),
+            detections=t.detections,
+            attributions=t.attributions,
+            unconverged=t.unconverged,
+            evaluations=t.evaluations,
+            seconds=seconds,
+            timings={
+                "device": timings.device,
+                "waiting": timings.waiting,
+                "points": timings.points,
+                "padded_points": timings.padded,
+                "packs_halved": timings.packs_halved,
+            },
+            exit_code=int(worst(t.codes)),
+            stopped=self.stopped,
+            device=str(explainer.device),
+            model=records.ModelInfo(
+                name=info.name, sha256=info.sha256, family=info.family, head=info.head, imgsz=explainer.size
+            ),
+            versions=versions() | ({"trust_pickle": "used"} if info.trusted else {}),
+            config=self.config.plain(),
+            classes=t.statistics(),
+            failures=tuple(t.failures),
+        )
+
+    def _report(self, summary: records.Summary) -> None:
+        rows = [
+            (
+                c.class_name,
+                str(c.detections),
+                f"{c.mean_score:.2f}",
+                "–" if c.mean_inside_share is None else f"{100 * c.mean_inside_share:.0f} %",
+                "–" if c.converged_share is None else f"{100 * c.converged_share:.0f} %",
+            )
+            for c in summary.classes
+        ]
+        i = summary.images
+        title = f"{i.ok} explained, {i.skipped} already done, {i.failed} failed, in {summary.seconds:.1f} s"
+        self.console.table(title, ("class", "detections", "mean score", "evidence inside box", "converged"), rows)
+        if summary.stopped:
+            self.console.say(f"stopped early: {summary.stopped}; run the same command again to go on", kind="warning")
+        self.console.say(f"records and pictures: {self.config.output.dir}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides a result."""
+    import torch
+
+    import detxai
+    from detxai import _ultralytics
+
+    return {
+        "detxai": detxai.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ultralytics": _ultralytics.VERSION,
+        "numpy": version("numpy"),
+        "pillow": version("pillow"),
+    }
+
+
+@contextlib.contextmanager
+def _no_stdout() -> Iterator[None]:
+    yield None
