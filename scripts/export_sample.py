@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     figures = evaluate(model, unseen, list(kept["names"].values()), bf16=False)
     args.target.parent.mkdir(parents=True, exist_ok=True)
     save_file(half, args.target, metadata(args.target.stem, kept, figures, args.seed, args.count))
+    args.target.chmod(0o644)  # safetensors writes files for the owner alone
     print(json.dumps(figures, indent=2))
 
 
