@@ -20,7 +20,9 @@ from detxai.data import ImageRef
 from detxai.errors import UsageError
 
 _IMAGES = "jpg jpeg jpe jfif png webp bmp dib tif tiff gif avif mpo jp2 ppm pgm pnm"
-IMAGE_SUFFIXES = frozenset(f".{name}" for name in _IMAGES.split())
+# Not read yet, but never passed over in silence: a dump of scans may consist of them.
+_SCANS = "dcm dicom"
+IMAGE_SUFFIXES = frozenset(f".{name}" for name in f"{_IMAGES} {_SCANS}".split())
 #: Longer components are cut: file systems stop at 255 bytes, and the pictures' names add to them.
 MAX_COMPONENT = 180
 STDIN_NAME = "stdin"

@@ -13,8 +13,10 @@ from detxai.data import Letterbox, Pixels
 CONSTANT = {"black": 0.0, "white": 1.0, "gray": 114 / 255}
 NAMES = ("auto", *CONSTANT, "blur", "mean")
 
-#: Share of the pixels that the most common colour (±8 levels a channel) must cover to be called a ground.
-GROUND_SHARE = 0.12
+#: Share of the pixels around the most common colour that makes it a ground: less for the pale ground of scanners
+#: (mean level above PALE) than for darker ones. Its channels lie within CHROMA of each other: lawns are no ground.
+GROUND_SHARE, GROUND_SHARE_PALE = 0.4, 0.18
+PALE, CHROMA = 170, 45
 #: Standard deviation of the blur, as a share of the longer side.
 BLUR_SIGMA = 0.05
 
@@ -46,13 +48,18 @@ def baseline(name: str, square: Pixels, box: Letterbox, file: Pixels | None = No
 def ground(pixels: Pixels) -> tuple[int, int, int] | None:
     """The colour of the empty ground of a picture (height, width, 3), or None where no colour dominates."""
     flat = pixels.reshape(-1, 3)
-    coarse = (flat >> 3).astype(np.int32)
-    keys = coarse[:, 0] << 10 | coarse[:, 1] << 5 | coarse[:, 2]
-    mode = flat[keys == np.bincount(keys).argmax()].mean(0)
-    near = (np.abs(flat.astype(np.float32) - mode) <= 8).all(1)
-    if near.mean() < GROUND_SHARE:
+    bins = flat >> 4
+    count = np.zeros((18, 18, 18), np.int64)
+    np.add.at(count, tuple(bins.T.astype(np.int64) + 1), 1)
+    for axis in range(3):  # a colour counts with its neighbours: grounds are noisy
+        count = count + np.roll(count, 1, axis) + np.roll(count, -1, axis)
+    mode = np.array(np.unravel_index(count.argmax(), count.shape)) - 1
+    near = (np.abs(bins.astype(np.int16) - mode) <= 1).all(1)
+    colour = np.median(flat[near], axis=0).round().astype(int)
+    share = GROUND_SHARE_PALE if colour.mean() > PALE else GROUND_SHARE
+    if near.mean() < share or np.ptp(colour) >= CHROMA:
         return None
-    red, green, blue = np.median(flat[near], axis=0).round().astype(int)
+    red, green, blue = colour
     return int(red), int(green), int(blue)
 
 
