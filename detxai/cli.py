@@ -15,16 +15,16 @@ import typer
 
 from detxai.errors import DetxaiError, ExitCode, NoInputError
 
-EXAMPLES = """\
-[bold]Examples[/bold]
+ABOUT = """\
+Shows, for whole folders of images, [bold]why[/bold] a YOLO detector reported what it reported.
 
-  detxai explain samples/images                     the bundled detector, overlays and records in runs/explain
-
-  detxai explain scans/ -m best.pt -o out           your model, a folder, recursively
-
+\b
+  detxai explain samples/images                    overlays and records in runs/explain
+  detxai explain scans/ -m best.pt -o out          your model, a folder, recursively
+  detxai explain 'bags/**/*.jpg' --target class,box --as-class gun
   find . -name '*.png' | detxai explain - --json | jq .status
 
-  detxai explain 'bags/**/*.jpg' --as-class gun --target class,box
+A map or a verdict means: look again. It never clears a bag and never hides a detection.
 """
 
 app = typer.Typer(
@@ -93,16 +93,13 @@ def _ultralytics_version() -> str:
     return "missing"
 
 
-@app.callback(epilog=EXAMPLES)
+@app.callback(help=ABOUT)
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and leave.")
     ] = False,
 ) -> None:
-    """Shows, for whole folders of images, [bold]why[/bold] a YOLO detector reported what it reported.
-
-    A map or a verdict means: look again. It never clears a bag and never hides a detection.
-    """
+    pass
 
 
 INPUT, MODEL, WHAT, OUTPUT, RUN = "Input", "Model and detection", "Attribution", "Output", "Run"
@@ -247,3 +244,49 @@ def schema(
     else:
         raise click.BadArgumentUsage(f"There is no schema {kind!r}: record, summary or config.")
     print(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def doctor(
+    model: Annotated[
+        list[str] | None, typer.Option("-m", "--model", help="Models to test; default: the bundled one.", metavar="PATH")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda:N, mps.")] = "auto",
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Unpickle these checkpoints fully, in this run only.")
+    ] = False,
+) -> int:
+    """Versions, devices, and whether a model can be explained (exit code 5 if not)."""
+    from detxai import doctor as checks
+    from detxai.errors import ModelError
+
+    for name, value in checks.machine():
+        print(f"{name:>20}  {value}")
+    code = ExitCode.OK
+    for path in model or [None]:
+        print()
+        try:
+            for name, value in checks.require(checks.model(path, device, trust_pickle)):
+                print(f"{name:>20}  {value}", flush=True)
+        except ModelError as error:
+            code = error.exit_code
+    return int(code)
+
+
+@app.command()
+def convert(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.pt", help="A checkpoint that detxai loads.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The model without a pickle.")],
+    half: Annotated[bool, typer.Option("--half", help="Store 16-bit weights: half the size, slightly other scores.")] = False,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Unpickle this checkpoint fully, in this run only.")
+    ] = False,
+) -> None:
+    """Write a checkpoint as safetensors with its architecture: no pickle, nothing to run."""
+    from detxai import weights
+
+    if target.suffix != ".safetensors":
+        raise click.BadArgumentUsage(f"OUT must end in .safetensors (it is {target}).")
+    checkpoint = weights.load(str(model), trust_pickle=trust_pickle)
+    weights.save(checkpoint, target, half=half)
+    print(f"{target}  sha256 {weights.load(str(target)).sha256}")

@@ -137,6 +137,7 @@ def _from_safetensors(name: str, digest: str, data: bytes) -> Checkpoint:
         names = {int(k): str(v) for k, v in json.loads(about["names"]).items()}
         tensors = {key: value.float() for key, value in load_tensors(data).items()}
         module = build(architecture, names)
+        _fit(module, tensors)
         missing, unexpected = module.load_state_dict(tensors, strict=False)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"{name} is not a readable detxai model: {_first_line(error)}") from error
@@ -167,10 +168,31 @@ def build(architecture: dict[str, Any], names: dict[int, str]) -> nn.Module:
     return module
 
 
+def _fit(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Give convolutions and norms the widths of their tensors: fine-tuning keeps a head wider than its yaml says."""
+    for name, part in list(module.named_modules()):
+        shape = tensors[f"{name}.weight"].shape if f"{name}.weight" in tensors else None
+        if shape is None or not isinstance(part, (nn.Conv2d, nn.BatchNorm2d)) or part.weight.shape == shape:
+            continue
+        parent, _, child = name.rpartition(".")
+        new: nn.Module
+        if isinstance(part, nn.BatchNorm2d):
+            new = nn.BatchNorm2d(shape[0], part.eps, part.momentum)
+        else:
+            groups = shape[0] if part.groups == part.out_channels > 1 else part.groups
+            new = nn.Conv2d(
+                shape[1] * groups, shape[0], part.kernel_size, part.stride, part.padding, part.dilation, groups,
+                bias=part.bias is not None,
+            )  # fmt: skip
+        setattr(module.get_submodule(parent), child, new.eval())
+
+
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
     """Write `checkpoint` as `.safetensors` with its architecture in the header: a model without a pickle."""
     from safetensors.torch import save_file
 
+    if checkpoint.kind != "ultralytics":
+        raise ModelError(f"{checkpoint.name}: {checkpoint.kind} models are not converted; detxai reads them as they are.")
     module: Any = checkpoint.module
     dtype = torch.float16 if half else torch.float32
     tensors = {
