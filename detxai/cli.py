@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from detxai.errors import DetxaiError, ExitCode, NoInputError
@@ -19,13 +18,16 @@ ABOUT = """\
 Shows, for whole folders of images, [bold]why[/bold] a YOLO detector reported what it reported.
 
 \b
-  detxai explain samples/images                    overlays and records in runs/explain
-  detxai explain scans/ -m best.pt -o out          your model, a folder, recursively
+  detxai explain samples/images             overlays and records in runs/explain
+  detxai explain scans/ -m best.pt -o out   your model, a folder, recursively
   detxai explain 'bags/**/*.jpg' --target class,box --as-class gun
   find . -name '*.png' | detxai explain - --json | jq .status
 
 A map or a verdict means: look again. It never clears a bag and never hides a detection.
 """
+
+#: The root of what typer raises for wrong usage; newer typers carry a click of their own.
+ClickException: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="detxai",
@@ -42,15 +44,12 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(list(arguments), standalone_mode=False)
         return int(code or 0)
-    except click.exceptions.Exit as leave:
+    except typer.Exit as leave:
         return int(leave.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return int(ExitCode.USAGE)
-    except click.ClickException as error:
+    except ClickException as error:
         error.show(sys.stderr)
         return int(ExitCode.USAGE)
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         return int(ExitCode.INTERRUPTED)
     except DetxaiError as error:
         from detxai.console import Console
@@ -242,7 +241,7 @@ def schema(
     elif kind in ("record", "summary"):
         found = records.schema(kind)  # type: ignore[arg-type]
     else:
-        raise click.BadArgumentUsage(f"There is no schema {kind!r}: record, summary or config.")
+        raise typer.BadParameter(f"There is no schema {kind!r}: record, summary or config.")
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
@@ -286,7 +285,7 @@ def convert(
     from detxai import weights
 
     if target.suffix != ".safetensors":
-        raise click.BadArgumentUsage(f"OUT must end in .safetensors (it is {target}).")
+        raise typer.BadParameter(f"OUT must end in .safetensors (it is {target}).")
     checkpoint = weights.load(str(model), trust_pickle=trust_pickle)
     weights.save(checkpoint, target, half=half)
     print(f"{target}  sha256 {weights.load(str(target)).sha256}")

@@ -207,7 +207,7 @@ def fuse(module: nn.Module) -> nn.Module:
     from ultralytics.utils.torch_utils import fuse_conv_and_bn, fuse_deconv_and_bn
 
     part: Any
-    for part in list(module.modules()):
+    for part in module.modules():  # lazily: what a fusion removes must not be visited again
         if isinstance(part, RepConv) and hasattr(part, "conv1"):
             part.fuse_convs()
             part.forward = part.forward_fuse
