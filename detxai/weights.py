@@ -163,7 +163,8 @@ def build(architecture: dict[str, Any], names: dict[int, str]) -> nn.Module:
     activation = architecture.get("activation")
     if activation and not re.fullmatch(r"(torch\.)?nn\.(SiLU|ReLU|LeakyReLU|GELU|Mish|Hardswish)\([\d.,= \w]*\)", activation):
         raise ModelError(f"The architecture names an unknown activation: {activation!r}.")
-    module = DetectionModel(dict(architecture), ch=architecture.get("channels", 3), nc=len(names), verbose=False)
+    architecture = architecture | {"nc": len(names)}
+    module = DetectionModel(architecture, ch=architecture.get("channels", 3), verbose=False)
     module.names = names
     return module
 
