@@ -41,6 +41,8 @@ app = typer.Typer(
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code: usage errors 2, DetxaiError its own, the rest 1."""
+    from detxai.console import Console
+
     try:
         code = app(list(arguments), standalone_mode=False)
         return int(code or 0)
@@ -52,13 +54,16 @@ def run(arguments: Sequence[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return int(ExitCode.INTERRUPTED)
     except DetxaiError as error:
-        from detxai.console import Console
-
         Console().error(error)
         return int(error.exit_code)
     except BrokenPipeError:
         _silence_stdout()
         return int(ExitCode.READER_GONE)
+    except Exception as error:
+        if "-vv" in arguments or os.environ.get("DETXAI_VERBOSITY") == "2":
+            raise
+        Console().say(f"a bug: {type(error).__name__}: {error} (-vv shows where)", level=-1, kind="error")
+        return int(ExitCode.BUG)
 
 
 def _silence_stdout() -> None:
@@ -207,15 +212,20 @@ def _explain(settings: Any, sources: list[str], null: bool) -> int:
     from detxai import sources as places
     from detxai.console import Console
 
+    started = time.monotonic()
     console = Console(settings.talk.verbosity, settings.talk.color, settings.talk.log_format)
     stdin = sys.stdin.buffer if "-" in sources else None
     shard = settings.run.part if settings.run.shard else None
-    found = places.find(sources, stdin, null, shard, exclude=settings.output.dir)
-    if settings.run.dry_run:
-        return _dry_run(console, found)
-    from detxai.job import Job
+    try:
+        found = places.find(sources, stdin, null, shard, exclude=settings.output.dir)
+        if settings.run.dry_run:
+            return _dry_run(console, found)
+        from detxai.job import Job
 
-    return int(Job(settings, console).run(found, time.monotonic()))
+        return int(Job(settings, console).run(found, started))
+    except DetxaiError as error:
+        console.error(error)
+        return int(error.exit_code)
 
 
 def _dry_run(console: Any, found: Any) -> int:

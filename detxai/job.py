@@ -109,7 +109,11 @@ class Job:
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(guarded_stdout() if self.config.run.json_lines else _no_stdout())
             stack.enter_context(signals())
-            return self._run(found, started, stream)
+            try:
+                return self._run(found, started, stream)
+            except Stopped as stop:  # before the first image
+                self.console.say(str(stop), level=-1, kind="error")
+                return ExitCode(stop.code)
 
     def _run(self, found: Found, started: float, stream: BinaryIO | None) -> ExitCode:
         refs = iter(found.refs)
@@ -127,7 +131,7 @@ class Job:
         with Store(self.config.output.dir, self.config.output.lock_timeout) as tree:
             try:
                 images = chain([first] if first else [], refs)
-                self._loop(explainer, self._until(images, started), tree, found, stream)
+                self._loop(explainer, images, tree, started, stream)
             except Stopped as stop:
                 self._end(ExitCode(stop.code), str(stop))
             except ReaderGone:
@@ -143,9 +147,9 @@ class Job:
         self._report(summary)
         return worst(self.tally.codes)
 
-    def _loop(self, explainer: Any, images: Iterator[ImageRef], tree: Any, found: Found, stream: Any) -> None:
+    def _loop(self, explainer: Any, images: Iterator[ImageRef], tree: Any, started: float, stream: Any) -> None:
         limit = self.config.run.max_failures
-        results = explainer.explain(images, tree)
+        results = explainer.explain(images, tree, lambda: self._over(started))
         with self.console.progress(None), contextlib.closing(results):
             for result in results:
                 self.tally.add(result.record, result.skipped)
@@ -162,14 +166,13 @@ class Job:
                     self._end(ExitCode.SOME_FAILED, f"{limit} images failed (--max-failures)")
                     return
 
-    def _until(self, images: Iterator[ImageRef], started: float) -> Iterator[ImageRef]:
-        """`images` until time is up; what has been begun is still finished."""
-        for ref in images:
-            seconds = self.config.run.max_seconds
-            if seconds is not None and time.monotonic() - started > seconds:
-                self._end(ExitCode.OUT_OF_TIME, f"{seconds:g} seconds are over (--max-seconds)")
-                return
-            yield ref
+    def _over(self, started: float) -> bool:
+        """Whether the time of the run is up while there is still an image to begin."""
+        seconds = self.config.run.max_seconds
+        if seconds is None or time.monotonic() - started <= seconds:
+            return False
+        self._end(ExitCode.OUT_OF_TIME, f"{seconds:g} seconds are over (--max-seconds)")
+        return True
 
     def _end(self, code: ExitCode, reason: str) -> None:
         self.tally.codes.add(code)

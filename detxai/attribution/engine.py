@@ -20,8 +20,22 @@ from detxai.attribution.path import Point, Reply
 from detxai.data import Target
 
 T = TypeVar("T")
-#: Rows in a pack, by device; a run out of memory goes on with half.
+#: Rows in a pack by device, for inputs up to 640 pixels; a run out of memory goes on with half.
 ROWS = {"cpu": 8, "mps": 8, "cuda": 32}
+
+
+def rows_for(device: torch.device, size: int) -> int:
+    """Rows in a pack of `size` pixel squares: a fixed table, never the free memory, so that bytes repeat."""
+    rows = ROWS.get(device.type, 8)
+    while size > 640 and rows > 1:
+        size, rows = size * 5 // 7, rows // 2
+    return rows
+
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says that a device or the machine has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class Field(Protocol):
@@ -41,21 +55,23 @@ class _Job:
     replies: list[Reply | None] = field(default_factory=list)
 
 
+_Entry = tuple[_Job, int, Point]
+
+
 @dataclass
 class Engine:
-    """Runs coroutines that ask for path points. `rows`: points a pack (fixed for a run, see ROWS)."""
+    """Runs coroutines that ask for path points. `rows`: points a pack, fixed for a run (see `rows_for`).
+
+    `seconds` computing, `points` computed, of them `padded` in vain, `halved`: how often memory ran out.
+    """
 
     f: Field
     device: torch.device
-    rows: int = 0
-    dtype: torch.dtype = torch.float32
+    rows: int = 8
     seconds: float = 0.0
     points: int = 0
     padded: int = 0
     halved: int = 0
-
-    def __post_init__(self) -> None:
-        self.rows = self.rows or ROWS.get(self.device.type, 8)
 
     def run(
         self, jobs: Iterable[tuple[Any, Generator[list[Point], list[Reply], T]]], in_flight: int
@@ -63,7 +79,7 @@ class Engine:
         """(tag, result) of every job as it finishes; at most `in_flight` are begun at a time."""
         source, exhausted = iter(jobs), False
         begun = 0
-        waiting: deque[tuple[_Job, int, Point]] = deque()
+        waiting: deque[_Entry] = deque()
         while True:
             while not exhausted and begun < in_flight and not self._full(waiting):
                 entry = next(source, None)
@@ -86,14 +102,19 @@ class Engine:
                     begun -= 1
                     yield job.tag, done.value
 
-    def _full(self, waiting: deque[tuple[_Job, int, Point]]) -> bool:
-        counts = [0, 0]
-        for _, _, point in waiting:
-            counts[point.gradient] += 1
-        return max(counts) >= self.rows
+    def _full(self, waiting: deque[_Entry]) -> bool:
+        return len(waiting) >= self.rows and len(max(self._kinds(waiting), key=len)) >= self.rows
 
     @staticmethod
-    def _advance(job: _Job, replies: Any, waiting: deque[tuple[_Job, int, Point]]) -> StopIteration | None:
+    def _kinds(waiting: Iterable[_Entry]) -> list[list[_Entry]]:
+        """The waiting points by what a pack must have in common."""
+        kinds: dict[tuple[bool, torch.dtype], list[_Entry]] = {}
+        for entry in waiting:
+            kinds.setdefault((entry[2].gradient, entry[2].dtype), []).append(entry)
+        return list(kinds.values())
+
+    @staticmethod
+    def _advance(job: _Job, replies: Any, waiting: deque[_Entry]) -> StopIteration | None:
         """Send `replies` to the job and queue what it asks next; its StopIteration when it is done."""
         try:
             points = job.ask.send(replies)
@@ -103,10 +124,9 @@ class Engine:
         waiting.extend((job, i, point) for i, point in enumerate(points))
         return None
 
-    def _step(self, waiting: deque[tuple[_Job, int, Point]]) -> list[_Job]:
+    def _step(self, waiting: deque[_Entry]) -> list[_Job]:
         """Run one pack of the waiting points; the jobs that have all their replies now."""
-        kinds = [[entry for entry in waiting if entry[2].gradient == kind] for kind in (False, True)]
-        chosen = max(kinds, key=len)
+        chosen = max(self._kinds(waiting), key=len)
         # Rows with as many targets as their neighbours waste no backward passes.
         chosen.sort(key=lambda entry: -len(entry[2].targets))
         pack = chosen[: self.rows]
@@ -116,8 +136,8 @@ class Engine:
         waiting.extend(rest)
         try:
             replies = self._evaluate([point for _, _, point in pack])
-        except torch.OutOfMemoryError:
-            if self.rows == 1:
+        except RuntimeError as error:  # OutOfMemoryError on a GPU, a plain one on the CPU
+            if not out_of_memory(error) or self.rows == 1:
                 raise
             self.rows, self.halved = self.rows // 2, self.halved + 1
             waiting.extendleft(reversed(pack))
@@ -144,7 +164,7 @@ class Engine:
             for k in range(depth)
             for row, p in enumerate(points + points[:1] * spare)
         ]
-        with torch.set_grad_enabled(gradient), self._autocast():
+        with torch.set_grad_enabled(gradient), self._arithmetic(points[0].dtype):
             values = self.f(x, pins).float().view(depth, self.rows)
         products: list[Tensor] = []
         if gradient:
@@ -161,10 +181,10 @@ class Engine:
             for row, p in enumerate(points)
         ]
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.dtype is torch.float32:
+    def _arithmetic(self, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+        if dtype is torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return torch.autocast(self.device.type, dtype)
 
 
 def solve(f: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor], ask: Generator[list[Point], list[Reply], T]) -> T:

@@ -8,7 +8,7 @@ x the image, b the baseline, α the position on the path, F a target, f(α) = �
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from detxai.data import Target
 
 #: Simpson on four panels in √α: every node is used again when a panel is halved, and nodes crowd at the baseline.
 DEFAULT_RULE = newton_cotes(3, power=2.0, panels=4)
+
+
+#: Rounding noise stops low precision from converging on hard paths; there float32 takes over after this many.
+LOW_PRECISION_EVALUATIONS = 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +42,16 @@ class Path:
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """One row of a batch: the place `alpha` on `path`, the targets wanted there, and whether their gradients are."""
+    """One row of a batch: the place `alpha` on `path`, the targets wanted there, and whether their gradients are.
+
+    `dtype` is the arithmetic of the network below the head.
+    """
 
     path: Path
     alpha: float
     targets: tuple[Target, ...]
     gradient: bool = True
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +74,7 @@ class Integral:
     error_bound: float
     converged: bool
     evaluations: int
+    dtype: torch.dtype = torch.float32
 
 
 Ask = Generator[list[Point], list[Reply], list[Integral]]
@@ -78,12 +87,14 @@ def integrated_gradients(
     tolerance: float = 0.05,
     max_evaluations: int = 256,
     rule: Rule = DEFAULT_RULE,
+    dtype: torch.dtype = torch.float32,
 ) -> Ask:
     """Coroutine for the integrals of `targets` along `path`: refined until `error_bound` ≤ `tolerance`.
 
     All targets share the forward pass of a point. A target stops by itself; one that would need more than
     `max_evaluations` gradients is returned as it stands, not converged.
     """
+    rule = rule.within(max_evaluations)
     meshes = [Mesh(rule) for _ in targets]
     products: list[dict[float, Tensor]] = [{} for _ in targets]
     spent = [0] * len(targets)
@@ -94,7 +105,8 @@ def integrated_gradients(
             for v, gradient in meshes[k].missing().items():
                 plan.setdefault((v, gradient), []).append(k)
         points = [
-            Point(path, rule.alpha(v), tuple(targets[k] for k in ks), gradient) for (v, gradient), ks in plan.items()
+            Point(path, rule.alpha(v), tuple(targets[k] for k in ks), gradient, dtype)
+            for (v, gradient), ks in plan.items()
         ]
         replies = yield points
         for ((v, gradient), ks), reply in zip(plan.items(), replies, strict=True):
@@ -107,15 +119,30 @@ def integrated_gradients(
         for k in sorted(active):
             if not _refined(meshes[k], spent[k], tolerance, max_evaluations):
                 active.remove(k)
-                wanted = meshes[k].weights()
-            else:
-                wanted = dict.fromkeys(meshes[k].slope)  # type: ignore[assignment]
-                wanted = {v: 0.0 for v in meshes[k].weights()}
-            products[k] = {v: q for v, q in products[k].items() if v in wanted}
+            kept = meshes[k].weights()
+            products[k] = {v: q for v, q in products[k].items() if v in kept}
     return [
-        _integral(target, mesh, nodes, count, tolerance)
+        _integral(target, mesh, nodes, count, tolerance, dtype)
         for target, mesh, nodes, count in zip(targets, meshes, products, spent, strict=True)
     ]
+
+
+def guarded(
+    path: Path, targets: Sequence[Target], *, tolerance: float, max_evaluations: int, dtype: torch.dtype
+) -> Ask:
+    """`integrated_gradients` in `dtype`; targets that do not converge in it are done again in float32."""
+    low = min(max_evaluations, LOW_PRECISION_EVALUATIONS) if dtype != torch.float32 else max_evaluations
+    found = yield from integrated_gradients(
+        path, targets, tolerance=tolerance, max_evaluations=low, dtype=dtype
+    )
+    again = [i for i, integral in enumerate(found) if not integral.converged and dtype != torch.float32]
+    if again:
+        exact = yield from integrated_gradients(
+            path, [targets[i] for i in again], tolerance=tolerance, max_evaluations=max_evaluations
+        )
+        for i, integral in zip(again, exact, strict=True):
+            found[i] = replace(integral, evaluations=integral.evaluations + found[i].evaluations)
+    return found
 
 
 def _refined(mesh: Mesh, spent: int, tolerance: float, max_evaluations: int) -> bool:
@@ -130,7 +157,9 @@ def _refined(mesh: Mesh, spent: int, tolerance: float, max_evaluations: int) -> 
     return True
 
 
-def _integral(target: Target, mesh: Mesh, products: dict[float, Tensor], spent: int, tolerance: float) -> Integral:
+def _integral(
+    target: Target, mesh: Mesh, products: dict[float, Tensor], spent: int, tolerance: float, dtype: torch.dtype
+) -> Integral:
     weights = mesh.weights()
     total = torch.zeros_like(next(iter(products.values())), dtype=torch.float64)
     for v in sorted(weights):
@@ -145,4 +174,5 @@ def _integral(target: Target, mesh: Mesh, products: dict[float, Tensor], spent: 
         bound,
         bound <= tolerance,
         spent,
+        dtype,
     )

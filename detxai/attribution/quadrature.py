@@ -10,7 +10,7 @@ a panel [α₁, α₂], and its difference to the quadrature is the panel's true
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -36,6 +36,12 @@ class Rule:
     def density(self, v: float) -> float:
         """dα/dv."""
         return float(self.power * v ** (self.power - 1.0))
+
+    def within(self, evaluations: int) -> Rule:
+        """This rule on fewer panels where it would begin with more than `evaluations` gradients."""
+        fewer = (replace(self, panels=n) for n in range(self.panels, 1, -1))
+        fits = (rule for rule in fewer if sum(Mesh(rule).missing().values()) <= evaluations)
+        return next(fits, replace(self, panels=1))
 
 
 def gauss_legendre(n: int, *, power: float = 1.0, panels: int = 1) -> Rule:

@@ -144,9 +144,13 @@ class Branch:
         Cells are taken in groups of the batch size, the last one filled up: fixed shapes give every cell the same
         bits whatever it shares a batch with.
         """
+        feature = feature.float()
         group, spare = len(feature), -len(rows) % len(feature)
         rows, cells = [*rows, *rows[:1] * spare], [*cells, *cells[:1] * spare]
-        parts = [self._group(feature, rows[i : i + group], cells[i : i + group]) for i in range(0, len(rows), group)]
+        with torch.autocast(feature.device.type, enabled=False):  # the head is cheap, and logits are its differences
+            parts = [
+                self._group(feature, rows[i : i + group], cells[i : i + group]) for i in range(0, len(rows), group)
+            ]
         return torch.cat(parts)[: len(rows) - spare]
 
     def _group(self, feature: Tensor, rows: Sequence[int], cells: Sequence[tuple[int, int]]) -> Tensor:
