@@ -1,0 +1,245 @@
+"""Every family of heads that Ultralytics builds, against the model's own forward.
+
+Untouched random weights output constants, and a test on constants passes whatever the code does. So BatchNorm
+statistics are computed on real pictures first, and the tested targets must move by 0.3 and more.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from detxai import _ultralytics  # noqa: F401  (before ultralytics itself)
+from detxai.attribution.engine import solve
+from detxai.attribution.path import Path, integrated_gradients
+from detxai.data import Checkpoint, Target
+from detxai.detectors import Detector, Pin, build, reported, self_test
+from detxai.detectors.base import EDGES, Candidates
+from ultralytics.nn import tasks
+from ultralytics.utils import ASSETS
+from ultralytics.utils.nms import non_max_suppression
+
+SIZE = 128
+SEED = 7
+#: What an attribution test needs to mean anything: F(image) − F(baseline) of the tested target.
+ENOUGH = 0.3
+
+
+class Family(NamedTuple):
+    """How a family is built here, and what is expected of it. `small`: overrides that shrink the yaml.
+
+    `dark`: the baseline is the picture at this brightness, one of those that the statistics were computed on. The slope
+    of a random ReLU network (v6) jumps too often for a longer path.
+    """
+
+    yaml: str
+    model: str = "DetectionModel"
+    branch: str = "one2many"
+    sparse: bool = True
+    size: int = SIZE
+    dark: float = 0.4
+    small: tuple[tuple[str, Any], ...] = ()
+
+
+THIN = (("width_multiple", 0.25), ("depth_multiple", 0.34))
+FAMILIES = {
+    "v3u": Family("yolov3.yaml", small=THIN),
+    "v3u-spp": Family("yolov3-spp.yaml", small=THIN),
+    "v3u-tiny": Family("yolov3-tiny.yaml", small=(("width_multiple", 0.5),)),
+    "v5u": Family("yolov5n.yaml"),
+    "v5u-p6": Family("yolov5n-p6.yaml"),
+    "v6": Family("yolov6n.yaml", dark=0.9),
+    "v8": Family("yolov8n.yaml"),
+    "v8-p2": Family("yolov8n-p2.yaml"),
+    "v8-p6": Family("yolov8n-p6.yaml"),
+    "v8-ghost": Family("yolov8n-ghost.yaml"),
+    "v9": Family("yolov9t.yaml"),
+    "v10": Family("yolov10n.yaml", branch="one2one"),
+    "11": Family("yolo11n.yaml"),
+    "12": Family("yolo12n.yaml"),
+    "26": Family("yolo26n.yaml", branch="one2one"),
+    "v8-seg": Family("yolov8n-seg.yaml", "SegmentationModel"),
+    "11-pose": Family("yolo11n-pose.yaml", "PoseModel"),
+    "11-obb": Family("yolo11n-obb.yaml", "OBBModel"),
+    "26-seg": Family("yolo26n-seg.yaml", "SegmentationModel", "one2one"),
+    "26-pose": Family("yolo26n-pose.yaml", "PoseModel", "one2one"),
+    "26-obb": Family("yolo26n-obb.yaml", "OBBModel", "one2one"),
+    "world": Family("yolov8s-world.yaml", "WorldModel"),
+    "world-v2": Family("yolov8s-worldv2.yaml", "WorldModel"),
+    "yoloe-v8": Family("yoloe-v8s.yaml", "YOLOEModel"),
+    "yoloe-26": Family("yoloe-26n.yaml", "YOLOEModel", "one2one"),
+    "yoloe-11-seg": Family("yoloe-11s-seg.yaml", "YOLOESegModel"),
+}
+
+
+@cache
+def photo(name: str, size: int) -> Tensor:
+    """(3, size, size) float32: a picture that ultralytics ships, letterboxed (neither is square)."""
+    picture = Image.open(ASSETS / name).convert("RGB")
+    picture.thumbnail((size, size))
+    square = np.full((size, size, 3), 114, np.uint8)
+    top, left = (size - picture.height) // 2, (size - picture.width) // 2
+    square[top : top + picture.height, left : left + picture.width] = np.asarray(picture)
+    return torch.from_numpy(square).permute(2, 0, 1).float() / 255
+
+
+def photos(size: int, dark: float) -> Tensor:
+    """(8, 3, size, size): two pictures, mirrored, and darker: no place on the path to black is far from them."""
+    two = torch.stack([photo("bus.jpg", size), photo("zidane.jpg", size)])
+    return torch.cat([two, two.flip(-1), two * dark, two.flip(-1) * 0.1])
+
+
+def network(family: Family) -> Any:
+    """The family's network with seeded random weights and BatchNorm statistics of real pictures."""
+    torch.manual_seed(SEED)
+    yaml = tasks.yaml_model_load(family.yaml) | dict(family.small)
+    module = getattr(tasks, family.model)(yaml, ch=3, nc=12, verbose=False)
+    if family.model.startswith("YOLOE"):
+        module.set_classes([f"thing {i}" for i in range(12)], nn.functional.normalize(torch.randn(1, 12, 512), dim=-1))
+    module.names = {i: f"thing {i}" for i in range(12)}
+    calibrate(module, photos(2 * family.size, family.dark))
+    if family.branch == "one2one":
+        module.model[-1].end2end = True
+    return module
+
+
+def calibrate(module: nn.Module, pictures: Tensor) -> None:
+    """Set the statistics of every BatchNorm to those of `pictures`; leaves the module in evaluation mode."""
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    with torch.no_grad():
+        module.train()(pictures)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    module.eval()
+
+
+@dataclass(eq=False)
+class Case:
+    """One family at work: its network, our detector, a picture, a darker one as baseline, all predictions on both."""
+
+    family: Family
+    network: Any
+    detector: Detector
+    x: Tensor
+    baseline: Tensor
+    found: Candidates
+    dark: Candidates
+
+    def moving(self, level: int, kind: str = "class") -> Target:
+        """The target of `level` that differs most between picture and baseline."""
+        now, then = (c.logits if kind == "class" else c.boxes[:, [EDGES.index(kind)]] for c in (self.found, self.dark))
+        moved = (now - then).abs() * (self.found.levels == level)[:, None]
+        anchor, class_id = divmod(int(moved.argmax()), moved.shape[1])
+        assert float(moved.max()) >= ENOUGH, f"level {level} moves by {float(moved.max())} only: the test would be void"
+        return Target(anchor, level, kind, class_id if kind == "class" else 0, context=self.found.context)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request: pytest.FixtureRequest) -> Case:
+    family = FAMILIES[request.param]
+    module = network(family)
+    detector = build(Checkpoint(request.param, "0" * 64, "ultralytics", module, request.param, module.names, 640))
+    x = photo("bus.jpg", family.size)[None]
+    with torch.no_grad():
+        found, dark = (detector.predict(y)[0] for y in (x, x * family.dark))
+    return Case(family, module, detector, x, x * family.dark, found, dark)
+
+
+def own_output(module: Any, x: Tensor, branch: str) -> tuple[Tensor, Tensor]:
+    """(rows of the model's forward, its decoded (A, 4 + classes …) of `branch`)."""
+    with torch.no_grad():
+        rows, raw = copy.deepcopy(module)(x)
+        rows = rows[0] if isinstance(rows, tuple) else rows
+        decoded = module.model[-1]._inference(raw[branch]).mT[0] if "one2one" in raw else rows[0].mT
+    return rows[0], decoded
+
+
+def test_predictions_are_the_models_own(case: Case) -> None:
+    rows, decoded = own_output(case.network, case.x, case.family.branch)
+    assert case.detector.info.head == case.family.branch
+    torch.testing.assert_close(case.found.scores, decoded[:, 4:16], atol=1e-4, rtol=0)
+    boxes = decoded[:, :4]
+    if case.found.rotated is not None:
+        theirs = torch.cat([boxes, decoded[:, -1:]], -1)
+        torch.testing.assert_close(case.found.rotated, theirs, atol=1e-2, rtol=0)
+    elif case.family.branch == "one2one":
+        torch.testing.assert_close(case.found.boxes, boxes, atol=1e-2, rtol=0)
+    else:
+        centre, size = boxes.split(2, -1)
+        corners = torch.cat([centre - size / 2, centre + size / 2], -1)
+        torch.testing.assert_close(case.found.boxes, corners, atol=1e-2, rtol=0)
+    # What is reported is what ultralytics' own post-processing reports.
+    best = case.found.scores.flatten().topk(60).values
+    gap = 29 + int(best[29:].diff().argmin())
+    conf = float(best[gap] + best[gap + 1]) / 2
+    ours = reported(case.found, conf=conf, iou=0.5, max_det=100)
+    if case.family.branch == "one2one":
+        theirs = rows[rows[:, 4] > conf]
+    else:
+        turned = case.found.rotated is not None
+        theirs = non_max_suppression(rows[None], conf, 0.5, nc=12, max_det=100, rotated=turned, max_time_img=60.0)[0]
+    assert len(ours) > 5
+    mine = [(c, float(case.found.scores[a, c])) for a, c in ours]
+    assert [score for _, score in mine] == sorted((score for _, score in mine), reverse=True)
+    torch.testing.assert_close(
+        torch.tensor(sorted(mine)), torch.tensor(sorted((int(c), float(p)) for p, c in theirs[:, 4:6])), atol=1e-4, rtol=0
+    )
+
+
+def test_every_target_has_a_gradient(case: Case) -> None:
+    x = case.x.clone().requires_grad_(True)
+    targets = [case.moving(0, kind) for kind in case.detector.info.targets]
+    values = case.detector.values(x, [Pin(0, target) for target in targets])
+    for value in values:
+        (gradient,) = torch.autograd.grad(value, x, retain_graph=True)
+        assert bool(gradient.isfinite().all())
+        assert float(gradient.abs().max()) > 0
+    assert self_test(case.detector, case.x) > 0
+
+
+def test_sparse_equals_full(case: Case) -> None:
+    assert case.detector.info.sparse == case.family.sparse
+    kinds = case.detector.info.targets
+    for level in range(int(case.found.levels.max()) + 1):
+        here = (case.found.levels == level).nonzero().flatten().tolist()
+        width = round(len(here) ** 0.5)
+        cells = {here[0], here[width - 1], here[-1], here[len(here) // 2], here[len(here) // 2 + width // 2]}
+        pins = [
+            Pin(0, Target(a, level, kind, a % 12, context=case.found.context)) for a in sorted(cells) for kind in kinds
+        ]
+        mix = torch.linspace(-1, 1, len(pins))
+        results = []
+        for function in (case.detector.values, case.detector.full_values):
+            x = case.x.clone().requires_grad_(True)
+            values = function(x, pins)
+            (gradient,) = torch.autograd.grad((values * mix).sum(), x)
+            results.append((values.detach(), gradient))
+        (values, gradient), (full_values, full_gradient) = results
+        torch.testing.assert_close(values, full_values, atol=1e-4, rtol=1e-5)
+        assert float((gradient - full_gradient).norm() / full_gradient.norm()) <= 1e-4
+
+
+def test_integral_is_complete(case: Case) -> None:
+    path = Path(case.x[0], case.baseline[0])
+    targets = [case.moving(0), case.moving(0, "left")]
+    with torch.no_grad():
+        at_input = case.detector.full_values(case.x, [Pin(0, target) for target in targets])
+    for target, value, integral in zip(
+        targets, at_input, solve(case.detector.values, integrated_gradients(path, targets)), strict=True
+    ):
+        assert integral.converged, (target, integral.error_bound, integral.evaluations)
+        assert integral.completeness_error <= 0.05
+        assert abs(integral.value_at_input - integral.value_at_baseline) >= ENOUGH
+        assert integral.value_at_input == pytest.approx(float(value), abs=1e-3)
