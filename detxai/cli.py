@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     from detxai.console import Console
 
     try:
-        code = app(list(arguments), standalone_mode=False)
+        code = app(list(arguments), prog_name="detxai", standalone_mode=False)
         return int(code or 0)
     except typer.Exit as leave:
         return int(leave.exit_code)
@@ -127,12 +127,18 @@ def explain(
         str | None,
         _option("--window", panel=INPUT, help="16-bit and float images: auto, full, LO,HI or 'percentile P,Q'."),
     ] = None,
+    max_pixels: Annotated[
+        int | None, _option("--max-pixels", panel=INPUT, help="Images with more pixels fail. [100000000]")
+    ] = None,
     model: Annotated[
         str | None,
         _option("-m", "--model", panel=MODEL, help="Checkpoint; default: the bundled sample detector.", metavar="PATH"),
     ] = None,
     trust_pickle: Annotated[
         bool | None, _option("--trust-pickle", panel=MODEL, help="Unpickle this checkpoint fully, in this run only.")
+    ] = None,
+    sha256: Annotated[
+        str | None, _option("--sha256", panel=MODEL, help="Refuse a model file with another SHA-256.", metavar="HEX")
     ] = None,
     head: Annotated[
         str | None, _option("--head", panel=MODEL, help="Where a model has two: auto, one2many or one2one.")
@@ -191,9 +197,10 @@ def explain(
     from detxai import config as configuration
 
     options: dict[str, Any] = {
-        "model": model, "trust_pickle": trust_pickle, "head": head, "conf": conf, "iou": iou, "imgsz": imgsz,
+        "model": model, "sha256": sha256, "trust_pickle": trust_pickle, "head": head, "conf": conf, "iou": iou, "imgsz": imgsz,
         "max_det": max_det, "classes": classes, "method": method, "target": target, "as_class": as_class,
         "baseline": baseline, "tolerance": tolerance, "max_evaluations": max_evaluations, "window": window,
+        "max_pixels": max_pixels,
         "output": output, "overlays": overlays, "strip": strip, "maps": maps, "lock_timeout": lock_timeout,
         "json": json_lines, "device": device, "precision": precision, "batch": _number(batch), "force": force,
         "dry_run": dry_run, "shard": shard, "max_failures": max_failures, "max_seconds": max_seconds,
