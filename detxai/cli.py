@@ -150,7 +150,7 @@ def explain(
     classes: Annotated[
         list[str] | None, _option("--classes", panel=MODEL, help="Only these classes (ids or names).")
     ] = None,
-    method: Annotated[list[str] | None, _option("--method", panel=WHAT, help="Attribution methods. [ig]")] = None,
+    method: Annotated[list[str] | None, _option("--method", panel=WHAT, help="ig, expected, idgi, grad, inputxgrad, smoothgrad, drise. [ig]")] = None,
     target: Annotated[
         list[str] | None,
         _option("--target", panel=WHAT, help="class, objectness, left, top, right, bottom, box. [class]"),

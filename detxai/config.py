@@ -27,7 +27,7 @@ from pydantic import (
 
 from detxai.errors import UsageError
 
-METHODS = ("ig",)
+METHODS = ("ig", "expected", "idgi", "grad", "inputxgrad", "smoothgrad", "drise")
 TARGETS = ("class", "objectness", "left", "top", "right", "bottom", "box")
 BASELINES = ("auto", "black", "white", "gray", "blur", "mean")
 

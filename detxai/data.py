@@ -102,6 +102,7 @@ class Target:
     `anchor` indexes the detector's flat list of predictions on the letterboxed image, `level` the scale
     it belongs to. `kind`: `class` (a logit of `class_id`), `objectness`, or a box edge
     (`left`, `top`, `right`, `bottom`); the letterbox value times `scale` plus `offset` is in source pixels.
+    `box` is the prediction's own box, xyxy letterbox pixels, for methods that see only what is detected.
     `context` is whatever else pins the prediction (RT-DETR: the queries selected on the image).
     """
 
@@ -112,6 +113,7 @@ class Target:
     scale: float = 1.0
     offset: float = 0.0
     context: Any = None
+    box: Box | None = None
 
 
 @dataclass(frozen=True)

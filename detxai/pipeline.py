@@ -23,8 +23,9 @@ import torch
 from detxai import detectors, images, overlays, records, store, weights
 from detxai.attribution import baselines
 from detxai.attribution.engine import Engine, out_of_memory, rows_for
-from detxai.attribution.path import Integral, guarded
+from detxai.attribution.methods import METHODS, PERTURBATION, Settings
 from detxai.attribution.path import Path as IntegrationPath
+from detxai.attribution.path import TargetMap
 from detxai.config import BASELINES, RunConfig, fingerprint
 from detxai.data import (
     Attribution,
@@ -50,6 +51,12 @@ IN_FLIGHT = {"cpu": 4, "mps": 4, "cuda": 8}
 AUTO_DTYPE = {"cuda": torch.float16}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALF_TOLERANCE = 0.05
+#: What `expected` averages over beside the baseline asked for.
+EXPECTED_BASELINES = ("black", "white", "gray", "blur")
+#: Methods that compare with nothing, or with more than one baseline.
+BASELINE_OF = {"grad": "none", "smoothgrad": "none", "inputxgrad": "black", "expected": "+".join(EXPECTED_BASELINES)}
+#: Seed of every random choice of a method.
+SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +86,9 @@ class Result:
 class _Prepared:
     ref: ImageRef
     image: Image
-    square: Pixels
     letterbox: Letterbox
-    path: IntegrationPath
+    x: torch.Tensor
+    baselines: tuple[torch.Tensor, ...]
     baseline: str
     fingerprint: str
 
@@ -91,7 +98,7 @@ class _Explained:
     prepared: _Prepared
     detections: tuple[Detection, ...]
     wanted: tuple[tuple[int, Target, bool], ...]
-    integrals: tuple[Integral, ...]
+    maps: dict[str, list[TargetMap]]
 
 
 @dataclass
@@ -136,13 +143,14 @@ class Explainer:
         self.config = config or RunConfig()
         self.device = device_of(self.config.run.device)
         self.detector = detector or self._detector(checkpoint)
-        self.detector.module.to(self.device)
+        if self.detector.info.differentiable:
+            self.detector.module.to(self.device)
         self.info = self.detector.info
         self.size = self.config.detection.imgsz or self.info.imgsz
         self.classes = self._class_ids(self.config.detection.classes, "--classes")
         self.as_class = self._class_ids(self.config.attribution.as_class, "--as-class") or []
         self.targets = self._target_kinds()
-        detectors.self_test(self.detector, torch.full((1, 3, self.size, self.size), 0.5, device=self.device))
+        self._check_methods()
         self.baseline_image = self._baseline_image()
         self.dtype = self._dtype()
         batch = self.config.run.batch
@@ -189,6 +197,20 @@ class Explainer:
                 )
         return tuple(dict.fromkeys(expanded))
 
+    def _check_methods(self) -> None:
+        """Raise UsageError for methods that make no sense here, ModelError where gradients do not work."""
+        for name in self.config.attribution.method:
+            if name in PERTURBATION and self.targets != ("class",):
+                raise UsageError(f"--method {name} sees detections only: it explains --target class, nothing else.")
+            if name not in PERTURBATION and not self.info.differentiable:
+                raise UsageError(
+                    f"--method {name} needs gradients, and {self.info.name} is a black box ({self.info.family}).",
+                    f"These methods work for it: --method {', '.join(PERTURBATION)}.",
+                )
+        if any(name not in PERTURBATION for name in self.config.attribution.method):
+            gray = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)
+            detectors.self_test(self.detector, gray)
+
     def _baseline_image(self) -> Pixels | None:
         name = self.config.attribution.baseline
         if name in BASELINES:
@@ -212,7 +234,7 @@ class Explainer:
         Raises DeviceError when one image does not fit, OutputError when the tree cannot be written.
         """
         in_flight = self.in_flight
-        engine = Engine(self._field, self.device, rows_for(self.device, self.size))
+        engine = Engine(self._value, self.device, rows_for(self.device, self.size), self._similarity)
         waiting: dict[int, Future[Result]] = {}
         turn = 0
         with ThreadPoolExecutor(self.workers) as readers, ThreadPoolExecutor(self.workers) as writers:
@@ -280,8 +302,10 @@ class Explainer:
             file = None if self.baseline_image is None else images.fitted(self.baseline_image, box)
             name = self.config.attribution.baseline
             b, name = baselines.baseline(name if file is None else Path(name).name, square, box, file)
+            more = EXPECTED_BASELINES if "expected" in self.config.attribution.method else ()
+            others = [baselines.baseline(other, square, box)[0] for other in more if other != name]
             x = torch.from_numpy(square).permute(2, 0, 1).float() / 255
-            return _Prepared(ref, image, square, box, IntegrationPath(x, b), name, self._fingerprint(image.sha256))
+            return _Prepared(ref, image, box, x, (b, *others), name, self._fingerprint(image.sha256))
         except ImageError as error:
             return Result(ref, records.failed_record(ref, error))
 
@@ -301,28 +325,29 @@ class Explainer:
 
     # -- on the device --------------------------------------------------------------------------
 
-    def _field(self, x: torch.Tensor, pins: Sequence[tuple[int, Target]]) -> torch.Tensor:
+    def _value(self, x: torch.Tensor, pins: Sequence[tuple[int, Target]]) -> torch.Tensor:
         return self.detector.values(x, [detectors.Pin(*pin) for pin in pins])
 
+    def _similarity(self, x: torch.Tensor, pins: Sequence[tuple[int, Target]]) -> torch.Tensor:
+        return detectors.similarity(self.detector.predict(x), [detectors.Pin(*pin) for pin in pins])
+
     def _job(self, item: _Prepared | Result) -> Generator[Any, Any, _Explained | Result]:
-        """Coroutine of one image: detect, then ask for the integrals of all its targets."""
+        """Coroutine of one image: detect, then ask every method for the maps of all targets."""
         if isinstance(item, Result):
             return item
         try:
-            path = IntegrationPath(item.path.x.to(self.device), item.path.b.to(self.device))
-            detections, context = self._detect(path.x, item.letterbox)
+            x = item.x.to(self.device)
+            paths = [IntegrationPath(x, b.to(self.device)) for b in item.baselines]
+            detections, context = self._detect(x, item.letterbox)
             wanted = tuple(self._wanted(detections, item.letterbox, context))
-            integrals: list[Integral] = []
-            settings = self.config.attribution
+            a = self.config.attribution
+            settings = Settings(a.tolerance, a.max_evaluations, self.dtype, SEED)
+            maps: dict[str, list[TargetMap]] = {name: [] for name in a.method}
             for start in range(0, len(wanted), self.targets_at_once):
-                integrals += yield from guarded(
-                    path,
-                    [target for _, target, _ in wanted[start : start + self.targets_at_once]],
-                    tolerance=settings.tolerance,
-                    max_evaluations=settings.max_evaluations,
-                    dtype=self.dtype,
-                )
-            return _Explained(item, detections, wanted, tuple(integrals))
+                targets = [target for _, target, _ in wanted[start : start + self.targets_at_once]]
+                for name, found in maps.items():
+                    found += yield from METHODS[name](paths, targets, settings)
+            return _Explained(item, detections, wanted, maps)
         except (ValueError, IndexError, KeyError, ArithmeticError, AssertionError) as error:
             return _bug(item.ref, error)
 
@@ -365,13 +390,14 @@ class Explainer:
         scale |= {"right": scale["left"], "bottom": scale["top"]}
         shift = {"left": box.left, "right": box.left, "top": box.top, "bottom": box.top}
         for i, d in enumerate(detections):
+            own: Any = tuple(images.boxes_to_letterbox([d.box], box)[0].tolist())
             for kind in self.targets:
                 factor = scale.get(kind, 1.0)
                 offset = -shift.get(kind, 0) * factor
-                yield i, Target(d.anchor, d.level, kind, d.class_id, factor, offset, context), False
+                yield i, Target(d.anchor, d.level, kind, d.class_id, factor, offset, context, own), False
             for other in self.as_class:
                 if other != d.class_id and "class" in self.targets:
-                    yield i, Target(d.anchor, d.level, "class", other, context=context), True
+                    yield i, Target(d.anchor, d.level, "class", other, context=context, box=own), True
 
     # -- behind the device ----------------------------------------------------------------------
 
@@ -396,8 +422,9 @@ class Explainer:
     def _result(self, e: _Explained) -> tuple[Result, dict[str, bytes]]:
         p, output = e.prepared, self.config.output
         explanations = tuple(
-            self._explanation(p, e.detections[i], i, target, as_class, integral)
-            for (i, target, as_class), integral in zip(e.wanted, e.integrals, strict=True)
+            self._explanation(p, method, i, as_class, found)
+            for method, column in e.maps.items()
+            for (i, _, as_class), found in zip(e.wanted, column, strict=True)
         )
         pictures: dict[str, bytes] = {}
         rows: list[list[records.AttributionRecord]] = [[] for _ in e.detections]
@@ -410,7 +437,13 @@ class Explainer:
             stem = store.picture_stem(p.ref.path, item.detection, a.method, target=shown, as_class=as_class)
             overlay = f"{stem}.png" if output.overlays else None
             if overlay and overlay not in pictures:
-                group = [o for o in explanations if o.detection == item.detection and o.attribution.target.kind in detectors.EDGES]
+                group = [
+                    o
+                    for o in explanations
+                    if o.detection == item.detection
+                    and o.attribution.method == a.method
+                    and o.attribution.target.kind in detectors.EDGES
+                ]
                 pictures[overlay] = self._overlay(p.image, d, group if shown == "box" else [item])
             map_name = None
             if output.maps != "none":
@@ -437,35 +470,35 @@ class Explainer:
         )
         return Result(p.ref, record, p.image, explanations), pictures
 
-    def _explanation(
-        self, p: _Prepared, d: Detection, index: int, target: Target, as_class: bool, integral: Integral
-    ) -> Explanation:
-        square = integral.map.cpu().numpy()
+    def _explanation(self, p: _Prepared, method: str, index: int, as_class: bool, found: TargetMap) -> Explanation:
+        square = found.map.cpu().numpy()
         source = images.map_to_source(square, p.letterbox)
         total = float(square.sum())
+        notes = found.notes
+        if found.dtype != self.dtype:
+            notes += ("half precision did not converge: done again in fp32",)
         attribution = Attribution(
-            method="ig",
-            target=target,
-            baseline=p.baseline,
-            precision=next(name for name, dtype in DTYPES.items() if dtype == integral.dtype),
-            path="sparse" if self.info.sparse else "full",
+            method=method,
+            target=found.target,
+            baseline=BASELINE_OF.get(method, p.baseline),
+            precision=next(name for name, dtype in DTYPES.items() if dtype == found.dtype),
+            path="black box" if method in PERTURBATION else "sparse" if self.info.sparse else "full",
             map=source,
             total=total,
             padding_sum=total - float(source.sum(dtype=np.float64)),
-            value_at_input=integral.value_at_input,
-            value_at_baseline=integral.value_at_baseline,
-            evaluations=integral.evaluations,
-            completeness_error=integral.completeness_error,
-            error_bound=integral.error_bound,
-            converged=integral.converged,
-            notes=("half precision did not converge: done again in fp32",) if integral.dtype != self.dtype else (),
+            value_at_input=found.value_at_input,
+            value_at_baseline=found.value_at_baseline,
+            evaluations=found.evaluations,
+            completeness_error=found.completeness_error,
+            error_bound=found.error_bound,
+            converged=found.converged,
+            notes=notes,
         )
-        name = self.info.names[target.class_id]
-        return Explanation(index, name, as_class, attribution)
+        return Explanation(index, self.info.names[found.target.class_id], as_class, attribution)
 
     def _overlay(self, image: Image, d: Detection, group: Sequence[Explanation]) -> bytes:
         first = group[0].attribution
-        error = max(g.attribution.error_bound or 0.0 for g in group)
+        bounds = [g.attribution.error_bound for g in group if g.attribution.error_bound is not None]
         converged = all(g.attribution.converged is not False for g in group)
         what = f"{first.method} · {first.baseline.removeprefix('auto:')}"
         if group[0].as_class:
@@ -476,14 +509,14 @@ class Explainer:
             "box": d.box,
             "label": d.class_name,
             "score": d.score,
-            "caption": f"{what} · error ≤ {100 * error:.1f} %",
+            "caption": f"{what} · error ≤ {100 * max(bounds):.1f} %" if bounds else what,
             "warning": None if converged else "not converged: read with care",
             "strip": self.config.output.strip,
         }
         if len(group) > 1:
             drawn = overlays.draw_edges(image.pixels, {g.attribution.target.kind: g.attribution.map for g in group}, **common)
         else:
-            unit = "px" if first.target.kind in detectors.EDGES else "logits"
+            unit = "similarity" if first.method in PERTURBATION else "px" if first.target.kind in detectors.EDGES else "logits"
             drawn = overlays.draw(image.pixels, first.map, unit=unit, **common)
         return overlays.encode(drawn)
 

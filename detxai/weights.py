@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import pathlib
 import pickle
 import re
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from detxai import darknet
 from detxai.data import Checkpoint
 from detxai.errors import ModelError
 
@@ -83,15 +85,22 @@ class Shell(nn.Module):
 
 
 def load(
-    model: str | None = None, *, sha256: str | None = None, trust_pickle: bool = False
+    model: str | None = None,
+    *,
+    sha256: str | None = None,
+    trust_pickle: bool = False,
+    names: Path | None = None,
 ) -> Checkpoint:
-    """Load the checkpoint at path `model` (None: the bundled detector).
+    """Load the checkpoint at path `model` (None: the bundled detector), or a known Ultralytics model by its name.
 
-    Raises ModelError when it is missing, does not match `sha256`, is damaged, or would run code.
+    `names`: a file with one class name a line, for Darknet. The sha256 of a Darknet model is that of the bytes of its
+    cfg followed by those of its weights. Raises ModelError when the model is missing, does not match `sha256`, is
+    damaged, or would run code.
     """
-    path = Path(model).expanduser() if model else BUNDLED
-    data = _read(path)
-    digest = hashlib.sha256(data).hexdigest()
+    path = _located(model) if model else BUNDLED
+    parts = [path, path.with_suffix(".weights")] if path.suffix == ".cfg" else [path]
+    data = [_read(part) for part in parts]
+    digest = hashlib.sha256(b"".join(data)).hexdigest()
     pinned = sha256 or (BUNDLED_SHA256 if model is None else None)
     if pinned and digest != pinned.lower():
         raise ModelError(
@@ -99,22 +108,83 @@ def load(
             "Nothing was loaded; check where the file came from.",
         )
     if path.suffix == ".safetensors":
-        return _from_safetensors(path.name, digest, data)
+        return _from_safetensors(path.name, digest, data[0])
     if path.suffix == ".pt":
-        return _from_pickle(path.name, digest, data, trust_pickle)
+        return _from_pickle(path.name, digest, data[0], trust_pickle)
+    if path.suffix == ".cfg":
+        return _from_darknet(path, digest, *data, names)
     raise ModelError(
         f"{path.name}: '{path.suffix}' is not a model format that detxai reads.",
-        "Give an ultralytics or legacy YOLOv5/v3 .pt, or a .safetensors made by detxai.",
+        "Give an ultralytics or legacy YOLOv5/v3 .pt, a Darknet .cfg, or a .safetensors made by detxai.",
     )
+
+
+def _located(model: str) -> Path:
+    """The file `model`; a bare name that is no file but a known Ultralytics model is downloaded once, by their code."""
+    path = Path(model).expanduser()
+    if path.exists() or path.name != model or path.suffix not in ("", ".pt"):
+        return path
+    from detxai import _ultralytics  # noqa: F401
+    from ultralytics.utils import downloads
+
+    name = f"{path.stem}.pt" if path.suffix else f"{model}.pt"
+    if name not in downloads.GITHUB_ASSETS_NAMES:
+        return path
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detxai"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        found = Path(downloads.attempt_download_asset(cache / name, retry=1))
+    except (OSError, MemoryError) as error:  # ultralytics' and requests' network errors are OSErrors
+        raise ModelError(
+            f"There is no file {model} here, and the Ultralytics model {name} could not be downloaded: "
+            f"{_first_line(error)}",
+            f"Without a network, fetch it elsewhere and give its path with --model /path/to/{name}",
+        ) from error
+    return found
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise ModelError(f"No model at {path}.", "Check --model; leave it out for the bundled detector.") from None
+        if path.suffix == ".weights":
+            raise ModelError(f"A Darknet model needs its weights beside the cfg: no {path}.") from None
+        raise ModelError(
+            f"No model at {path}.", "Check --model; leave it out for the bundled detector."
+        ) from None
     except OSError as error:
         raise ModelError(f"Cannot read the model {path}: {error.strerror}.") from None
+
+
+# -- Darknet: text and numbers, no code -----------------------------------------------------------
+
+
+def _from_darknet(path: Path, digest: str, cfg: bytes, weights: bytes, names: Path | None) -> Checkpoint:
+    try:
+        network = darknet.load(cfg, weights)
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"{path.name} is not a Darknet detector that detxai can build: {_first_line(error)}") from error
+    known = _class_names(path, network.scales[0].classes, names)
+    family = re.search(r"yolo-?v?\d+|yolo-fastest", path.stem.lower())
+    found = family.group().replace("yolo-v", "yolov") if family else "darknet"
+    return Checkpoint(path.name, digest, "darknet", network, found, known, network.size)
+
+
+def _class_names(path: Path, count: int, names: Path | None) -> dict[int, str]:
+    """Names from the file `names`, else from the one `.names` file beside the cfg, else the class ids."""
+    if names is None:
+        beside = sorted(path.parent.glob("*.names"))
+        same = [file for file in beside if file.stem == path.stem]
+        if not (beside := same or beside) or len(beside) > 1:
+            return {i: str(i) for i in range(count)}
+        names = beside[0]
+    lines = [line.strip() for line in _read(names).decode("utf-8-sig", "replace").splitlines() if line.strip()]
+    if len(lines) != count:
+        raise ModelError(
+            f"{names} has {len(lines)} class names, {path.name} has {count} classes.",
+            "Give the right file with --names FILE.",
+        )
+    return dict(enumerate(lines))
 
 
 # -- safetensors: tensors and an architecture, no code ------------------------------------------

@@ -16,7 +16,8 @@ NAMES = ("auto", *CONSTANT, "blur", "mean")
 #: Share of the pixels around the most common colour that makes it a ground: less for the pale ground of scanners
 #: (mean level above PALE) than for darker ones. Its channels lie within CHROMA of each other: lawns are no ground.
 GROUND_SHARE, GROUND_SHARE_PALE = 0.4, 0.18
-PALE, CHROMA = 170, 45
+PALE, CHROMA = 170, 28
+WHITE = (255, 255, 255)
 #: Standard deviation of the blur, as a share of the longer side.
 BLUR_SIGMA = 0.05
 
@@ -56,9 +57,11 @@ def ground(pixels: Pixels) -> tuple[int, int, int] | None:
     mode = np.array(np.unravel_index(count.argmax(), count.shape)) - 1
     near = (np.abs(bins.astype(np.int16) - mode) <= 1).all(1)
     colour = np.median(flat[near], axis=0).round().astype(int)
-    share = GROUND_SHARE_PALE if colour.mean() > PALE else GROUND_SHARE
-    if near.mean() < share or np.ptp(colour) >= CHROMA:
+    pale = colour.mean() > PALE
+    if near.mean() < (GROUND_SHARE_PALE if pale else GROUND_SHARE):
         return None
+    if np.ptp(colour) >= CHROMA:
+        return WHITE if pale else None  # the thin stuff of a bag that fills the picture: its ground is the tunnel's
     red, green, blue = colour
     return int(red), int(green), int(blue)
 

@@ -62,12 +62,15 @@ _Entry = tuple[_Job, int, Point]
 class Engine:
     """Runs coroutines that ask for path points. `rows`: points a pack, fixed for a run (see `rows_for`).
 
+    `f` gives the pinned values; `similarity` how alike a target is to what is detected (black-box methods).
+
     `seconds` computing, `points` computed, of them `padded` in vain, `halved`: how often memory ran out.
     """
 
     f: Field
     device: torch.device
     rows: int = 8
+    similarity: Field | None = None
     seconds: float = 0.0
     points: int = 0
     padded: int = 0
@@ -108,9 +111,9 @@ class Engine:
     @staticmethod
     def _kinds(waiting: Iterable[_Entry]) -> list[list[_Entry]]:
         """The waiting points by what a pack must have in common."""
-        kinds: dict[tuple[bool, torch.dtype], list[_Entry]] = {}
+        kinds: dict[tuple[bool, torch.dtype, str], list[_Entry]] = {}
         for entry in waiting:
-            kinds.setdefault((entry[2].gradient, entry[2].dtype), []).append(entry)
+            kinds.setdefault((entry[2].gradient, entry[2].dtype, entry[2].field), []).append(entry)
         return list(kinds.values())
 
     @staticmethod
@@ -155,7 +158,7 @@ class Engine:
         gradient = points[0].gradient
         spare = self.rows - len(points)
         self.points, self.padded = self.points + self.rows, self.padded + spare
-        x = torch.stack([p.path.at(p.alpha) for p in points + points[:1] * spare])
+        x = torch.stack([p.place() for p in points + points[:1] * spare])
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_(gradient)
         depth = max(len(p.targets) for p in points)
         # Pass by pass, one target of every row: rows without one repeat a target and drop the result.
@@ -165,12 +168,13 @@ class Engine:
             for row, p in enumerate(points + points[:1] * spare)
         ]
         with torch.set_grad_enabled(gradient), self._arithmetic(points[0].dtype):
-            values = self.f(x, pins).float().view(depth, self.rows)
+            f = self.f if points[0].field == "value" or self.similarity is None else self.similarity
+            values = f(x, pins).float().view(depth, self.rows)
         products: list[Tensor] = []
         if gradient:
             for k in range(depth):
                 (g,) = torch.autograd.grad(values[k].sum(), x, retain_graph=k + 1 < depth)
-                products.append(torch.stack([p.path.product(g[row].float()) for row, p in enumerate(points)]))
+                products.append(torch.stack([p.map_of(g[row].float()) for row, p in enumerate(points)]))
         table = values.detach().double().cpu().tolist()
         self.seconds += time.perf_counter() - start
         return [

@@ -7,7 +7,7 @@ x the image, b the baseline, α the position on the path, F a target, f(α) = �
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,7 +44,9 @@ class Path:
 class Point:
     """One row of a batch: the place `alpha` on `path`, the targets wanted there, and whether their gradients are.
 
-    `dtype` is the arithmetic of the network below the head.
+    `picture` (3, size, size) takes the place of the path's point; `combine` makes a (size, size) map of a gradient
+    (default: the path's product). `field`: which scalar of a target, its pinned `value` or its `similarity` to what
+    is detected. `dtype` is the arithmetic of the network below the head.
     """
 
     path: Path
@@ -52,32 +54,47 @@ class Point:
     targets: tuple[Target, ...]
     gradient: bool = True
     dtype: torch.dtype = torch.float32
+    picture: Tensor | None = None
+    combine: Callable[[Tensor], Tensor] | None = None
+    field: str = "value"
+
+    def place(self) -> Tensor:
+        """The picture at this point, (3, size, size)."""
+        return self.path.at(self.alpha) if self.picture is None else self.picture
+
+    def map_of(self, gradient: Tensor) -> Tensor:
+        """(size, size) of a gradient (3, size, size)."""
+        return (self.combine or self.path.product)(gradient)
 
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """What came of a point: F (targets,) and, where wanted, (x − b) ⊙ ∇F per target, (targets, size, size)."""
+    """What came of a point: F (targets,) and, where wanted, the map of ∇F per target, (targets, size, size)."""
 
     values: list[float]
     products: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Integral:
-    """Integrated gradients of one target: `map` (size, size) float64, letterbox pixels, summed over colour."""
+class TargetMap:
+    """What a method makes of one target: `map` (size, size) float64, letterbox pixels, summed over colour.
+
+    The completeness fields are None for methods that promise nothing about the sum of their map.
+    """
 
     target: Target
     map: Tensor
     value_at_input: float
-    value_at_baseline: float
-    completeness_error: float
-    error_bound: float
-    converged: bool
+    value_at_baseline: float | None
     evaluations: int
+    completeness_error: float | None = None
+    error_bound: float | None = None
+    converged: bool | None = None
     dtype: torch.dtype = torch.float32
+    notes: tuple[str, ...] = ()
 
 
-Ask = Generator[list[Point], list[Reply], list[Integral]]
+Ask = Generator[list[Point], list[Reply], list[TargetMap]]
 
 
 def integrated_gradients(
@@ -159,20 +176,20 @@ def _refined(mesh: Mesh, spent: int, tolerance: float, max_evaluations: int) -> 
 
 def _integral(
     target: Target, mesh: Mesh, products: dict[float, Tensor], spent: int, tolerance: float, dtype: torch.dtype
-) -> Integral:
+) -> TargetMap:
     weights = mesh.weights()
     total = torch.zeros_like(next(iter(products.values())), dtype=torch.float64)
     for v in sorted(weights):
         total.add_(products[v].double(), alpha=weights[v])
     bound = mesh.bound()
-    return Integral(
+    return TargetMap(
         target,
         total,
         mesh.value[1.0],
         mesh.value[0.0],
+        spent,
         abs(float(total.sum()) - mesh.delta) / mesh.scale,
         bound,
         bound <= tolerance,
-        spent,
         dtype,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from detxai.detectors.base import EDGES, Candidates, Detector, ModelInfo, Pin
 from detxai.detectors.open_vocabulary import OpenVocabulary
 from detxai.errors import ModelError
 
-__all__ = ["EDGES", "HEADS", "Candidates", "Detector", "ModelInfo", "Pin", "build", "reported", "self_test"]
+__all__ = ["EDGES", "HEADS", "Candidates", "Detector", "ModelInfo", "Pin", "build", "reported", "self_test", "similarity"]
 
 #: Class of the last layer -> detector.
 HEADS: dict[str, Callable[..., Detector]] = {
@@ -94,6 +94,21 @@ def reported(
         max_time_img=60.0,
     )  # fmt: skip
     return [(int(a), int(c)) for a, c in zip(kept[0], rows[0][:, 5], strict=True)]
+
+
+def similarity(found: list[Candidates], pins: Sequence[Pin]) -> Tensor:
+    """(len(pins),): the best IoU × score of the target's class among the predictions of the pin's row.
+
+    Boxes are compared in letterbox pixels, before NMS (Petsiuk et al. 2021).
+    """
+    best = []
+    for row, target in pins:
+        boxes, scores = found[row].boxes, found[row].scores[:, target.class_id]
+        near = boxes.new_tensor(target.box)
+        overlap = (torch.minimum(boxes[:, 2:], near[2:]) - torch.maximum(boxes[:, :2], near[:2])).clamp(min=0).prod(1)
+        area = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (near[2:] - near[:2]).prod()
+        best.append((overlap / (area - overlap).clamp(min=1e-9) * scores).max())
+    return torch.stack(best)
 
 
 def _top(found: Candidates, conf: float, max_det: int, classes: list[int] | None) -> list[tuple[int, int]]:

@@ -23,26 +23,22 @@ from detxai.errors import ModelError
 class AnchorHead:
     """The output of one scale: `conv` (a 1×1 convolution to anchors × (5 + classes)) over the layer `feed`.
 
-    `anchors`: (n, 2) letterbox pixels. `decode`: `v5` (2σ − ½, (2σ)²) or `darknet` (σ, exp), with `scale_xy`.
+    `anchors`: (n, 2) letterbox pixels. Centres are `scale_xy` σ − (scale_xy − 1) / 2 cells from the cell's corner;
+    sizes (2σ)² anchors, or e^t anchors where `exponential` (Darknet).
     """
 
     feed: int
     conv: nn.Module
     anchors: Tensor
     stride: int
-    decode: str = "v5"
-    scale_xy: float = 1.0
+    scale_xy: float = 2.0
+    exponential: bool = False
 
     def boxes(self, raw: Tensor, cells: Tensor, anchors: Tensor) -> Tensor:
         """(…, 4) xyxy letterbox pixels from raw (…, 4), cells (…, 2) as (row, column), anchors (…, 2)."""
         corner = cells.flip(-1).to(raw.dtype)
-        if self.decode == "v5":
-            centre = (raw[..., :2].sigmoid() * 2 - 0.5 + corner) * self.stride
-            size = (raw[..., 2:4].sigmoid() * 2) ** 2 * anchors
-        else:
-            shift = (self.scale_xy - 1) / 2
-            centre = (raw[..., :2].sigmoid() * self.scale_xy - shift + corner) * self.stride
-            size = raw[..., 2:4].exp() * anchors
+        centre = (raw[..., :2].sigmoid() * self.scale_xy - (self.scale_xy - 1) / 2 + corner) * self.stride
+        size = (raw[..., 2:4].exp() if self.exponential else (raw[..., 2:4].sigmoid() * 2) ** 2) * anchors
         return torch.cat([centre - size / 2, centre + size / 2], -1)
 
 
@@ -60,7 +56,7 @@ class AnchorBased:
     def __init__(self, checkpoint: Checkpoint, branch: str | None = None) -> None:
         if branch not in (None, self.branch):
             raise ModelError(f"An anchor-based model has no {branch} branch.", "Leave --head out.")
-        network = legacy_network(checkpoint) if checkpoint.kind == "legacy" else copy.deepcopy(checkpoint.module)
+        network = (legacy_network if checkpoint.kind == "legacy" else darknet_network)(checkpoint)
         self.module = freeze(fuse(network))
         self.trunk = Trunk(self.module.layers)  # type: ignore[arg-type]
         self.heads: list[AnchorHead] = list(self.module.heads)  # type: ignore[arg-type]
@@ -145,6 +141,16 @@ def _scalar(pin: Pin, box: Tensor, objectness: Tensor, classes: Tensor) -> Tenso
     if kind == "class":
         return score_logit(objectness, classes[pin.target.class_id])
     return objectness if kind == "objectness" else box[EDGES.index(kind)]
+
+
+def darknet_network(checkpoint: Checkpoint) -> nn.Module:
+    """Our own copy of a parsed Darknet network, with its heads."""
+    network: Any = copy.deepcopy(checkpoint.module)
+    network.heads = [
+        AnchorHead(s.feed, s.conv, s.anchors, s.stride, s.scale_xy, exponential=not s.new_coords)
+        for s in network.scales
+    ]
+    return network  # type: ignore[no-any-return]
 
 
 def legacy_network(checkpoint: Checkpoint) -> nn.Module:

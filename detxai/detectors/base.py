@@ -26,7 +26,7 @@ class Pin(NamedTuple):
 class ModelInfo:
     """What a record says of its model. `head` names the branch that made the detections.
 
-    `antialias`: its reference letterbox averages when it shrinks (legacy repositories), unlike ultralytics' own.
+    `differentiable`: gradients can be had; black boxes only detect. `antialias`: its reference letterbox averages when it shrinks (legacy repositories), unlike ultralytics' own.
     """
 
     name: str
@@ -39,6 +39,7 @@ class ModelInfo:
     sparse: bool
     trusted: bool = False
     antialias: bool = False
+    differentiable: bool = True
 
 
 @dataclass(frozen=True, eq=False)

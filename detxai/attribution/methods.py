@@ -1,0 +1,166 @@
+"""Every attribution method by name: coroutines over the same engine, batched alike, for every target alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from detxai.attribution.drise import drise
+from detxai.attribution.path import Ask, Path, Point, Reply, TargetMap, guarded
+from detxai.data import Target
+
+#: Points of the methods that have no error to steer by.
+SAMPLES = 32
+#: Standard deviation of SmoothGrad's noise, in units of the full range [0, 1].
+SMOOTHGRAD_SIGMA = 0.1
+#: Masks of D-RISE that may take the place of one gradient evaluation.
+MASKS_PER_EVALUATION = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may ask of a method. `seed` decides every random choice."""
+
+    tolerance: float = 0.05
+    max_evaluations: int = 256
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+
+
+#: `paths`: from each baseline to the image; all but `expected` use the first.
+Method = Callable[[Sequence[Path], Sequence[Target], Settings], Ask]
+
+
+def ig(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+    """Integrated gradients to a known error (Sundararajan, Taly & Yan 2017, arXiv:1703.01365)."""
+    return guarded(
+        paths[0],
+        targets,
+        tolerance=settings.tolerance,
+        max_evaluations=settings.max_evaluations,
+        dtype=settings.dtype,
+    )
+
+
+def expected(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+    """Expected gradients (Erion et al. 2021, arXiv:1906.10670) as the mean of converged IG over all baselines.
+
+    Sum, value at baseline and errors are means too; converged when every one is.
+    """
+    runs: list[list[TargetMap]] = []
+    for path in paths:
+        runs.append((yield from ig([path], targets, settings)))
+    return [_mean(column) for column in zip(*runs, strict=True)]
+
+
+def _mean(maps: Sequence[TargetMap]) -> TargetMap:
+    n = len(maps)
+    total = torch.stack([m.map for m in maps]).mean(0)
+    baseline = sum(m.value_at_baseline or 0.0 for m in maps) / n
+    delta = maps[0].value_at_input - baseline
+    return replace(
+        maps[0],
+        map=total,
+        value_at_baseline=baseline,
+        evaluations=sum(m.evaluations for m in maps),
+        completeness_error=abs(float(total.sum()) - delta) / max(abs(delta), 1.0),
+        error_bound=sum(m.error_bound or 0.0 for m in maps) / n,
+        converged=all(m.converged for m in maps),
+    )
+
+
+def grad(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+    """The gradient at the image, summed over colour (Simonyan, Vedaldi & Zisserman 2014, arXiv:1312.6034)."""
+    return _at_image(paths[0], targets, lambda g: g.sum(0), settings)
+
+
+def inputxgrad(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+    """Input times gradient (Shrikumar et al. 2016, arXiv:1605.01713); the image in [0, 1], so black counts nothing."""
+    x = paths[0].x
+    return _at_image(paths[0], targets, lambda g: (x * g).sum(0), settings)
+
+
+def _at_image(
+    path: Path, targets: Sequence[Target], combine: Callable[[Tensor], Tensor], settings: Settings
+) -> Ask:
+    (reply,) = yield [Point(path, 1.0, tuple(targets), dtype=settings.dtype, combine=combine)]
+    assert reply.products is not None
+    return [
+        TargetMap(t, reply.products[k].double(), reply.values[k], None, 1, dtype=settings.dtype)
+        for k, t in enumerate(targets)
+    ]
+
+
+def smoothgrad(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+    """The mean gradient under Gaussian noise (Smilkov et al. 2017, arXiv:1706.03825), seeded."""
+    path, count = paths[0], min(SAMPLES, settings.max_evaluations)
+    generator = torch.Generator().manual_seed(settings.seed)
+    noisy = [path.x + SMOOTHGRAD_SIGMA * _noise(path.x, generator) for _ in range(count)]
+    points = [
+        Point(path, 1.0, tuple(targets), dtype=settings.dtype, picture=p, combine=lambda g: g.sum(0)) for p in noisy
+    ]
+    replies = yield [Point(path, 1.0, tuple(targets), False, settings.dtype), *points]
+    return [
+        TargetMap(t, _sum(replies[1:], k) / count, replies[0].values[k], None, count, dtype=settings.dtype)
+        for k, t in enumerate(targets)
+    ]
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator).to(like.device)
+
+
+def _sum(replies: Sequence[Reply], k: int) -> Tensor:
+    total = torch.zeros(())
+    for reply in replies:
+        assert reply.products is not None
+        total = total + reply.products[k].double()
+    return total
+
+
+def idgi(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+    """Direction-weighted integration (Yang, Wang & Bilgic 2023, arXiv:2303.14242).
+
+    Each step's change of F is shared out by the squared gradient at its start, so that the sum is F(x) − F(b)
+    by construction: completeness says nothing about its quality and is not reported.
+    """
+    path, steps = paths[0], min(SAMPLES, settings.max_evaluations)
+    points = [
+        Point(path, (j / steps) ** 2, tuple(targets), j < steps, settings.dtype, combine=lambda g: g.square().sum(0))
+        for j in range(steps + 1)
+    ]
+    replies = yield points
+    found = []
+    for k, target in enumerate(targets):
+        total = torch.zeros(path.x.shape[1:], dtype=torch.float64, device=path.x.device)
+        for here, there in zip(replies, replies[1:], strict=False):
+            assert here.products is not None
+            squared = here.products[k].double()
+            total += squared * ((there.values[k] - here.values[k]) / squared.sum().clamp_min(1e-30))
+        last = replies[-1].values[k]
+        found.append(TargetMap(target, total, last, replies[0].values[k], steps, dtype=settings.dtype))
+    return found
+
+
+#: Methods that need gradients of the network.
+GRADIENT: dict[str, Method] = {
+    "ig": ig,
+    "expected": expected,
+    "idgi": idgi,
+    "grad": grad,
+    "inputxgrad": inputxgrad,
+    "smoothgrad": smoothgrad,
+}
+
+
+def black_box(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+    """D-RISE: see `drise`. A mask costs one forward, a gradient several: so more of them are allowed."""
+    return drise(paths[0], targets, max_masks=MASKS_PER_EVALUATION * settings.max_evaluations, seed=settings.seed)
+
+
+#: Methods that only look at detections: for every model.
+PERTURBATION: dict[str, Method] = {"drise": black_box}
+METHODS: dict[str, Method] = {**GRADIENT, **PERTURBATION}
