@@ -20,6 +20,8 @@ SHARED = ROOT.parent / "shared"
 SAMPLES = ROOT / "samples" / "images"
 #: Side of the tiny detector's input.
 SIDE = 64
+#: Options for runs in which the attribution only has to be real, not good.
+FAST = ("--max-det", "2", "--tolerance", "0.2", "--max-evaluations", "24")
 
 
 def needs(*paths: Path) -> pytest.MarkDecorator:

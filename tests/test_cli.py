@@ -1,0 +1,353 @@
+"""The real command in processes of its own: exit codes, what it says and where, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jsonschema
+import pytest
+from conftest import FAST, ROOT, Command, files
+from filelock import FileLock
+from PIL import Image
+
+from detxai import config, records
+
+HERE = Path(__file__).parent
+
+
+class Bomb:
+    """Unpickled, it makes a file named `ran`."""
+
+    def __reduce__(self) -> tuple[Any, Any]:
+        return os.mkdir, ("ran",)
+
+
+@pytest.fixture
+def machine(detxai: Command, tiny: Path, pictures: Path) -> Command:
+    """The command in a folder with `tiny.safetensors`, `pics/`, and things that are not what they seem."""
+    here = detxai.cwd
+    (here / "tiny.safetensors").symlink_to(tiny)
+    (here / "pics").symlink_to(pictures)
+    (here / "empty").mkdir()
+    (here / "file").write_text("in the way")
+    (here / "text.pt").write_text("not weights")
+    (here / "cut.safetensors").write_bytes(tiny.read_bytes()[:9999])
+    (here / "bomb.pt").write_bytes(pickle.dumps(Bomb()))
+    (here / "typo.yaml").write_text("detection: {cnf: 0.3}\n")
+    return detxai
+
+
+#: Arguments, exit code, words of the one line on stderr.
+REFUSED: dict[str, tuple[str, int, list[str]]] = {
+    "missing path": ("explain nowhere", 2, ["'nowhere' does not exist"]),
+    "missing among others": ("explain pics nowhere", 2, ["'nowhere' does not exist"]),
+    "empty folder": ("explain empty", 4, ["No image", "glob"]),
+    "glob without match": ("explain pics/*.gif", 4, ["No image"]),
+    "nothing on stdin": ("explain -", 4, ["No image"]),
+    "typo in YAML": ("explain pics -c typo.yaml", 2, ["typo.yaml", "detection.cnf", "did you mean 'detection.conf'"]),
+    "no such YAML": ("explain pics -c none.yaml", 2, ["none.yaml", "No such file"]),
+    "typo in --set": ("explain pics --set run.bath=3", 2, ["run.bath", "did you mean 'run.batch'"]),
+    "unknown method": ("explain pics --method igg", 2, ["igg", "did you mean 'ig'"]),
+    "unknown target": ("explain pics --target centre", 2, ["centre", "objectness"]),
+    "target without head": ("explain pics -m tiny.safetensors --target objectness", 2, ["objectness", "class, left"]),
+    "unknown class": ("explain pics -m tiny.safetensors --as-class gun", 2, ["--as-class", "'gun'", "thing 0"]),
+    "wrong number": ("explain pics --conf 2", 2, ["--conf", "less than or equal to 1"]),
+    "wrong shard": ("explain pics --shard 3/2", 2, ["--shard", "1 <= I <= N"]),
+    "missing model": ("explain pics -m none.pt", 5, ["No model at none.pt", "--model"]),
+    "not weights": ("explain pics -m text.pt", 5, ["text.pt is not a torch checkpoint"]),
+    "cut weights": ("explain pics -m cut.safetensors", 5, ["cut.safetensors is not a readable"]),
+    "weights that run code": ("explain pics -m bomb.pt", 5, ["bomb.pt"]),
+    "other sha256": (f"explain pics -m tiny.safetensors --set model.sha256='{'0' * 64}'", 5, ["pinned", "Nothing was"]),
+    "file in the way": ("explain pics -m tiny.safetensors -o file", 6, ["file is in the way", "-o"]),
+    "folder below a file": ("explain pics -m tiny.safetensors -o file/x", 6, ["file is in the way"]),
+    "no such schema": ("schema recrod", 2, ["recrod", "record, summary or config"]),
+    "unknown option": ("explain pics --bath 3", 2, ["--bath", "--batch"]),
+    "no source": ("explain", 2, ["SOURCE"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_has_its_exit_code_and_one_clear_line(machine: Command, case: str) -> None:
+    line, code, words = REFUSED[case]
+    outcome = machine(*line.split())
+    assert outcome.code == code, outcome.err
+    assert outcome.out == ""
+    complaints = [text for text in outcome.err.splitlines() if text.lower().startswith("error: ")]
+    assert len(complaints) == 1, outcome.err
+    assert all(word in complaints[0] for word in words), complaints
+    assert not (machine.cwd / "ran").exists()
+    assert not (machine.cwd / "runs" / "explain" / "summary.json").exists()
+
+
+def test_cuda_without_cuda(machine: Command) -> None:
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    outcome = machine("explain", "pics", "-m", "tiny.safetensors", "--device", "cuda", env=hidden)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "0 CUDA devices" in outcome.err
+    assert "--device cpu" in outcome.err
+
+
+def test_a_tree_in_use_is_locked(machine: Command) -> None:
+    tree = machine.cwd / "tree"
+    tree.mkdir()
+    with FileLock(tree / ".detxai.lock"):
+        outcome = machine("explain", "pics", "-m", "tiny.safetensors", "-o", "tree")
+    assert outcome.code == 6
+    assert "Another run" in outcome.err
+    assert "--lock-timeout" in outcome.err
+    assert not files(tree)
+
+
+def test_a_full_disk(machine: Command) -> None:
+    """A limit on the size of files stands in for the disk: the first picture does not fit."""
+    small = machine.start(
+        *("explain", "pics", "-m", "tiny.safetensors", "-o", "tree", *FAST),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)),
+    )
+    _, err = small.communicate()
+    assert small.returncode == 6, err
+    assert b"No space is left" in err
+    assert b"Traceback" not in err
+    assert not list((machine.cwd / "tree").rglob("*.png"))
+    again = machine("explain", "pics", "-m", "tiny.safetensors", "-o", "tree", *FAST)
+    assert again.code == 0, again.err
+
+
+def test_no_time_left_and_the_rest_later(machine: Command) -> None:
+    line = ("explain", "pics", "-m", "tiny.safetensors", "-o", "tree", *FAST)
+    outcome = machine(*line, "--max-seconds", "0.01")
+    assert outcome.code == 8
+    assert "--max-seconds" in outcome.err
+    assert json.loads((machine.cwd / "tree" / "summary.json").read_text())["exit_code"] == 8
+    assert files(machine.cwd / "tree") == {"records.jsonl": b""}
+    assert machine(*line).code == 0
+    assert len(list((machine.cwd / "tree").rglob("*.json"))) == 7
+
+
+@pytest.fixture
+def many(machine: Command) -> Path:
+    """Two hundred small pictures."""
+    folder = machine.cwd / "many"
+    folder.mkdir()
+    with Image.open(machine.cwd / "pics" / "b.png") as picture:
+        for number in range(200):
+            picture.crop((number % 30, number % 20, 90, 90)).save(folder / f"{number:03d}.png")
+    return folder
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_a_run_cleanly(machine: Command, many: Path, number: int, code: int) -> None:
+    tree = machine.cwd / "tree"
+    running = machine.start("explain", "many", "-m", "tiny.safetensors", "-o", tree, "--json", *FAST)
+    assert running.stdout is not None
+    first = running.stdout.readline()
+    running.send_signal(number)
+    rest, err = running.communicate()
+    assert running.returncode == code, err
+    assert b"Traceback" not in err
+    assert b"run the same command again" in err
+    *lines, summary = [json.loads(line) for line in (first + rest).splitlines()]
+    assert (summary["exit_code"], summary["images"]["ok"]) == (code, len(lines))
+    assert summary == json.loads((tree / "summary.json").read_text())
+    assert 1 <= len(lines) < 200
+    assert not list(tree.rglob("*.tmp"))
+    named = {name for record in tree.glob("*.png.json") for name in records.load(record.read_bytes()).files()}
+    assert {picture.name for picture in tree.glob("*.d*.png")} == named
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_before_the_first_image(machine: Command, number: int) -> None:
+    running = machine.start("explain", "-", "-m", "tiny.safetensors", "-o", "tree", stdin=subprocess.PIPE)
+    time.sleep(1.0)  # still importing, loading, or waiting for paths
+    running.send_signal(number)
+    _, err = running.communicate()
+    assert running.returncode in (128 + number, -number), err
+    assert b"Traceback" not in err
+
+
+def test_a_reader_that_goes_away(machine: Command, many: Path) -> None:
+    running = machine.start("explain", "many", "-m", "tiny.safetensors", "-o", "tree", "--json", *FAST)
+    with running:
+        assert running.stdout is not None
+        assert running.stdout.readline().startswith(b'{"schema":"detxai.record/1"')
+        running.stdout.close()
+        running.stdout = None
+        _, err = running.communicate()
+    assert running.returncode == 141, err
+    assert b"Traceback" not in err
+    assert b"BrokenPipe" not in err
+
+
+def test_stdout_under_json_is_pure(machine: Command) -> None:
+    outcome = machine("explain", "pics", "-m", "tiny.safetensors", "-o", "tree", "--json", *FAST)
+    assert outcome.code == 0, outcome.err
+    *lines, last = outcome.out.splitlines()
+    for line in lines:
+        jsonschema.validate(json.loads(line), records.schema("record"))
+    jsonschema.validate(json.loads(last), records.schema("summary"))
+    assert "".join(f"{line}\n" for line in lines) == (machine.cwd / "tree" / "records.jsonl").read_text()
+    assert "6 explained" in outcome.err
+    again = machine("explain", "pics", "-m", "tiny.safetensors", "-o", "tree", "--json", *FAST)
+    assert again.out.splitlines()[:-1] == lines, "skipped images are on stdout too"
+    assert json.loads(again.out.splitlines()[-1])["images"] == {"ok": 0, "failed": 0, "skipped": 6, "ignored": 1}
+
+
+def test_nothing_outside_the_output_no_network_no_child(machine: Command) -> None:
+    """An audit hook in the process itself ends it at the first connection or child process."""
+    before = sorted(machine.home.rglob("*"))
+    (hook := machine.home / "hook").mkdir()
+    (hook / "sitecustomize.py").write_text((HERE / "forbid.py").read_text())
+    outcome = machine(
+        "explain", "pics", "-m", "tiny.safetensors", "-o", "tree", *FAST, env={"PYTHONPATH": str(hook)}
+    )
+    assert outcome.code == 0, outcome.err
+    tree = machine.cwd / "tree"
+    inside = {hook, tree, *hook.rglob("*"), *tree.rglob("*")}
+    assert sorted(set(machine.home.rglob("*")) - inside) == before
+
+
+def test_the_guard_of_the_test_above_works(machine: Command) -> None:
+    (hook := machine.home / "hook").mkdir()
+    (hook / "sitecustomize.py").write_text((HERE / "forbid.py").read_text())
+    code = "import subprocess; subprocess.run(['true'])"
+    done = subprocess.run([sys.executable, "-c", code], env=machine.env | {"PYTHONPATH": str(hook)}, capture_output=True)
+    assert done.returncode == 99
+
+
+def test_help_needs_no_torch_and_is_quick(detxai: Command) -> None:
+    code = (
+        "import sys; from detxai.cli import run; code = run(sys.argv[1:]);"
+        "heavy = {'torch', 'ultralytics', 'cv2', 'numpy', 'PIL'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    for arguments in (["--help"], ["explain", "--help"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, env=detxai.env, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert detxai("--help").out.find("detxai explain samples/images") > 0
+        seconds.append(time.perf_counter() - start)
+    print(f"detxai --help: median {median(seconds):.2f} s of 5")
+    assert median(seconds) < 1.5, "0.3 s on an idle machine"
+
+
+def test_version_names_what_decides_a_result(detxai: Command) -> None:
+    out = detxai("--version").out
+    assert all(re.search(rf"^{name} \S+", out, re.MULTILINE) for name in ("detxai", "torch", "ultralytics", "record")), out
+    assert "CUDA" in out
+
+
+@pytest.mark.parametrize("kind", ["record", "summary", "config"])
+def test_schemas_on_stdout(detxai: Command, kind: str) -> None:
+    found = json.loads(detxai("schema", kind).out)
+    jsonschema.Draft202012Validator.check_schema(found)
+    assert found["properties"]
+
+
+def test_paths_on_stdin(machine: Command) -> None:
+    line = ("explain", "-", "-m", "tiny.safetensors", "--json", "--no-overlays", *FAST)
+    lines = machine(*line, "-o", "one", stdin=b"pics/a.png\n./pics/deeper/d.bmp\npics/none.png\n")
+    nul = machine(*line, "-0", "-o", "two", stdin=b"pics/a.png\0pics/deeper/d.bmp\0pics/none.png")
+    assert (lines.code, nul.code) == (3, 3), lines.err
+    assert files(machine.cwd / "one") == files(machine.cwd / "two")
+    found = [json.loads(text) for text in nul.out.splitlines()[:-1]]
+    assert [r["image"]["path"] for r in found] == ["pics/a.png", "pics/deeper/d.bmp", "pics/none.png"]
+    assert [r["status"] for r in found] == ["ok", "ok", "failed"]
+    assert found[2]["error"]["code"] == "not_found"
+
+
+def test_a_failed_image_is_tried_again(machine: Command, pictures: Path) -> None:
+    damaged = machine.cwd / "mixed" / "x.png"
+    damaged.parent.mkdir()
+    damaged.write_bytes((pictures / "a.png").read_bytes()[:500])
+    line = ("explain", "mixed", "-m", "tiny.safetensors", "-o", "tree", *FAST)
+    first = machine(*line)
+    assert first.code == 3
+    assert "x.png" in first.err
+    assert records.load((machine.cwd / "tree" / "x.png.json").read_bytes()).status == "failed"
+    damaged.write_bytes((pictures / "a.png").read_bytes())
+    assert machine(*line).code == 0
+    assert records.load((machine.cwd / "tree" / "x.png.json").read_bytes()).status == "ok"
+
+
+def test_failures_stop_a_run_where_asked(machine: Command) -> None:
+    (machine.cwd / "bad").mkdir()
+    for number in range(60):
+        (machine.cwd / "bad" / f"{number:02d}.png").write_text("no picture")
+    outcome = machine("explain", "bad", "-m", "tiny.safetensors", "-o", "tree", "--max-failures", 3, "--json")
+    assert outcome.code == 3
+    assert len(outcome.out.splitlines()) == 4
+    assert "--max-failures" in outcome.err
+
+
+def test_a_dry_run_writes_nothing(machine: Command) -> None:
+    before = sorted(machine.home.rglob("*"))
+    outcome = machine("explain", "pics", "--dry-run")
+    assert outcome.code == 0
+    assert outcome.err.count("would explain") == 6
+    assert sorted(machine.home.rglob("*")) == before
+
+
+def test_quiet_and_json_log(machine: Command) -> None:
+    line = ("explain", "pics", "-m", "tiny.safetensors", "--no-overlays", *FAST)
+    assert machine(*line, "-q", "-o", "quiet").err == ""
+    said = machine(*line, "--log-format", "json", "-o", "log").err
+    assert {json.loads(text)["level"] for text in said.splitlines()} <= {"info", "warning", "error"}
+    assert "\x1b" in machine(*line, "--color", "always", "--max-seconds", "0.01", "--force", "-o", "log").err
+    refused = machine("explain", "nowhere", "--log-format", "json").err
+    assert json.loads(refused)["level"] == "error"
+
+
+def test_every_option_has_a_key_and_every_key_an_option() -> None:
+    from typer.main import get_command
+
+    from detxai.cli import app
+
+    explain: Any = get_command(app).commands["explain"]  # type: ignore[attr-defined]
+    names = {flag.removeprefix("--").replace("-", "_") for p in explain.params for flag in p.opts if flag.startswith("--")}
+    # Where settings come from, how stdin is read, and the three words for talk.verbosity.
+    beside = {"config", "set", "null", "quiet", "verbose"}
+    # A list of names is for formats that are not read yet.
+    assert names - beside == set(config.OPTIONS) - {"verbosity", "names"}
+
+
+def test_options_beat_the_environment(machine: Command) -> None:
+    outcome = machine(
+        *("explain", "pics", "-m", "tiny.safetensors", "--conf", "1", "--json", "-o", "tree"),
+        env={"DETXAI_CONF": "0.1", "DETXAI_OVERLAYS": "0"},
+    )
+    settings = json.loads(outcome.out.splitlines()[-1])["config"]
+    assert settings["detection"]["conf"] == 1
+    assert settings["output"]["overlays"] is False
+    assert machine("explain", "pics", env={"DETXAI_CNF": "1"}).code == 2
+
+
+def test_convert_and_doctor(machine: Command) -> None:
+    outcome = machine("convert", "tiny.safetensors", "again.safetensors")
+    assert outcome.code == 0, outcome.err
+    assert (machine.cwd / "again.safetensors").stat().st_size > 1e6
+    told = machine("doctor", "-m", "again.safetensors", "-m", "text.pt")
+    assert told.code == 5
+    assert "input gradient" in told.out
+    assert "text.pt is not a torch checkpoint" in told.out
+    assert machine("convert", "tiny.safetensors", "again.pt").code == 2
+
+
+def test_the_module_is_the_command(detxai: Command) -> None:
+    script = Path(sys.executable).with_name("detxai")
+    if not script.exists():
+        pytest.skip("detxai is not installed here")
+    done = subprocess.run([script, "--help"], capture_output=True, env=detxai.env, cwd=ROOT, text=True)
+    assert done.stdout == detxai("--help").out
