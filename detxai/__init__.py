@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from detxai.config import RunConfig
     from detxai.errors import DetxaiError
-    from detxai.pipeline import Explainer, Explanation, Result
+    from detxai.pipeline import Explainer
+    from detxai.publish import Explanation, Result
 
 __all__ = ["DetxaiError", "Explainer", "Explanation", "Result", "RunConfig", "__version__"]
 
@@ -24,8 +25,8 @@ except PackageNotFoundError:  # a source tree that was never installed
 _HOME = {
     "DetxaiError": "errors",
     "Explainer": "pipeline",
-    "Explanation": "pipeline",
-    "Result": "pipeline",
+    "Explanation": "publish",
+    "Result": "publish",
     "RunConfig": "config",
 }
 

@@ -100,7 +100,8 @@ def _ultralytics_version() -> str:
 @app.callback(help=ABOUT)
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and leave.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and leave."),
     ] = False,
 ) -> None:
     pass
@@ -116,41 +117,64 @@ def _option(*flags: str, panel: str, help: str, **more: Any) -> Any:
 @app.command()
 def explain(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="File, folder (recursive), 'glob', or - for paths on stdin.")
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...", help="File, folder (recursive), 'glob', or - for paths on stdin."
+        ),
     ],
     config: Annotated[Path | None, _option("-c", "--config", panel=INPUT, help="YAML run config.")] = None,
     sets: Annotated[
-        list[str] | None, _option("--set", panel=INPUT, help="Override any config key.", metavar="KEY.PATH=VALUE")
+        list[str] | None,
+        _option("--set", panel=INPUT, help="Override any config key.", metavar="KEY.PATH=VALUE"),
     ] = None,
     null: Annotated[bool, _option("-0", "--null", panel=INPUT, help="Paths on stdin end in NUL.")] = False,
     window: Annotated[
         str | None,
-        _option("--window", panel=INPUT, help="16-bit and float images: auto, full, LO,HI or 'percentile P,Q'."),
+        _option(
+            "--window", panel=INPUT, help="16-bit and float images: auto, full, LO,HI or 'percentile P,Q'."
+        ),
     ] = None,
     max_pixels: Annotated[
         int | None, _option("--max-pixels", panel=INPUT, help="Images with more pixels fail. [100000000]")
     ] = None,
     model: Annotated[
         str | None,
-        _option("-m", "--model", panel=MODEL, help="Checkpoint; default: the bundled sample detector.", metavar="PATH"),
+        _option(
+            "-m",
+            "--model",
+            panel=MODEL,
+            help="Checkpoint; default: the bundled sample detector.",
+            metavar="PATH",
+        ),
     ] = None,
     trust_pickle: Annotated[
-        bool | None, _option("--trust-pickle", panel=MODEL, help="Unpickle this checkpoint fully, in this run only.")
+        bool | None,
+        _option("--trust-pickle", panel=MODEL, help="Unpickle this checkpoint fully, in this run only."),
     ] = None,
     sha256: Annotated[
-        str | None, _option("--sha256", panel=MODEL, help="Refuse a model file with another SHA-256.", metavar="HEX")
+        str | None,
+        _option("--sha256", panel=MODEL, help="Refuse a model file with another SHA-256.", metavar="HEX"),
     ] = None,
     head: Annotated[
         str | None, _option("--head", panel=MODEL, help="Where a model has two: auto, one2many or one2one.")
     ] = None,
-    conf: Annotated[float | None, _option("--conf", panel=MODEL, help="Lowest score reported. [0.25]")] = None,
+    conf: Annotated[
+        float | None, _option("--conf", panel=MODEL, help="Lowest score reported. [0.25]")
+    ] = None,
     iou: Annotated[float | None, _option("--iou", panel=MODEL, help="NMS overlap. [0.7]")] = None,
-    imgsz: Annotated[int | None, _option("--imgsz", panel=MODEL, help="Network input; default: as trained.")] = None,
-    max_det: Annotated[int | None, _option("--max-det", panel=MODEL, help="Most boxes an image. [300]")] = None,
+    imgsz: Annotated[
+        int | None, _option("--imgsz", panel=MODEL, help="Network input; default: as trained.")
+    ] = None,
+    max_det: Annotated[
+        int | None, _option("--max-det", panel=MODEL, help="Most boxes an image. [300]")
+    ] = None,
     classes: Annotated[
         list[str] | None, _option("--classes", panel=MODEL, help="Only these classes (ids or names).")
     ] = None,
-    method: Annotated[list[str] | None, _option("--method", panel=WHAT, help="ig, expected, idgi, grad, inputxgrad, smoothgrad, drise. [ig]")] = None,
+    method: Annotated[
+        list[str] | None,
+        _option("--method", panel=WHAT, help="ig, expected, idgi, grad, inputxgrad, smoothgrad, drise. [ig]"),
+    ] = None,
     target: Annotated[
         list[str] | None,
         _option("--target", panel=WHAT, help="class, objectness, left, top, right, bottom, box. [class]"),
@@ -160,36 +184,59 @@ def explain(
     ] = None,
     baseline: Annotated[
         str | None,
-        _option("--baseline", panel=WHAT, help="auto, black, white, gray, blur, mean or an image file. [auto]"),
+        _option(
+            "--baseline", panel=WHAT, help="auto, black, white, gray, blur, mean or an image file. [auto]"
+        ),
     ] = None,
     tolerance: Annotated[
-        float | None, _option("--tolerance", panel=WHAT, help="Wanted bound on the completeness error. [0.05]")
+        float | None,
+        _option("--tolerance", panel=WHAT, help="Wanted bound on the completeness error. [0.05]"),
     ] = None,
     max_evaluations: Annotated[
-        int | None, _option("--max-evaluations", panel=WHAT, help="Most gradient evaluations a detection. [256]")
+        int | None,
+        _option("--max-evaluations", panel=WHAT, help="Most gradient evaluations a detection. [256]"),
     ] = None,
     output: Annotated[Path | None, _option("-o", "--output", panel=OUTPUT, help="[runs/explain]")] = None,
     overlays: Annotated[
         bool | None, _option("--overlays/--no-overlays", panel=OUTPUT, help="Write a picture an attribution.")
     ] = None,
-    strip: Annotated[bool | None, _option("--strip", panel=OUTPUT, help="Picture and overlay side by side.")] = None,
-    maps: Annotated[str | None, _option("--maps", panel=OUTPUT, help="Raw signed maps: none, npz, png. [none]")] = None,
+    strip: Annotated[
+        bool | None, _option("--strip", panel=OUTPUT, help="Picture and overlay side by side.")
+    ] = None,
+    maps: Annotated[
+        str | None, _option("--maps", panel=OUTPUT, help="Raw signed maps: none, npz, png. [none]")
+    ] = None,
     lock_timeout: Annotated[
         float | None, _option("--lock-timeout", panel=OUTPUT, help="Seconds to wait for another run. [0]")
     ] = None,
     json_lines: Annotated[
-        bool | None, _option("--json", panel=OUTPUT, help="One JSON line a record on stdout, the summary last.")
+        bool | None,
+        _option("--json", panel=OUTPUT, help="One JSON line a record on stdout, the summary last."),
     ] = None,
-    device: Annotated[str | None, _option("--device", panel=RUN, help="auto, cpu, cuda:N, mps. [auto]")] = None,
-    precision: Annotated[str | None, _option("--precision", panel=RUN, help="auto, fp32, bf16, fp16. [auto]")] = None,
+    device: Annotated[
+        str | None, _option("--device", panel=RUN, help="auto, cpu, cuda:N, mps. [auto]")
+    ] = None,
+    precision: Annotated[
+        str | None, _option("--precision", panel=RUN, help="auto, fp32, bf16, fp16. [auto]")
+    ] = None,
     batch: Annotated[str | None, _option("--batch", panel=RUN, help="Images in flight. [auto]")] = None,
-    force: Annotated[bool | None, _option("--force", panel=RUN, help="Do images again that are done.")] = None,
-    dry_run: Annotated[bool | None, _option("--dry-run", panel=RUN, help="Say what would be done, write nothing.")] = None,
+    force: Annotated[
+        bool | None, _option("--force", panel=RUN, help="Do images again that are done.")
+    ] = None,
+    dry_run: Annotated[
+        bool | None, _option("--dry-run", panel=RUN, help="Say what would be done, write nothing.")
+    ] = None,
     shard: Annotated[str | None, _option("--shard", panel=RUN, help="Only part I of N: I/N.")] = None,
-    max_failures: Annotated[int | None, _option("--max-failures", panel=RUN, help="Stop after this many failures.")] = None,
-    max_seconds: Annotated[float | None, _option("--max-seconds", panel=RUN, help="Stop cleanly after this time.")] = None,
+    max_failures: Annotated[
+        int | None, _option("--max-failures", panel=RUN, help="Stop after this many failures.")
+    ] = None,
+    max_seconds: Annotated[
+        float | None, _option("--max-seconds", panel=RUN, help="Stop cleanly after this time.")
+    ] = None,
     quiet: Annotated[bool, _option("-q", "--quiet", panel=RUN, help="Errors only.")] = False,
-    verbose: Annotated[int, _option("-v", "--verbose", panel=RUN, count=True, help="More; twice: tracebacks.")] = 0,
+    verbose: Annotated[
+        int, _option("-v", "--verbose", panel=RUN, count=True, help="More; twice: tracebacks.")
+    ] = 0,
     color: Annotated[str | None, _option("--color", panel=RUN, help="auto, always, never. [auto]")] = None,
     log_format: Annotated[str | None, _option("--log-format", panel=RUN, help="text or json. [text]")] = None,
 ) -> int:
@@ -265,7 +312,8 @@ def schema(
 @app.command()
 def doctor(
     model: Annotated[
-        list[str] | None, typer.Option("-m", "--model", help="Models to test; default: the bundled one.", metavar="PATH")
+        list[str] | None,
+        typer.Option("-m", "--model", help="Models to test; default: the bundled one.", metavar="PATH"),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda:N, mps.")] = "auto",
     trust_pickle: Annotated[
@@ -293,7 +341,9 @@ def doctor(
 def convert(
     model: Annotated[Path, typer.Argument(metavar="MODEL.pt", help="A checkpoint that detxai loads.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The model without a pickle.")],
-    half: Annotated[bool, typer.Option("--half", help="Store 16-bit weights: half the size, slightly other scores.")] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store 16-bit weights: half the size, slightly other scores.")
+    ] = False,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Unpickle this checkpoint fully, in this run only.")
     ] = False,

@@ -114,9 +114,12 @@ class Section:
         if text is None:
             raise self.error(f"'{key}' is missing")
         try:
-            return [float(part) for part in text.split(",") if part.strip()]
+            values = [float(part) for part in text.split(",") if part.strip()]
         except ValueError:
             raise self.error(f"{key}={text} is not a number") from None
+        if not all(abs(value) < 1e9 for value in values):
+            raise self.error(f"{key}={text} is out of range")
+        return values
 
     def number(self, key: str, default: int | None = None, *, low: int = 0, high: int = 1 << 16) -> int:
         value = self.numbers(key, None if default is None else str(default))

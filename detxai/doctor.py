@@ -15,7 +15,7 @@ from detxai.attribution.path import Path, integrated_gradients
 from detxai.data import Target
 from detxai.errors import ModelError
 from detxai.job import versions
-from detxai.pipeline import device_of
+from detxai.plan import device_of
 
 #: Gradient evaluations of the timing, on one image.
 EVALUATIONS = 8
@@ -27,7 +27,10 @@ def machine() -> Iterator[Line]:
     """Versions and devices, as (name, value)."""
     yield from versions().items()
     yield "platform", platform.platform()
-    yield "cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {torch.backends.cpu.get_cpu_capability()}"
+    yield (
+        "cpu",
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {torch.backends.cpu.get_cpu_capability()}",
+    )
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
@@ -68,7 +71,10 @@ def model(name: str | None, device: str = "auto", trust_pickle: bool = False) ->
     ask = integrated_gradients(Path(x[0], torch.zeros_like(x[0])), [target], tolerance=1.0)
     integral = next(iter(engine.run([(None, ask)], 1)))[1][0]
     seconds = time.perf_counter() - start
-    yield "timing", f"{1e3 * seconds / integral.evaluations:.0f} ms a gradient evaluation on {where} (noise image, first run)"
+    yield (
+        "timing",
+        f"{1e3 * seconds / integral.evaluations:.0f} ms a gradient evaluation on {where} (noise image, first run)",
+    )
 
 
 def require(lines: Iterator[Line]) -> Iterator[Line]:

@@ -69,7 +69,9 @@ class Tally:
             self.codes.add(ExitCode.SOME_FAILED)
             if record.error is not None and len(self.failures) < KEPT_FAILURES:
                 self.failures.append(
-                    records.Failure(path=record.image.path, code=record.error.code, message=record.error.message)
+                    records.Failure(
+                        path=record.image.path, code=record.error.code, message=record.error.message
+                    )
                 )
             return
         self.skipped, self.ok = self.skipped + skipped, self.ok + (not skipped)
@@ -147,7 +149,9 @@ class Job:
         self._report(summary)
         return worst(self.tally.codes)
 
-    def _loop(self, explainer: Any, images: Iterator[ImageRef], tree: Any, started: float, stream: Any) -> None:
+    def _loop(
+        self, explainer: Any, images: Iterator[ImageRef], tree: Any, started: float, stream: Any
+    ) -> None:
         limit = self.config.run.max_failures
         results = explainer.explain(images, tree, lambda: self._over(started))
         with self.console.progress(None), contextlib.closing(results):
@@ -181,17 +185,23 @@ class Job:
     def _standing(self) -> str:
         t = self.tally
         parts = [f"{t.detections} detections"]
-        parts += [f"{count} {what}" for count, what in ((t.skipped, "skipped"), (t.failed, "failed")) if count]
+        parts += [
+            f"{count} {what}" for count, what in ((t.skipped, "skipped"), (t.failed, "failed")) if count
+        ]
         return ", ".join(parts)
 
     def _greet(self, explainer: Any) -> None:
-        info = explainer.info
-        self.console.say(f"{info.name} ({info.family}, {len(info.names)} classes, {explainer.size} px) on {explainer.device}")
+        info = explainer.plan.info
+        self.console.say(
+            f"{info.name} ({info.family}, {len(info.names)} classes, {explainer.plan.size} px) on {explainer.plan.device}"
+        )
         if info.trusted:
-            self.console.say(f"{info.name} was unpickled fully (--trust-pickle): its code has run.", kind="warning")
+            self.console.say(
+                f"{info.name} was unpickled fully (--trust-pickle): its code has run.", kind="warning"
+            )
 
     def _summary(self, explainer: Any, found: Found, seconds: float) -> records.Summary:
-        t, info, timings = self.tally, explainer.info, explainer.timings
+        t, info, timings = self.tally, explainer.plan.info, explainer.timings
         return records.Summary(
             images=records.ImageCounts(ok=t.ok, failed=t.failed, skipped=t.skipped, ignored=found.ignored),
             detections=t.detections,
@@ -208,9 +218,13 @@ class Job:
             },
             exit_code=int(worst(t.codes)),
             stopped=self.stopped,
-            device=str(explainer.device),
+            device=str(explainer.plan.device),
             model=records.ModelInfo(
-                name=info.name, sha256=info.sha256, family=info.family, head=info.head, imgsz=explainer.size
+                name=info.name,
+                sha256=info.sha256,
+                family=info.family,
+                head=info.head,
+                imgsz=explainer.plan.size,
             ),
             versions=versions() | ({"trust_pickle": "used"} if info.trusted else {}),
             config=self.config.plain(),
@@ -231,9 +245,13 @@ class Job:
         ]
         i = summary.images
         title = f"{i.ok} explained, {i.skipped} already done, {i.failed} failed, in {summary.seconds:.1f} s"
-        self.console.table(title, ("class", "detections", "mean score", "evidence inside box", "converged"), rows)
+        self.console.table(
+            title, ("class", "detections", "mean score", "evidence inside box", "converged"), rows
+        )
         if summary.stopped:
-            self.console.say(f"stopped early: {summary.stopped}; run the same command again to go on", kind="warning")
+            self.console.say(
+                f"stopped early: {summary.stopped}; run the same command again to go on", kind="warning"
+            )
         self.console.say(f"records and pictures: {self.config.output.dir}")
 
 

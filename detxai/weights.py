@@ -124,8 +124,9 @@ def _located(model: str) -> Path:
     path = Path(model).expanduser()
     if path.exists() or path.name != model or path.suffix not in ("", ".pt"):
         return path
-    from detxai import _ultralytics  # noqa: F401
     from ultralytics.utils import downloads
+
+    from detxai import _ultralytics  # noqa: F401
 
     name = f"{path.stem}.pt" if path.suffix else f"{model}.pt"
     if name not in downloads.GITHUB_ASSETS_NAMES:
@@ -222,8 +223,9 @@ def build(architecture: dict[str, Any], names: dict[int, str]) -> nn.Module:
 
     Raises ModelError for a layer or an activation that is not on the list (ultralytics would evaluate it).
     """
-    from detxai import _ultralytics  # noqa: F401
     from ultralytics.nn.tasks import DetectionModel
+
+    from detxai import _ultralytics  # noqa: F401
 
     layers = {row[2] for row in architecture["backbone"] + architecture["head"]}
     known = {item for group in _MODULES.values() for item in group.split()}

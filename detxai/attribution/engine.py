@@ -32,7 +32,6 @@ def rows_for(device: torch.device, size: int) -> int:
     return rows
 
 
-
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether torch says that a device or the machine has no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
@@ -191,7 +190,9 @@ class Engine:
         return torch.autocast(self.device.type, dtype)
 
 
-def solve(f: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor], ask: Generator[list[Point], list[Reply], T]) -> T:
+def solve(
+    f: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor], ask: Generator[list[Point], list[Reply], T]
+) -> T:
     """Run one coroutine alone, on the CPU: for scripts, notebooks and tests."""
     engine = Engine(f, torch.device("cpu"))
     return next(iter(engine.run([(None, ask)], 1)))[1]

@@ -100,7 +100,8 @@ def smoothgrad(paths: Sequence[Path], targets: Sequence[Target], settings: Setti
     generator = torch.Generator().manual_seed(settings.seed)
     noisy = [path.x + SMOOTHGRAD_SIGMA * _noise(path.x, generator) for _ in range(count)]
     points = [
-        Point(path, 1.0, tuple(targets), dtype=settings.dtype, picture=p, combine=lambda g: g.sum(0)) for p in noisy
+        Point(path, 1.0, tuple(targets), dtype=settings.dtype, picture=p, combine=lambda g: g.sum(0))
+        for p in noisy
     ]
     replies = yield [Point(path, 1.0, tuple(targets), False, settings.dtype), *points]
     return [
@@ -129,7 +130,14 @@ def idgi(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -
     """
     path, steps = paths[0], min(SAMPLES, settings.max_evaluations)
     points = [
-        Point(path, (j / steps) ** 2, tuple(targets), j < steps, settings.dtype, combine=lambda g: g.square().sum(0))
+        Point(
+            path,
+            (j / steps) ** 2,
+            tuple(targets),
+            j < steps,
+            settings.dtype,
+            combine=lambda g: g.square().sum(0),
+        )
         for j in range(steps + 1)
     ]
     replies = yield points
@@ -158,7 +166,9 @@ GRADIENT: dict[str, Method] = {
 
 def black_box(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
     """D-RISE: see `drise`. A mask costs one forward, a gradient several: so more of them are allowed."""
-    return drise(paths[0], targets, max_masks=MASKS_PER_EVALUATION * settings.max_evaluations, seed=settings.seed)
+    return drise(
+        paths[0], targets, max_masks=MASKS_PER_EVALUATION * settings.max_evaluations, seed=settings.seed
+    )
 
 
 #: Methods that only look at detections: for every model.

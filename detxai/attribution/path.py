@@ -175,7 +175,12 @@ def _refined(mesh: Mesh, spent: int, tolerance: float, max_evaluations: int) -> 
 
 
 def _integral(
-    target: Target, mesh: Mesh, products: dict[float, Tensor], spent: int, tolerance: float, dtype: torch.dtype
+    target: Target,
+    mesh: Mesh,
+    products: dict[float, Tensor],
+    spent: int,
+    tolerance: float,
+    dtype: torch.dtype,
 ) -> TargetMap:
     weights = mesh.weights()
     total = torch.zeros_like(next(iter(products.values())), dtype=torch.float64)

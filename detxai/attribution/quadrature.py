@@ -57,14 +57,22 @@ def clenshaw_curtis(n: int, *, power: float = 1.0, panels: int = 1) -> Rule:
     b = np.where(2 * j == n, 1.0, 2.0)
     sums = (b / (4 * j**2 - 1) * np.cos(2 * np.outer(theta, j))).sum(1)
     c = np.where((np.arange(n + 1) == 0) | (np.arange(n + 1) == n), 1.0, 2.0)
-    return Rule(f"clenshaw-curtis-{n + 1}", tuple((1 - np.cos(theta)) / 2), tuple(c / n * (1 - sums) / 2), power, panels)
+    return Rule(
+        f"clenshaw-curtis-{n + 1}",
+        tuple((1 - np.cos(theta)) / 2),
+        tuple(c / n * (1 - sums) / 2),
+        power,
+        panels,
+    )
 
 
 def newton_cotes(n: int, *, power: float = 1.0, panels: int = 1) -> Rule:
     """Trapezoid (n = 2), Simpson (3) or Boole (5): equidistant nodes, all shared when a panel is halved."""
     weights = {2: (1, 1), 3: (1, 4, 1), 5: (7, 32, 12, 32, 7)}[n]
     total = sum(weights)
-    return Rule(f"newton-cotes-{n}", tuple(np.linspace(0, 1, n)), tuple(w / total for w in weights), power, panels)
+    return Rule(
+        f"newton-cotes-{n}", tuple(np.linspace(0, 1, n)), tuple(w / total for w in weights), power, panels
+    )
 
 
 @dataclass
@@ -113,7 +121,9 @@ class Mesh:
 
     def _errors(self) -> list[float]:
         return [
-            abs(self.value[b] - self.value[a] - sum(w * self.slope[v] for v, w in self._weighted((a, b)) if w))
+            abs(
+                self.value[b] - self.value[a] - sum(w * self.slope[v] for v, w in self._weighted((a, b)) if w)
+            )
             for a, b in self.panels
         ]
 
@@ -131,6 +141,7 @@ class Mesh:
             left -= errors[i]
             worst.add(i)
         halves = (
-            [(a, (a + b) / 2), ((a + b) / 2, b)] if i in worst else [(a, b)] for i, (a, b) in enumerate(self.panels)
+            [(a, (a + b) / 2), ((a + b) / 2, b)] if i in worst else [(a, b)]
+            for i, (a, b) in enumerate(self.panels)
         )
         self.panels = [panel for pair in halves for panel in pair]
