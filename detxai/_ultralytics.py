@@ -45,4 +45,5 @@ with _tamed():
     import ultralytics.utils.nms  # noqa: F401
 
     ultralytics.utils.SETTINGS.update(sync=False)
+    ultralytics.utils.LOGGER.setLevel("WARNING")
     VERSION: str = ultralytics.__version__

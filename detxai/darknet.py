@@ -173,7 +173,9 @@ class _Builder:
         if self.inputs != 3:
             raise net.error("channels must be 3")
 
-    def add(self, section: Section, layer: Any, channels: int, stride: int, sources: int | list[int] = -1) -> None:
+    def add(
+        self, section: Section, layer: Any, channels: int, stride: int, sources: int | list[int] = -1
+    ) -> None:
         layer.i, layer.f = len(self.layers), sources
         read = [sources] if isinstance(sources, int) else sources
         for source in (len(self.layers) + s if s < 0 else s for s in read):
@@ -200,7 +202,14 @@ class _Builder:
         return found
 
     def convolutional(self, section: Section) -> None:
-        section.refuse(binary="0", xnor="0", antialiasing="0", flipped="0", assisted_excitation="0", share_index="-1000000000")
+        section.refuse(
+            binary="0",
+            xnor="0",
+            antialiasing="0",
+            flipped="0",
+            assisted_excitation="0",
+            share_index="-1000000000",
+        )
         (channels, stride), filters = self.here, section.number("filters", 1, low=1)
         size, step = section.number("size", 1, low=1, high=31), section.number("stride", 1, low=1, high=8)
         groups, dilation = section.number("groups", 1, low=1), section.number("dilation", 1, low=1, high=32)
@@ -209,13 +218,20 @@ class _Builder:
         padding = size // 2 * dilation if section.number("pad", 0) else section.number("padding", 0, high=64)
         conv = nn.Conv2d(channels, filters, size, step, padding, dilation, groups, device="meta")
         normalised = section.number("batch_normalize", 0, high=1) == 1
-        self.add(section, Convolution(conv, section.activation("logistic"), normalised), filters, stride * step)
+        self.add(
+            section, Convolution(conv, section.activation("logistic"), normalised), filters, stride * step
+        )
 
     def maxpool(self, section: Section) -> None:
         section.refuse(antialiasing="0", maxpool_depth="0")
         (channels, stride), step = self.here, section.number("stride", 1, low=1, high=8)
         size = section.number("size", step, low=1, high=63)
-        self.add(section, MaxPool(size, step, section.number("padding", size - 1, high=64)), channels, stride * step)
+        self.add(
+            section,
+            MaxPool(size, step, section.number("padding", size - 1, high=64)),
+            channels,
+            stride * step,
+        )
 
     def upsample(self, section: Section) -> None:
         section.refuse(scale="1")
@@ -255,7 +271,12 @@ class _Builder:
         wanted: type[nn.Module] = nn.Sigmoid if new else nn.Identity
         outputs = len(mask) * (5 + classes)
         plain = isinstance(head, Convolution) and head.conv.kernel_size == (1, 1) and not head.normalised
-        if not plain or not isinstance(head.act, wanted) or head.conv.out_channels != outputs or len(self.layers) < 2:
+        if (
+            not plain
+            or not isinstance(head.act, wanted)
+            or head.conv.out_channels != outputs
+            or len(self.layers) < 2
+        ):
             raise section.error(f"must follow a plain 1×1 convolution with {outputs} filters")
         (scale_xy,) = section.numbers("scale_x_y", "1")[:1] or [1.0]
         anchors = torch.tensor(sizes).view(-1, 2)[mask]

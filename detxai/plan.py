@@ -88,13 +88,15 @@ class Plan:
 
     def _detector(self, checkpoint: Checkpoint | None) -> detectors.Detector:
         model = self.config.model
-        loaded = checkpoint or weights.load(model.path, sha256=model.sha256, trust_pickle=model.trust_pickle)
+        loaded = checkpoint or weights.load(
+            model.path, sha256=model.sha256, trust_pickle=model.trust_pickle, names=model.names
+        )
         return detectors.build(loaded, None if model.head == "auto" else model.head)
 
     def _class_ids(self, wanted: Sequence[int | str] | None, option: str) -> list[int] | None:
         if not wanted:
             return None
-        by_name = {name: i for i, name in self.info.names.items()}
+        by_name: dict[int | str, int] = {name: i for i, name in self.info.names.items()}
         found = [by_name.get(w, w if isinstance(w, int) else -1) for w in wanted]
         for name, class_id in zip(wanted, found, strict=True):
             if class_id not in self.info.names:

@@ -30,6 +30,8 @@ from detxai.errors import ModelError
 BUNDLED = Path(__file__).parent / "models" / "bags-yolov8n-320.safetensors"
 BUNDLED_SHA256 = ""
 
+#: Exported formats that run as black boxes. ONNX is data; the others hold code.
+EXPORTS = (".onnx", ".torchscript", ".engine")
 OLDEST_SAFE_TORCH = (2, 10)
 FORMAT = "detxai.model/1"
 
@@ -113,10 +115,25 @@ def load(
         return _from_pickle(path.name, digest, data[0], trust_pickle)
     if path.suffix == ".cfg":
         return _from_darknet(path, digest, *data, names)
+    if path.suffix in EXPORTS:
+        return _from_export(path, digest, data[0], trust_pickle, names)
     raise ModelError(
         f"{path.name}: '{path.suffix}' is not a model format that detxai reads.",
         "Give an ultralytics or legacy YOLOv5/v3 .pt, a Darknet .cfg, or a .safetensors made by detxai.",
     )
+
+
+def _from_export(path: Path, digest: str, data: bytes, trust: bool, names: Path | None) -> Checkpoint:
+    """An exported model, to be run as a black box; those that carry code need the user's trust."""
+    if path.suffix != ".onnx" and not trust:
+        raise ModelError(
+            f"{path.name} was not loaded: a {path.suffix} file is a program.",
+            "If you trust whoever made it, run again with --trust-pickle.",
+        )
+    return Checkpoint(
+        path.name, digest, "export", None, path.suffix[1:], _listed(names) if names else {}, trusted=path.suffix != ".onnx",
+        extra={"data": data},
+    )  # fmt: skip
 
 
 def _located(model: str) -> Path:
@@ -179,12 +196,17 @@ def _class_names(path: Path, count: int, names: Path | None) -> dict[int, str]:
         if not (beside := same or beside) or len(beside) > 1:
             return {i: str(i) for i in range(count)}
         names = beside[0]
-    lines = [line.strip() for line in _read(names).decode("utf-8-sig", "replace").splitlines() if line.strip()]
-    if len(lines) != count:
+    found = _listed(names)
+    if len(found) != count:
         raise ModelError(
-            f"{names} has {len(lines)} class names, {path.name} has {count} classes.",
+            f"{names} has {len(found)} class names, {path.name} has {count} classes.",
             "Give the right file with --names FILE.",
         )
+    return found
+
+
+def _listed(names: Path) -> dict[int, str]:
+    lines = [line.strip() for line in _read(names).decode("utf-8-sig", "replace").splitlines() if line.strip()]
     return dict(enumerate(lines))
 
 

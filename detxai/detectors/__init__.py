@@ -12,7 +12,9 @@ from detxai.data import Checkpoint
 from detxai.detectors.anchor_based import AnchorBased
 from detxai.detectors.anchor_free import AnchorFree
 from detxai.detectors.base import EDGES, Candidates, Detector, ModelInfo, Pin
+from detxai.detectors.black_box import BlackBox
 from detxai.detectors.open_vocabulary import OpenVocabulary
+from detxai.detectors.rtdetr import RTDETR
 from detxai.errors import ModelError
 
 __all__ = ["EDGES", "HEADS", "Candidates", "Detector", "ModelInfo", "Pin", "build", "reported", "self_test", "similarity"]
@@ -31,8 +33,10 @@ HEADS: dict[str, Callable[..., Detector]] = {
     "YOLOEDetect": OpenVocabulary,
     "YOLOESegment": OpenVocabulary,
     "YOLOESegment26": OpenVocabulary,
+    "RTDETRDecoder": RTDETR,
     "legacy": AnchorBased,
     "darknet": AnchorBased,
+    "export": BlackBox,
 }
 
 #: An end-to-end head keeps as many before classes are filtered, whatever fewer the user asks for.

@@ -15,7 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from detxai.data import Checkpoint, Target
-from detxai.detectors.base import EDGES, Branch, Candidates, ModelInfo, Pin, Trunk, freeze, fuse, levels_of, scaled
+from detxai.detectors.base import (
+    EDGES,
+    Branch,
+    Candidates,
+    ModelInfo,
+    Pin,
+    Trunk,
+    freeze,
+    fuse,
+    levels_of,
+    scaled,
+)
 from detxai.errors import ModelError
 
 
@@ -85,8 +96,14 @@ class AnchorBased:
             head = self.heads[level]
             n, (height, width) = len(head.anchors), feature.shape[-2:]
             raw = head.conv(feature).float().unflatten(1, (n, -1)).permute(0, 1, 3, 4, 2)
-            grid = torch.cartesian_prod(torch.arange(height), torch.arange(width)).view(height, width, 2).to(x.device)
-            boxes.append(head.boxes(raw[..., :4], grid, head.anchors[:, None, None].to(x.device)).flatten(1, 3))
+            grid = (
+                torch.cartesian_prod(torch.arange(height), torch.arange(width))
+                .view(height, width, 2)
+                .to(x.device)
+            )
+            boxes.append(
+                head.boxes(raw[..., :4], grid, head.anchors[:, None, None].to(x.device)).flatten(1, 3)
+            )
             rest.append(raw[..., 4:].flatten(1, 3))
         scores = torch.cat(rest, 1)
         return torch.cat(boxes, 1), scores[..., :1], scores[..., 1:]
@@ -97,19 +114,22 @@ class AnchorBased:
     def predict(self, x: Tensor) -> list[Candidates]:
         boxes, objectness, classes = self._dense(x)
         levels = torch.cat(
-            [levels_of([shape], len(head.anchors)) + i for i, (head, shape) in enumerate(zip(self.heads, self._shapes(x.shape[-1]), strict=True))]
+            [
+                levels_of([shape], len(head.anchors)) + i
+                for i, (head, shape) in enumerate(zip(self.heads, self._shapes(x.shape[-1]), strict=True))
+            ]
         ).to(x.device)
         logits = score_logit(objectness, classes)
         scores = objectness.sigmoid() * classes.sigmoid()
         return [Candidates(boxes[i], scores[i], logits[i], levels) for i in range(len(x))]
 
     def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
-        pins = [Pin(*pin) for pin in pins]
+        wanted = [Pin(*pin) for pin in pins]
         if not self.info.sparse:
-            return self.full_values(x, pins)
-        levels = sorted({p.target.level for p in pins})
+            return self.full_values(x, wanted)
+        levels = sorted({p.target.level for p in wanted})
         maps = self._maps(x, levels)
-        result: list[Tensor | None] = [None] * len(pins)
+        result: list[Tensor | None] = [None] * len(wanted)
         start = [0]
         for head, (height, width) in zip(self.heads, self._shapes(x.shape[-1]), strict=True):
             start.append(start[-1] + len(head.anchors) * height * width)
@@ -117,23 +137,27 @@ class AnchorBased:
             head, feature, branch = self.heads[level], maps[level], self.branches[level]
             assert branch is not None
             height, width = feature.shape[-2:]
-            group = [i for i, p in enumerate(pins) if p.target.level == level]
-            places = [divmod(pins[i].target.anchor - start[level], height * width) for i in group]
+            group = [i for i, p in enumerate(wanted) if p.target.level == level]
+            places = [divmod(wanted[i].target.anchor - start[level], height * width) for i in group]
             cells = [divmod(rest, width) for _, rest in places]
-            raw = branch(feature, [pins[i].row for i in group], cells).float().unflatten(1, (len(head.anchors), -1))
+            raw = (
+                branch(feature, [wanted[i].row for i in group], cells)
+                .float()
+                .unflatten(1, (len(head.anchors), -1))
+            )
             raw = raw[range(len(group)), [a for a, _ in places]]
             anchors = head.anchors.to(x.device)[[a for a, _ in places]]
             boxes = head.boxes(raw[:, :4], torch.tensor(cells, device=x.device), anchors)
             for j, i in enumerate(group):
-                result[i] = _scalar(pins[i], boxes[j], raw[j, 4], raw[j, 5:])
-        return scaled(torch.stack(result), pins)  # type: ignore[arg-type]
+                result[i] = _scalar(wanted[i], boxes[j], raw[j, 4], raw[j, 5:])
+        return scaled(torch.stack(result), wanted)  # type: ignore[arg-type]
 
     def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
-        pins = [Pin(*pin) for pin in pins]
+        wanted = [Pin(*pin) for pin in pins]
         boxes, objectness, classes = self._dense(x)
-        at = [(p.row, p.target.anchor) for p in pins]
-        picked = [_scalar(p, boxes[i], objectness[i][0], classes[i]) for p, i in zip(pins, at, strict=True)]
-        return scaled(torch.stack(picked), pins)
+        at = [(p.row, p.target.anchor) for p in wanted]
+        picked = [_scalar(p, boxes[i], objectness[i][0], classes[i]) for p, i in zip(wanted, at, strict=True)]
+        return scaled(torch.stack(picked), wanted)
 
 
 def _scalar(pin: Pin, box: Tensor, objectness: Tensor, classes: Tensor) -> Tensor:
@@ -169,9 +193,13 @@ def legacy_network(checkpoint: Checkpoint) -> nn.Module:
         layers, _ = parse_model(yaml | {"backbone": rows, "head": []}, ch=yaml.get("ch", 3), verbose=False)
         tensors = {key.removeprefix("model."): value.float() for key, value in shell.state_dict().items()}
         head = {key: value for key, value in tensors.items() if key.startswith(f"{len(rows)}.m.")}
-        layers.load_state_dict({k: v for k, v in tensors.items() if int(k.split(".")[0]) < len(rows)}, strict=True)
+        layers.load_state_dict(
+            {k: v for k, v in tensors.items() if int(k.split(".")[0]) < len(rows)}, strict=True
+        )
     except (RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
-        raise ModelError(f"{checkpoint.name}: its layers cannot be rebuilt: {str(error).splitlines()[0]}") from error
+        raise ModelError(
+            f"{checkpoint.name}: its layers cannot be rebuilt: {str(error).splitlines()[0]}"
+        ) from error
     for key, part in shell.named_modules():
         if isinstance(part, nn.BatchNorm2d):  # their epsilon is not torch's default
             layers.get_submodule(key.removeprefix("model.")).eps = part.eps
@@ -182,7 +210,9 @@ def legacy_network(checkpoint: Checkpoint) -> nn.Module:
     for level, feed in enumerate(feeds):
         weight, bias = head[f"{len(rows)}.m.{level}.weight"], head[f"{len(rows)}.m.{level}.bias"]
         if len(weight) != outputs:
-            raise ModelError(f"{checkpoint.name}: {len(weight)} outputs at scale {level}, expected {outputs}.")
+            raise ModelError(
+                f"{checkpoint.name}: {len(weight)} outputs at scale {level}, expected {outputs}."
+            )
         conv = nn.Conv2d(weight.shape[1], outputs, 1)
         conv.load_state_dict({"weight": weight, "bias": bias})
         network.convs.append(conv)

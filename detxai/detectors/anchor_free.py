@@ -10,7 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from detxai.data import Checkpoint, Target
-from detxai.detectors.base import EDGES, Branch, Candidates, ModelInfo, Pin, Trunk, freeze, fuse, levels_of, scaled
+from detxai.detectors.base import (
+    EDGES,
+    Branch,
+    Candidates,
+    ModelInfo,
+    Pin,
+    Trunk,
+    freeze,
+    fuse,
+    levels_of,
+    scaled,
+)
 from detxai.errors import ModelError
 
 
@@ -56,7 +67,9 @@ class AnchorFree:
         prefix = "one2one_" if branch == "one2one" else ""
         parts = [getattr(self.head, f"{prefix}{name}", None) for name in ("cv3", "cv2")]
         if branch not in ("one2many", "one2one") or any(part is None for part in parts):
-            raise ModelError(f"This {type(self.head).__name__} head has no {branch} branch.", "Leave --head out.")
+            raise ModelError(
+                f"This {type(self.head).__name__} head has no {branch} branch.", "Leave --head out."
+            )
         angle = getattr(self.head, f"{prefix}cv4", None) if hasattr(self.head, "ne") else None
         return parts[0], parts[1], angle  # type: ignore[return-value]
 
@@ -136,33 +149,39 @@ class AnchorFree:
     # -- pinned ---------------------------------------------------------------------------------
 
     def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
-        pins = [Pin(*pin) for pin in pins]
+        wanted = [Pin(*pin) for pin in pins]
         if not self.info.sparse:
-            return self.full_values(x, pins)
-        levels = sorted({pin.target.level for pin in pins})
+            return self.full_values(x, wanted)
+        levels = sorted({pin.target.level for pin in wanted})
         features = self._features(x, levels)
-        result: list[Tensor | None] = [None] * len(pins)
+        result: list[Tensor | None] = [None] * len(wanted)
         for level in levels:
             width = features[level].shape[-1]
             start = self._start(level, x.shape[-1])
             for kind in ("class", "box"):
                 group = [
-                    i for i, p in enumerate(pins) if p.target.level == level and (p.target.kind == "class") == (kind == "class")
+                    i
+                    for i, p in enumerate(wanted)
+                    if p.target.level == level and (p.target.kind == "class") == (kind == "class")
                 ]
                 if not group:
                     continue
-                cells = [divmod(pins[i].target.anchor - start, width) for i in group]
-                rows = [pins[i].row for i in group]
+                cells = [divmod(wanted[i].target.anchor - start, width) for i in group]
+                rows = [wanted[i].row for i in group]
                 raw = self._patch(kind, level, features[level], rows, cells)
                 if kind == "class":
-                    scalars = raw[range(len(group)), [pins[i].target.class_id for i in group]]
+                    scalars = raw[range(len(group)), [wanted[i].target.class_id for i in group]]
                 else:
-                    angle = self._patch("angle", level, features[level], rows, cells) if self.angle_heads else None
+                    angle = (
+                        self._patch("angle", level, features[level], rows, cells)
+                        if self.angle_heads
+                        else None
+                    )
                     edges, _ = self._decode(raw, angle, torch.tensor(cells, device=x.device), level)
-                    scalars = edges[range(len(group)), [EDGES.index(pins[i].target.kind) for i in group]]
+                    scalars = edges[range(len(group)), [EDGES.index(wanted[i].target.kind) for i in group]]
                 for i, scalar in zip(group, scalars.unbind(), strict=True):
                     result[i] = scalar
-        return scaled(torch.stack(result), pins)  # type: ignore[arg-type]
+        return scaled(torch.stack(result), wanted)  # type: ignore[arg-type]
 
     def _patch(
         self, kind: str, level: int, feature: Tensor, rows: list[int], cells: list[tuple[int, int]]
@@ -175,12 +194,12 @@ class AnchorFree:
         return sum((size // stride) ** 2 for stride in self.strides[:level])
 
     def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
-        pins = [Pin(*pin) for pin in pins]
+        wanted = [Pin(*pin) for pin in pins]
         logits, edges, _ = self._dense(self._features(x, range(len(self.feeds))))
         scalars = [
             logits[p.row, p.target.anchor, p.target.class_id]
             if p.target.kind == "class"
             else edges[p.row, p.target.anchor, EDGES.index(p.target.kind)]
-            for p in pins
+            for p in wanted
         ]
-        return scaled(torch.stack(scalars), pins)
+        return scaled(torch.stack(scalars), wanted)

@@ -23,9 +23,13 @@ class OpenVocabulary(AnchorFree):
         head = model.model[-1]
         if hasattr(head, "lrpc"):
             raise ModelError("A prompt-free YOLOE is not supported.", "Give a YOLOE whose classes were set.")
-        words = getattr(model, "txt_feats", None) if hasattr(model, "txt_feats") else getattr(model, "pe", None)
+        words = (
+            getattr(model, "txt_feats", None) if hasattr(model, "txt_feats") else getattr(model, "pe", None)
+        )
         if words is None:
-            raise ModelError("This YOLOE has no classes.", "Set them in ultralytics (model.set_classes) and save it.")
+            raise ModelError(
+                "This YOLOE has no classes.", "Set them in ultralytics (model.set_classes) and save it."
+            )
         words = words.detach().float()
         if not getattr(head, "is_fused", False):
             for prefix in ("", "one2one_"):

@@ -1,0 +1,96 @@
+"""RT-DETR: the queries that the encoder selects on the image are kept along the whole path.
+
+RT-DETR picks its queries by a top-k over all cells, so that query i of a path point is another cell than query i of the
+image. `Candidates.context` holds the cells picked on the image; targets carry them, and every path point uses them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detxai.data import Checkpoint, Target
+from detxai.detectors.base import EDGES, Candidates, ModelInfo, Pin, Trunk, freeze, fuse, scaled
+from detxai.errors import ModelError
+
+
+class RTDETR:
+    """The decoder's predictions: one a query, in the order of the selection; the whole network runs (no sparse path)."""
+
+    branch = "decoder"
+
+    def __init__(self, checkpoint: Checkpoint, branch: str | None = None) -> None:
+        if branch not in (None, self.branch):
+            raise ModelError(f"RT-DETR has no {branch} branch.", "Leave --head out.")
+        self.module = freeze(fuse(copy.deepcopy(checkpoint.module)))
+        *layers, head = self.module.model  # type: ignore[misc, union-attr]
+        self.head: Any = head
+        self.trunk = Trunk(layers)
+        self.feeds: list[int] = list(head.f)
+        self.info = ModelInfo(
+            checkpoint.name,
+            checkpoint.sha256,
+            checkpoint.family,
+            self.branch,
+            checkpoint.imgsz or 640,
+            checkpoint.names,
+            ("class", *EDGES),
+            sparse=False,
+            trusted=checkpoint.trusted,
+        )
+
+    def predict(self, x: Tensor) -> list[Candidates]:
+        boxes, logits, cells = self._decoded(x, None)
+        levels = torch.zeros(logits.shape[1], dtype=torch.int64, device=x.device)
+        return [
+            Candidates(boxes[i], logits[i].sigmoid(), logits[i], levels, context=cells[i].cpu(), end_to_end=True)
+            for i in range(len(x))
+        ]
+
+    def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        return self.full_values(x, pins)
+
+    def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        wanted = [Pin(*pin) for pin in pins]
+        cells: list[Tensor | None] = [None] * len(x)
+        for row, target in wanted:
+            if target.context is None or (cells[row] is not None and not torch.equal(cells[row], target.context)):
+                raise ValueError("A target of RT-DETR carries the selection of its image, one a row.")
+            cells[row] = target.context
+        spare = next(c for c in cells if c is not None)
+        kept = torch.stack([spare if c is None else c for c in cells]).to(x.device)
+        boxes, logits, _ = self._decoded(x, kept)
+        picked = [
+            logits[p.row, p.target.anchor, p.target.class_id]
+            if p.target.kind == "class"
+            else boxes[p.row, p.target.anchor, EDGES.index(p.target.kind)]
+            for p in wanted
+        ]
+        return scaled(torch.stack(picked), wanted)
+
+    def _decoded(self, x: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, Q, 4) boxes in letterbox pixels, (B, Q, classes) logits and the (B, Q) cells of the queries.
+
+        `cells`: the selection to use; None selects on x, as the model does.
+        """
+        head, outputs = self.head, self.trunk(x, set(self.feeds))
+        features, shapes = head._get_encoder_input([outputs[i] for i in self.feeds])
+        anchors, valid = head._generate_anchors(shapes, features)
+        encoded = head.enc_output(valid * features)
+        if cells is None:
+            best = head.enc_score_head(encoded).amax(-1)
+            cells = best.topk(min(head.num_queries, best.shape[1]), dim=1).indices
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        content = encoded[rows, cells]
+        reference = head.enc_bbox_head(content) + anchors[0, cells]
+        if head.learnt_init_query:
+            content = head.tgt_embed.weight[: cells.shape[1]].expand(len(x), -1, -1)
+        boxes, logits = head.decoder(
+            content, reference, features, shapes, head.dec_bbox_head, head.dec_score_head, head.query_pos_head
+        )
+        centre, size = (boxes[0].float() * x.shape[-1]).split(2, -1)
+        return torch.cat([centre - size / 2, centre + size / 2], -1), logits[0].float(), cells
