@@ -26,8 +26,8 @@ from torch import Tensor
 from detxai import detectors, images, sources, weights
 from detxai.attribution import baselines
 from detxai.attribution.engine import Engine
-from detxai.attribution.path import Point, Reply, TargetMap, integrated_gradients
 from detxai.attribution.path import Path as Line
+from detxai.attribution.path import Point, Reply, TargetMap, integrated_gradients
 from detxai.attribution.quadrature import Mesh, Rule, clenshaw_curtis, gauss_legendre, newton_cotes
 from detxai.data import Target
 from detxai.errors import ImageError
@@ -74,17 +74,35 @@ def detector_of(file: str, device: torch.device) -> detectors.Detector:
     return detector
 
 
-def strongest(found: detectors.Candidates, conf: float, at_least: int = 0) -> list[tuple[int, int]]:
-    """(anchor, class) of what is reported above `conf`, filled up with the next best anchors."""
-    pairs = detectors.reported(found, conf=conf, iou=0.45, max_det=300)
-    taken = {anchor for anchor, _ in pairs}
+def filled(found: detectors.Candidates, pairs: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """(anchor, class) `pairs`, filled up to `count` with the next best anchors."""
     best, classes = found.logits.max(1)
-    for anchor in best.argsort(descending=True).tolist():
-        if len(pairs) >= at_least:
-            break
-        if anchor not in taken:
-            pairs.append((anchor, int(classes[anchor])))
-    return pairs
+    taken = {anchor for anchor, _ in pairs}
+    more = (anchor for anchor in best.argsort(descending=True).tolist() if anchor not in taken)
+    return pairs + [(anchor, int(classes[anchor])) for anchor in islice(more, max(count - len(pairs), 0))]
+
+
+def lines(
+    folder: Path, baseline: str, size: int, antialias: bool = False, device: torch.device | None = None
+) -> Iterator[tuple[str, str, Line]]:
+    """Name, key and path of the images in `folder`, in an order spread over the folder."""
+    refs = [ref for ref in sources.find([str(folder)]).refs if ref.problem is None]
+    for ref in (ref for start in range(7) for ref in refs[start::7]):
+        try:
+            image = images.load(ref)
+        except ImageError:
+            continue
+        square, box = images.letterbox(image.pixels, size, antialias)
+        b, name = baselines.baseline(baseline, square, box)
+        x = torch.from_numpy(square).permute(2, 0, 1).float() / 255
+        key = f"{image.sha256[:16]}-{name.replace(':', '_')}-{size}"
+        yield ref.path, key, Line(x.to(device), b.to(device))
+
+
+@torch.no_grad()
+def predicted(detector: detectors.Detector, line: Line) -> detectors.Candidates:
+    """All predictions on the image at the end of `line`."""
+    return detector.predict(line.x[None].contiguous(memory_format=torch.channels_last))[0]
 
 
 def cases(
@@ -97,26 +115,16 @@ def cases(
     at_least: int = 0,
     device: torch.device | None = None,
 ) -> Iterator[Case]:
-    """The images in `folder` that have detections above `conf`, in an order spread over the folder."""
-    refs = [ref for ref in sources.find([str(folder)]).refs if ref.problem is None]
-    for ref in (ref for start in range(7) for ref in refs[start::7]):
-        try:
-            image = images.load(ref)
-        except ImageError:
-            continue
-        square, box = images.letterbox(image.pixels, size, detector.info.antialias)
-        b, name = baselines.baseline(baseline, square, box)
-        x = torch.from_numpy(square).permute(2, 0, 1).float() / 255
-        line = Line(x.to(device), b.to(device))
-        with torch.no_grad():
-            found = detector.predict(line.x[None].contiguous(memory_format=torch.channels_last))[0]
-        targets = tuple(
-            Target(anchor, int(found.levels[anchor]), "class", class_id, context=found.context)
-            for anchor, class_id in strongest(found, conf, at_least)
-        )
-        if targets:
-            key = f"{image.sha256[:16]}-{detector.info.sha256[:16]}-{name.replace(':', '_')}-{size}"
-            yield Case(ref.path, line, targets, key)
+    """The images in `folder` that have detections above `conf`, filled up to `at_least` targets each."""
+    for name, key, line in lines(folder, baseline, size, detector.info.antialias, device):
+        found = predicted(detector, line)
+        pairs = detectors.reported(found, conf=conf, iou=0.45, max_det=300)
+        if pairs:
+            targets = (
+                Target(anchor, int(found.levels[anchor]), "class", class_id, context=found.context)
+                for anchor, class_id in filled(found, pairs, at_least)
+            )
+            yield Case(name, line, tuple(targets), f"{key}-{detector.info.sha256[:16]}")
 
 
 # -- rules --------------------------------------------------------------------------------------
@@ -296,7 +304,7 @@ def measure(memo: Memo, rule: Rule, tolerance: float, reference: Tensor, limit: 
             "evaluations": integral.evaluations,
             "bound": integral.error_bound,
             "error": integral.completeness_error,
-            "converged": bool(integral.error_bound <= tolerance),
+            "converged": integral.converged,
             "distance": distance(integral.map, reference[k]),
         }
         for k, integral in enumerate(found)
@@ -398,7 +406,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"No detections above {args.conf} in {args.images}.")
     about = {
         "model": detector.info.name, "baseline": args.baseline, "imgsz": size, "conf": args.conf,
-        "detections": len(bounds), "reference_nodes": args.reference, "reference_bound": max(bounds), "bins": BINS,
+        "detections": len(bounds), "reference": args.reference, "reference_bound": max(bounds), "bins": BINS,
     }  # fmt: skip
     print(
         f"{detector.info.name} at {size} px, {args.baseline} baseline, {len(bounds)} detections; reference: "
