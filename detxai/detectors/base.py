@@ -113,7 +113,14 @@ class Trunk:
                 outputs[i] = layer([outputs[i + f if f < 0 else f] for f in layer.f])
             for done in [j for j in outputs if j not in wanted and last_use.get(j, -1) == i]:
                 del outputs[done]
+        for i in wanted:
+            if outputs[i].requires_grad:  # one layout whatever else is wanted of the batch: the same bits
+                outputs[i].register_hook(_channels_last)
         return {i: outputs[i] for i in wanted}
+
+
+def _channels_last(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 def levels_of(shapes: Sequence[tuple[int, int]], anchors_per_cell: int = 1) -> Tensor:
