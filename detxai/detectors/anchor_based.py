@@ -82,7 +82,7 @@ class AnchorBased:
             ("class", "objectness", *EDGES),
             all(b is not None for b in self.branches),
             checkpoint.trusted,
-            antialias=True,
+            antialias=checkpoint.kind == "legacy",
         )
 
     def _maps(self, x: Tensor, levels: Sequence[int]) -> dict[int, Tensor]:
