@@ -49,7 +49,7 @@ def test_an_onnx_export_detects_what_its_model_detects(exported: SimpleNamespace
     assert not box.info.differentiable
     for a, b in zip(ours, theirs, strict=True):
         assert (a.boxes - b.boxes).abs().max() < 0.1  # pixels; the export is not fused, and boxes reach 400
-        assert torch.allclose(a.scores, b.scores, atol=1e-4)
+        assert torch.allclose(a.scores, b.scores, atol=1e-3)
     assert a.scores.std() > 0
 
 

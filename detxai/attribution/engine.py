@@ -105,7 +105,7 @@ class Engine:
                     yield job.tag, done.value
 
     def _full(self, waiting: deque[_Entry]) -> bool:
-        return len(waiting) >= self.rows and len(max(self._kinds(waiting), key=len)) >= self.rows
+        return any(len(kind) >= self._rows(kind) for kind in self._kinds(waiting))
 
     @staticmethod
     def _kinds(waiting: Iterable[_Entry]) -> list[list[_Entry]]:
@@ -114,6 +114,12 @@ class Engine:
         for entry in waiting:
             kinds.setdefault((entry[2].gradient, entry[2].dtype, entry[2].field), []).append(entry)
         return list(kinds.values())
+
+    def _rows(self, kind: list[_Entry]) -> int:
+        """Rows of a pack of this kind. Values at baselines come one an image: small packs waste none."""
+        point = kind[0][2]
+        alone = not point.gradient and point.field == "value"
+        return max(1, self.rows // 4) if alone else self.rows
 
     @staticmethod
     def _advance(job: _Job, replies: Any, waiting: deque[_Entry]) -> StopIteration | None:
@@ -128,16 +134,17 @@ class Engine:
 
     def _step(self, waiting: deque[_Entry]) -> list[_Job]:
         """Run one pack of the waiting points; the jobs that have all their replies now."""
-        chosen = max(self._kinds(waiting), key=len)
+        chosen = max(self._kinds(waiting), key=lambda kind: len(kind) / self._rows(kind))
+        rows = self._rows(chosen)
         # Rows with as many targets as their neighbours waste no backward passes.
         chosen.sort(key=lambda entry: -len(entry[2].targets))
-        pack = chosen[: self.rows]
+        pack = chosen[:rows]
         taken = {id(entry) for entry in pack}
         rest = [entry for entry in waiting if id(entry) not in taken]
         waiting.clear()
         waiting.extend(rest)
         try:
-            replies = self._evaluate([point for _, _, point in pack])
+            replies = self._evaluate([point for _, _, point in pack], rows)
         except RuntimeError as error:  # OutOfMemoryError on a GPU, a plain one on the CPU
             if not out_of_memory(error) or self.rows == 1:
                 raise
@@ -151,12 +158,12 @@ class Engine:
                 finished.append(job)
         return finished
 
-    def _evaluate(self, points: list[Point]) -> list[Reply]:
-        """Replies to `points`, at most `rows` of one kind: one forward, then one backward a target of the busiest row."""
+    def _evaluate(self, points: list[Point], rows: int) -> list[Reply]:
+        """Replies to `points` of one kind, filled up to `rows`: one forward, one backward a target of the busiest row."""
         start = time.perf_counter()
         gradient = points[0].gradient
-        spare = self.rows - len(points)
-        self.points, self.padded = self.points + self.rows, self.padded + spare
+        spare = rows - len(points)
+        self.points, self.padded = self.points + rows, self.padded + spare
         x = torch.stack([p.place() for p in points + points[:1] * spare])
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_(gradient)
         depth = max(len(p.targets) for p in points)
@@ -168,7 +175,7 @@ class Engine:
         ]
         with torch.set_grad_enabled(gradient), self._arithmetic(points[0].dtype):
             f = self.f if points[0].field == "value" or self.similarity is None else self.similarity
-            values = f(x, pins).float().view(depth, self.rows)
+            values = f(x, pins).float().view(depth, rows)
         products: list[Tensor] = []
         if gradient:
             for k in range(depth):

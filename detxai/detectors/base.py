@@ -79,6 +79,10 @@ class Detector(Protocol):
         ...
 
 
+def _channels_last(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last) if gradient.dim() == 4 else gradient
+
+
 class Trunk:
     """The layers below the head, run only as far as the wanted ones need.
 
@@ -115,6 +119,11 @@ class Trunk:
                 del outputs[done]
         for i in wanted:
             if outputs[i].requires_grad:  # one layout whatever else is wanted of the batch: the same bits
+                outputs[i].register_hook(_channels_last)
+        for i in wanted:
+            if outputs[i].requires_grad:
+                # A patch's gradient comes in another memory layout, for which convolutions round differently: without
+                # this a target's last bits would depend on the scales of those it shares a pack with.
                 outputs[i].register_hook(_channels_last)
         return {i: outputs[i] for i in wanted}
 
