@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from detxai import _ultralytics  # noqa: F401  (before any ultralytics.*)
 from detxai import darknet
 from detxai.data import Checkpoint
 from detxai.errors import ModelError
@@ -143,7 +144,6 @@ def _located(model: str) -> Path:
         return path
     from ultralytics.utils import downloads
 
-    from detxai import _ultralytics  # noqa: F401
 
     name = f"{path.stem}.pt" if path.suffix else f"{model}.pt"
     if name not in downloads.GITHUB_ASSETS_NAMES:
@@ -247,7 +247,6 @@ def build(architecture: dict[str, Any], names: dict[int, str]) -> nn.Module:
     """
     from ultralytics.nn.tasks import DetectionModel
 
-    from detxai import _ultralytics  # noqa: F401
 
     layers = {row[2] for row in architecture["backbone"] + architecture["head"]}
     known = {item for group in _MODULES.values() for item in group.split()}
@@ -394,7 +393,6 @@ def _resolve(name: str) -> Any:
     )
     if not on_list:
         raise _Refused(f"its pickle asks for {name}, which is not a known model class")
-    from detxai import _ultralytics  # noqa: F401
 
     found = getattr(import_module(module), item, None)
     if found is None:
@@ -404,7 +402,6 @@ def _resolve(name: str) -> Any:
 
 def _unpickle_fully(name: str, data: bytes) -> Any:
     """Run the pickle. Only reached with `trust_pickle`."""
-    from detxai import _ultralytics  # noqa: F401
 
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detxai import _ultralytics  # noqa: F401  (before any ultralytics.*)
 from detxai.data import Checkpoint
 from detxai.detectors.anchor_based import AnchorBased
 from detxai.detectors.anchor_free import AnchorFree

@@ -179,7 +179,6 @@ def darknet_network(checkpoint: Checkpoint) -> nn.Module:
 
 def legacy_network(checkpoint: Checkpoint) -> nn.Module:
     """The network of an original YOLOv5/YOLOv3 checkpoint, rebuilt from its yaml and filled with its tensors."""
-    from detxai import _ultralytics  # noqa: F401
     from ultralytics.nn.tasks import parse_model
 
     shell: Any = checkpoint.module

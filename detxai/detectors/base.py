@@ -118,18 +118,11 @@ class Trunk:
             for done in [j for j in outputs if j not in wanted and last_use.get(j, -1) == i]:
                 del outputs[done]
         for i in wanted:
-            if outputs[i].requires_grad:  # one layout whatever else is wanted of the batch: the same bits
-                outputs[i].register_hook(_channels_last)
-        for i in wanted:
             if outputs[i].requires_grad:
                 # A patch's gradient comes in another memory layout, for which convolutions round differently: without
                 # this a target's last bits would depend on the scales of those it shares a pack with.
                 outputs[i].register_hook(_channels_last)
         return {i: outputs[i] for i in wanted}
-
-
-def _channels_last(gradient: Tensor) -> Tensor:
-    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 def levels_of(shapes: Sequence[tuple[int, int]], anchors_per_cell: int = 1) -> Tensor:
@@ -222,7 +215,6 @@ def freeze(module: nn.Module) -> nn.Module:
 
 def fuse(module: nn.Module) -> nn.Module:
     """Fold BatchNorm into the convolutions, in place; unlike ultralytics' own, it keeps every branch of the head."""
-    from detxai import _ultralytics  # noqa: F401
     from ultralytics.nn.modules import Conv, Conv2, ConvTranspose, RepConv
     from ultralytics.nn.modules.block import RepVGGDW
     from ultralytics.utils.torch_utils import fuse_conv_and_bn, fuse_deconv_and_bn

@@ -21,7 +21,6 @@ class BlackBox:
     def __init__(self, checkpoint: Checkpoint, branch: str | None = None) -> None:
         from ultralytics.nn.autobackend import AutoBackend
 
-        from detxai import _ultralytics  # noqa: F401
 
         if branch is not None:
             raise ModelError(f"{checkpoint.name} is an export: its head was chosen when it was made.")
