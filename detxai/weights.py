@@ -22,8 +22,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from detxai import _ultralytics  # noqa: F401  (before any ultralytics.*)
-from detxai import darknet
+from detxai import (
+    _ultralytics,  # noqa: F401  (before any ultralytics.*)
+    darknet,
+)
 from detxai.data import Checkpoint
 from detxai.errors import ModelError
 
@@ -35,6 +37,8 @@ BUNDLED_SHA256 = ""
 EXPORTS = (".onnx", ".torchscript", ".engine")
 OLDEST_SAFE_TORCH = (2, 10)
 FORMAT = "detxai.model/1"
+#: Bounds of an architecture: beyond the largest that is published, and small enough to build.
+MOST_LAYERS, MOST_REPEATS, WIDEST = 500, 100, 1 << 16
 
 _MODULES = {
     "activation": "AGLU",
@@ -115,7 +119,7 @@ def load(
     if path.suffix == ".pt":
         return _from_pickle(path.name, digest, data[0], trust_pickle)
     if path.suffix == ".cfg":
-        return _from_darknet(path, digest, *data, names)
+        return _from_darknet(path, digest, data[0], data[1], names)
     if path.suffix in EXPORTS:
         return _from_export(path, digest, data[0], trust_pickle, names)
     raise ModelError(
@@ -143,7 +147,6 @@ def _located(model: str) -> Path:
     if path.exists() or path.name != model or path.suffix not in ("", ".pt"):
         return path
     from ultralytics.utils import downloads
-
 
     name = f"{path.stem}.pt" if path.suffix else f"{model}.pt"
     if name not in downloads.GITHUB_ASSETS_NAMES:
@@ -181,7 +184,9 @@ def _from_darknet(path: Path, digest: str, cfg: bytes, weights: bytes, names: Pa
     try:
         network = darknet.load(cfg, weights)
     except (ValueError, RuntimeError) as error:
-        raise ModelError(f"{path.name} is not a Darknet detector that detxai can build: {_first_line(error)}") from error
+        raise ModelError(
+            f"{path.name} is not a Darknet detector that detxai can build: {_first_line(error)}"
+        ) from error
     known = _class_names(path, network.scales[0].classes, names)
     family = re.search(r"yolo-?v?\d+|yolo-fastest", path.stem.lower())
     found = family.group().replace("yolo-v", "yolov") if family else "darknet"
@@ -206,7 +211,9 @@ def _class_names(path: Path, count: int, names: Path | None) -> dict[int, str]:
 
 
 def _listed(names: Path) -> dict[int, str]:
-    lines = [line.strip() for line in _read(names).decode("utf-8-sig", "replace").splitlines() if line.strip()]
+    lines = [
+        line.strip() for line in _read(names).decode("utf-8-sig", "replace").splitlines() if line.strip()
+    ]
     return dict(enumerate(lines))
 
 
@@ -243,34 +250,54 @@ def _from_safetensors(name: str, digest: str, data: bytes) -> Checkpoint:
 def build(architecture: dict[str, Any], names: dict[int, str]) -> nn.Module:
     """The ultralytics network of a model-yaml dict, checked against the allow-list, with random weights.
 
-    Raises ModelError for a layer or an activation that is not on the list (ultralytics would evaluate it).
+    Raises ModelError for what `_check_architecture` refuses.
     """
     from ultralytics.nn.tasks import DetectionModel
 
+    _check_architecture(architecture)
+    architecture = architecture | {"nc": len(names)}
+    module: nn.Module = DetectionModel(architecture, ch=architecture.get("channels", 3), verbose=False)
+    module.names = names  # type: ignore[assignment]
+    return module
 
-    layers = {row[2] for row in architecture["backbone"] + architecture["head"]}
+
+def _check_architecture(architecture: dict[str, Any]) -> None:
+    """Refuse a model-yaml that names what is not on the list (ultralytics would evaluate it), or that cannot be real."""
+    rows = [*architecture["backbone"], *architecture["head"]]
     known = {item for group in _MODULES.values() for item in group.split()}
     known |= {f"nn.{item}" for group in _TORCH.values() for item in group.split()}
-    if unknown := layers - known:
-        raise ModelError(f"The architecture names unknown layers: {', '.join(sorted(unknown))}.")
+    if unknown := {str(row[2]) for row in rows} - known:
+        raise ModelError(f"The architecture names unknown layers: {', '.join(sorted(unknown))[:200]}.")
     activation = architecture.get("activation")
-    if activation and not re.fullmatch(r"(torch\.)?nn\.(SiLU|ReLU|LeakyReLU|GELU|Mish|Hardswish)\([\d.,= \w]*\)", activation):
-        raise ModelError(f"The architecture names an unknown activation: {activation!r}.")
-    architecture = architecture | {"nc": len(names)}
-    module = DetectionModel(architecture, ch=architecture.get("channels", 3), verbose=False)
-    module.names = names
-    return module
+    if activation and not re.fullmatch(
+        r"(torch\.)?nn\.(SiLU|ReLU|LeakyReLU|GELU|Mish|Hardswish)\([\d.,= \w]*\)", str(activation)
+    ):
+        raise ModelError(f"The architecture names an unknown activation: {str(activation)[:200]!r}.")
+    sizes = [architecture.get(key, 1) for key in ("depth_multiple", "width_multiple", "scales")]
+    too_many = len(rows) > MOST_LAYERS or any(not 0 < row[1] <= MOST_REPEATS for row in rows)
+    if too_many or max(_numbers([sizes, [row[3] for row in rows]]), default=0) > WIDEST:
+        raise ModelError("The architecture is larger than any detector that is known.")
+
+
+def _numbers(value: Any) -> list[float]:
+    """All numbers in nested lists and dicts, without their signs."""
+    if isinstance(value, (int, float)):
+        return [abs(value)]
+    nested = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [number for item in nested for number in _numbers(item)]
 
 
 def _fit(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """Give convolutions and norms the widths of their tensors: fine-tuning keeps a head wider than its yaml says."""
+    part: Any
     for name, part in list(module.named_modules()):
-        shape = tensors[f"{name}.weight"].shape if f"{name}.weight" in tensors else None
-        if shape is None or not isinstance(part, (nn.Conv2d, nn.BatchNorm2d)) or part.weight.shape == shape:
+        shape: Any = tensors[f"{name}.weight"].shape if f"{name}.weight" in tensors else None
+        resizable = isinstance(part, (nn.Conv2d, nn.BatchNorm2d))
+        if shape is None or not resizable or part.weight.shape == shape:
             continue
         parent, _, child = name.rpartition(".")
         new: nn.Module
-        if isinstance(part, nn.BatchNorm2d):
+        if len(shape) == 1:
             new = nn.BatchNorm2d(shape[0], part.eps, part.momentum)
         else:
             groups = shape[0] if part.groups == part.out_channels > 1 else part.groups
@@ -286,7 +313,9 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
     from safetensors.torch import save_file
 
     if checkpoint.kind != "ultralytics":
-        raise ModelError(f"{checkpoint.name}: {checkpoint.kind} models are not converted; detxai reads them as they are.")
+        raise ModelError(
+            f"{checkpoint.name}: {checkpoint.kind} models are not converted; detxai reads them as they are."
+        )
     module: Any = checkpoint.module
     dtype = torch.float16 if half else torch.float32
     tensors = {
@@ -325,6 +354,10 @@ def _from_pickle(name: str, digest: str, data: bytes, trust: bool) -> Checkpoint
     module = module.float().eval()
     names = _names(module)
     if isinstance(module, Shell):
+        try:
+            _check_architecture(module.yaml)  # type: ignore[arg-type]
+        except (AttributeError, KeyError, TypeError, IndexError) as error:
+            raise ModelError(f"{name}: a legacy checkpoint without a readable architecture.") from error
         return Checkpoint(name, digest, "legacy", module, _family(module), names, None, trusted)
     arguments = content.get("train_args") if isinstance(content, dict) else None
     imgsz = dict(arguments or {}).get("imgsz")
@@ -344,7 +377,9 @@ def _check_archive(name: str, data: bytes) -> None:
         entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
         raise ModelError(f"{name} is not a torch checkpoint: {_first_line(error)}") from None
-    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > len(data):
+    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > len(
+        data
+    ):
         raise ModelError(f"{name} declares more data than it holds; it was refused.")
     if any(e.filename.endswith("constants.pkl") for e in entries):
         raise ModelError(f"{name} is a TorchScript archive.", "Give the .pt checkpoint it was exported from.")
@@ -356,7 +391,7 @@ def _unpickle(name: str, data: bytes, trust: bool) -> Any:
         raise _Refused(f"torch {torch.__version__} has no safe enough loader (2.10 has)")
     try:
         wanted = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
-        allowed = [(_resolve(item), item) for item in wanted]
+        allowed: list[Any] = [(_resolve(item), item) for item in wanted]
         with torch.serialization.safe_globals(allowed):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -375,7 +410,12 @@ def _resolve(name: str) -> Any:
     """The object that the pickle's global `name` may stand for; `_Refused` when it is not on the list."""
     if _LEGACY_NAME.fullmatch(name):
         return Shell
-    if name in ("pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath"):
+    if name in (
+        "pathlib.PosixPath",
+        "pathlib.WindowsPath",
+        "pathlib._local.PosixPath",
+        "pathlib._local.WindowsPath",
+    ):
         return pathlib.PurePosixPath
     if name == "numpy.dtype":
         return import_module("numpy").dtype

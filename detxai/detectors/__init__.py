@@ -18,7 +18,18 @@ from detxai.detectors.open_vocabulary import OpenVocabulary
 from detxai.detectors.rtdetr import RTDETR
 from detxai.errors import ModelError
 
-__all__ = ["EDGES", "HEADS", "Candidates", "Detector", "ModelInfo", "Pin", "build", "reported", "self_test", "similarity"]
+__all__ = [
+    "EDGES",
+    "HEADS",
+    "Candidates",
+    "Detector",
+    "ModelInfo",
+    "Pin",
+    "build",
+    "reported",
+    "self_test",
+    "similarity",
+]
 
 #: Class of the last layer -> detector.
 HEADS: dict[str, Callable[..., Detector]] = {
@@ -56,7 +67,12 @@ def build(checkpoint: Checkpoint, branch: str | None = None) -> Detector:
             f"{checkpoint.name} ends in a {head} head, which is not a detector that detxai explains.",
             f"Supported: {', '.join(HEADS)}.",
         )
-    return HEADS[head](checkpoint, branch)
+    try:
+        return HEADS[head](checkpoint, branch)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{checkpoint.name}: its {head} head is not built as expected: {error!s:.200}"
+        ) from error
 
 
 def self_test(detector: Detector, x: Tensor) -> float:
@@ -89,8 +105,10 @@ def reported(
 
     rotated = found.rotated is not None
     corners = found.boxes
-    boxes = found.rotated[:, :4] if found.rotated is not None else torch.cat(
-        [(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], -1
+    boxes = (
+        found.rotated[:, :4]
+        if found.rotated is not None
+        else torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], -1)
     )
     columns: list[Any] = [boxes, found.scores] + ([found.rotated[:, 4:]] if found.rotated is not None else [])
     rows, kept = non_max_suppression(
@@ -110,7 +128,11 @@ def similarity(found: list[Candidates], pins: Sequence[Pin]) -> Tensor:
     for row, target in pins:
         boxes, scores = found[row].boxes, found[row].scores[:, target.class_id]
         near = boxes.new_tensor(target.box)
-        overlap = (torch.minimum(boxes[:, 2:], near[2:]) - torch.maximum(boxes[:, :2], near[:2])).clamp(min=0).prod(1)
+        overlap = (
+            (torch.minimum(boxes[:, 2:], near[2:]) - torch.maximum(boxes[:, :2], near[:2]))
+            .clamp(min=0)
+            .prod(1)
+        )
         area = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (near[2:] - near[:2]).prod()
         best.append((overlap / (area - overlap).clamp(min=1e-9) * scores).max())
     return torch.stack(best)
