@@ -1,6 +1,6 @@
 """detxai: why did the detector report this, and does the report deserve trust?
 
-    from detxai import Explainer, RunConfig
+from detxai import Explainer, RunConfig
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ def _tamed() -> Iterator[None]:
 
 with _tamed():
     import ultralytics
-    import ultralytics.nn.tasks  # noqa: F401
-    import ultralytics.utils.nms  # noqa: F401
+    import ultralytics.nn.tasks
+    import ultralytics.utils.nms
 
     ultralytics.utils.SETTINGS.update(sync=False)
     ultralytics.utils.LOGGER.setLevel("WARNING")

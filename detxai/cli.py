@@ -118,9 +118,7 @@ def _option(*flags: str, panel: str, help: str, **more: Any) -> Any:
 def explain(
     sources: Annotated[
         list[str],
-        typer.Argument(
-            metavar="SOURCE...", help="File, folder (recursive), 'glob', or - for paths on stdin."
-        ),
+        typer.Argument(metavar="SOURCE...", help="File, folder (recursive), 'glob', or - for paths on stdin."),
     ],
     config: Annotated[Path | None, _option("-c", "--config", panel=INPUT, help="YAML run config.")] = None,
     sets: Annotated[
@@ -130,9 +128,7 @@ def explain(
     null: Annotated[bool, _option("-0", "--null", panel=INPUT, help="Paths on stdin end in NUL.")] = False,
     window: Annotated[
         str | None,
-        _option(
-            "--window", panel=INPUT, help="16-bit and float images: auto, full, LO,HI or 'percentile P,Q'."
-        ),
+        _option("--window", panel=INPUT, help="16-bit and float images: auto, full, LO,HI or 'percentile P,Q'."),
     ] = None,
     max_pixels: Annotated[
         int | None, _option("--max-pixels", panel=INPUT, help="Images with more pixels fail. [100000000]")
@@ -158,16 +154,10 @@ def explain(
     head: Annotated[
         str | None, _option("--head", panel=MODEL, help="Where a model has two: auto, one2many or one2one.")
     ] = None,
-    conf: Annotated[
-        float | None, _option("--conf", panel=MODEL, help="Lowest score reported. [0.25]")
-    ] = None,
+    conf: Annotated[float | None, _option("--conf", panel=MODEL, help="Lowest score reported. [0.25]")] = None,
     iou: Annotated[float | None, _option("--iou", panel=MODEL, help="NMS overlap. [0.7]")] = None,
-    imgsz: Annotated[
-        int | None, _option("--imgsz", panel=MODEL, help="Network input; default: as trained.")
-    ] = None,
-    max_det: Annotated[
-        int | None, _option("--max-det", panel=MODEL, help="Most boxes an image. [300]")
-    ] = None,
+    imgsz: Annotated[int | None, _option("--imgsz", panel=MODEL, help="Network input; default: as trained.")] = None,
+    max_det: Annotated[int | None, _option("--max-det", panel=MODEL, help="Most boxes an image. [300]")] = None,
     classes: Annotated[
         list[str] | None, _option("--classes", panel=MODEL, help="Only these classes (ids or names).")
     ] = None,
@@ -184,9 +174,7 @@ def explain(
     ] = None,
     baseline: Annotated[
         str | None,
-        _option(
-            "--baseline", panel=WHAT, help="auto, black, white, gray, blur, mean or an image file. [auto]"
-        ),
+        _option("--baseline", panel=WHAT, help="auto, black, white, gray, blur, mean or an image file. [auto]"),
     ] = None,
     tolerance: Annotated[
         float | None,
@@ -200,12 +188,8 @@ def explain(
     overlays: Annotated[
         bool | None, _option("--overlays/--no-overlays", panel=OUTPUT, help="Write a picture an attribution.")
     ] = None,
-    strip: Annotated[
-        bool | None, _option("--strip", panel=OUTPUT, help="Picture and overlay side by side.")
-    ] = None,
-    maps: Annotated[
-        str | None, _option("--maps", panel=OUTPUT, help="Raw signed maps: none, npz, png. [none]")
-    ] = None,
+    strip: Annotated[bool | None, _option("--strip", panel=OUTPUT, help="Picture and overlay side by side.")] = None,
+    maps: Annotated[str | None, _option("--maps", panel=OUTPUT, help="Raw signed maps: none, npz, png. [none]")] = None,
     lock_timeout: Annotated[
         float | None, _option("--lock-timeout", panel=OUTPUT, help="Seconds to wait for another run. [0]")
     ] = None,
@@ -213,16 +197,10 @@ def explain(
         bool | None,
         _option("--json", panel=OUTPUT, help="One JSON line a record on stdout, the summary last."),
     ] = None,
-    device: Annotated[
-        str | None, _option("--device", panel=RUN, help="auto, cpu, cuda:N, mps. [auto]")
-    ] = None,
-    precision: Annotated[
-        str | None, _option("--precision", panel=RUN, help="auto, fp32, bf16, fp16. [auto]")
-    ] = None,
+    device: Annotated[str | None, _option("--device", panel=RUN, help="auto, cpu, cuda:N, mps. [auto]")] = None,
+    precision: Annotated[str | None, _option("--precision", panel=RUN, help="auto, fp32, bf16, fp16. [auto]")] = None,
     batch: Annotated[str | None, _option("--batch", panel=RUN, help="Images in flight. [auto]")] = None,
-    force: Annotated[
-        bool | None, _option("--force", panel=RUN, help="Do images again that are done.")
-    ] = None,
+    force: Annotated[bool | None, _option("--force", panel=RUN, help="Do images again that are done.")] = None,
     dry_run: Annotated[
         bool | None, _option("--dry-run", panel=RUN, help="Say what would be done, write nothing.")
     ] = None,
@@ -234,9 +212,7 @@ def explain(
         float | None, _option("--max-seconds", panel=RUN, help="Stop cleanly after this time.")
     ] = None,
     quiet: Annotated[bool, _option("-q", "--quiet", panel=RUN, help="Errors only.")] = False,
-    verbose: Annotated[
-        int, _option("-v", "--verbose", panel=RUN, count=True, help="More; twice: tracebacks.")
-    ] = 0,
+    verbose: Annotated[int, _option("-v", "--verbose", panel=RUN, count=True, help="More; twice: tracebacks.")] = 0,
     color: Annotated[str | None, _option("--color", panel=RUN, help="auto, always, never. [auto]")] = None,
     log_format: Annotated[str | None, _option("--log-format", panel=RUN, help="text or json. [text]")] = None,
 ) -> int:
@@ -244,7 +220,8 @@ def explain(
     from detxai import config as configuration
 
     options: dict[str, Any] = {
-        "model": model, "sha256": sha256, "trust_pickle": trust_pickle, "head": head, "conf": conf, "iou": iou, "imgsz": imgsz,
+        "model": model, "sha256": sha256, "trust_pickle": trust_pickle, "head": head, "conf": conf, "iou": iou,
+        "imgsz": imgsz,
         "max_det": max_det, "classes": classes, "method": method, "target": target, "as_class": as_class,
         "baseline": baseline, "tolerance": tolerance, "max_evaluations": max_evaluations, "window": window,
         "max_pixels": max_pixels,
@@ -284,7 +261,8 @@ def _explain(settings: Any, sources: list[str], null: bool) -> int:
 
 def _dry_run(console: Any, found: Any) -> int:
     count = 0
-    for count, ref in enumerate(found.refs, 1):
+    for ref in found.refs:
+        count += 1
         console.say(f"would explain {ref.path}" + (f" (fails: {ref.problem})" if ref.problem else ""))
     if not found.total:
         raise NoInputError("No image was found.", "Give a folder with images, or a quoted glob that matches.")
@@ -327,7 +305,7 @@ def doctor(
     for name, value in checks.machine():
         print(f"{name:>20}  {value}")
     code = ExitCode.OK
-    for path in model or [None]:
+    for path in model or (None,):
         print()
         try:
             for name, value in checks.require(checks.model(path, device, trust_pickle)):

@@ -67,9 +67,7 @@ def _known(what: str, known: Sequence[str]) -> AfterValidator:
             raise ValueError(f"must name at least one {what} (known: {', '.join(known)})")
         for name in names:
             if name not in known:
-                raise ValueError(
-                    f"unknown {what} {name!r}{_nearest(name, known)} (known: {', '.join(known)})"
-                )
+                raise ValueError(f"unknown {what} {name!r}{_nearest(name, known)} (known: {', '.join(known)})")
         return _distinct(names)
 
     return AfterValidator(check)
@@ -128,9 +126,7 @@ Targets = Annotated[tuple[str, ...], BeforeValidator(_names), _known("target", T
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -150,17 +146,13 @@ class ModelConfig(_Section):
         description="checkpoint, safetensors, Darknet .cfg, ONNX, or an Ultralytics name;"
         " null: the bundled sample detector",
     )
-    names: FilePath | None = Field(
-        default=None, description="file with one class name a line (Darknet, ONNX)"
-    )
+    names: FilePath | None = Field(default=None, description="file with one class name a line (Darknet, ONNX)")
     sha256: str | None = Field(
         default=None,
         pattern="^[0-9a-f]{64}$",
         description="refuse a model file with another SHA-256",
     )
-    trust_pickle: bool = Field(
-        default=False, description="unpickle this checkpoint fully, in this run only"
-    )
+    trust_pickle: bool = Field(default=False, description="unpickle this checkpoint fully, in this run only")
     head: Literal["auto", "one2many", "one2one"] = Field(
         default="auto", description="which head to explain where a model has two"
     )
@@ -170,46 +162,31 @@ class DetectionConfig(_Section):
     """What is detected: as in Ultralytics."""
 
     conf: float = Field(default=0.25, ge=0, le=1, description="lowest score of a reported box")
-    iou: float = Field(
-        default=0.7, ge=0, le=1, description="overlap above which NMS drops the weaker box"
-    )
+    iou: float = Field(default=0.7, ge=0, le=1, description="overlap above which NMS drops the weaker box")
     imgsz: int | None = Field(
         default=None,
         ge=32,
         le=8192,
         multiple_of=32,
-        description="side of the network's input in pixels;"
-        " null: the checkpoint's training size, else 640",
+        description="side of the network's input in pixels; null: the checkpoint's training size, else 640",
     )
     max_det: int = Field(default=300, ge=1, le=100_000, description="most boxes reported an image")
-    classes: Selectors | None = Field(
-        default=None, description="report only these classes (ids or names); null: all"
-    )
+    classes: Selectors | None = Field(default=None, description="report only these classes (ids or names); null: all")
 
 
 class AttributionConfig(_Section):
     """What is explained, and how well."""
 
-    method: Methods = Field(
-        default=("ig",), description=f"attribution methods: {', '.join(METHODS)}"
-    )
-    target: Targets = Field(
-        default=("class",), description=f"explained outputs of a prediction: {', '.join(TARGETS)}"
-    )
-    as_class: Selectors = Field(
-        default=(), description="also explain each box as these classes (ids or names)"
-    )
+    method: Methods = Field(default=("ig",), description=f"attribution methods: {', '.join(METHODS)}")
+    target: Targets = Field(default=("class",), description=f"explained outputs of a prediction: {', '.join(TARGETS)}")
+    as_class: Selectors = Field(default=(), description="also explain each box as these classes (ids or names)")
     baseline: Annotated[str, AfterValidator(_baseline)] = Field(
         default="auto",
         description=f"the picture that shows nothing: {', '.join(BASELINES)}, or an image file;"
         " auto follows the picture's own ground",
     )
-    tolerance: float = Field(
-        default=0.05, gt=0, le=1, description="wanted bound on the relative completeness error"
-    )
-    max_evaluations: int = Field(
-        default=256, ge=2, le=1_000_000, description="most gradient evaluations a detection"
-    )
+    tolerance: float = Field(default=0.05, gt=0, le=1, description="wanted bound on the relative completeness error")
+    max_evaluations: int = Field(default=256, ge=2, le=1_000_000, description="most gradient evaluations a detection")
 
 
 class ImagesConfig(_Section):
@@ -217,8 +194,7 @@ class ImagesConfig(_Section):
 
     window: Annotated[str, BeforeValidator(_window)] = Field(
         default="auto",
-        description="16-bit and float images to 8 bits:"
-        " 'auto', 'full', 'LOW,HIGH' or 'percentile P,Q'",
+        description="16-bit and float images to 8 bits: 'auto', 'full', 'LOW,HIGH' or 'percentile P,Q'",
     )
     max_pixels: int = Field(
         default=100_000_000,
@@ -232,9 +208,7 @@ class OutputConfig(_Section):
 
     dir: Path = Field(default=Path("runs/explain"), description="folder of the output tree")
     overlays: bool = Field(default=True, description="write one picture an attribution")
-    strip: bool = Field(
-        default=False, description="put the plain picture beside the heat map in overlays"
-    )
+    strip: bool = Field(default=False, description="put the plain picture beside the heat map in overlays")
     maps: Literal["none", "npz", "png"] = Field(
         default="none", description="also write the raw signed maps, in source-image pixels"
     )
@@ -249,9 +223,7 @@ class BatchConfig(_Section):
     device: Annotated[str, BeforeValidator(_device)] = Field(
         default="auto", description="auto, cpu, mps, cuda or cuda:N"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="arithmetic of the network"
-    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="arithmetic of the network")
     batch: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
         default="auto", description="images in flight: auto or a number"
     )
@@ -259,12 +231,8 @@ class BatchConfig(_Section):
     shard: Annotated[str, AfterValidator(_shard)] | None = Field(
         default=None, description="do only part I of N of the images: I/N, from 1/N to N/N"
     )
-    max_failures: int | None = Field(
-        default=None, ge=1, description="stop after this many failed images"
-    )
-    max_seconds: float | None = Field(
-        default=None, gt=0, description="stop cleanly after this time"
-    )
+    max_failures: int | None = Field(default=None, ge=1, description="stop after this many failed images")
+    max_seconds: float | None = Field(default=None, gt=0, description="stop cleanly after this time")
     dry_run: bool = Field(default=False, description="say what would be done, write nothing")
     json_lines: bool = Field(
         default=False,
@@ -282,15 +250,9 @@ class BatchConfig(_Section):
 class TalkConfig(_Section):
     """What is said on stderr."""
 
-    verbosity: int = Field(
-        default=0, ge=-1, le=2, description="-1 quiet, 0 normal, 1 verbose, 2 debug"
-    )
-    color: Literal["auto", "always", "never"] = Field(
-        default="auto", description="coloured messages"
-    )
-    log_format: Literal["text", "json"] = Field(
-        default="text", description="messages as text or JSON lines"
-    )
+    verbosity: int = Field(default=0, ge=-1, le=2, description="-1 quiet, 0 normal, 1 verbose, 2 debug")
+    color: Literal["auto", "always", "never"] = Field(default="auto", description="coloured messages")
+    log_format: Literal["text", "json"] = Field(default="text", description="messages as text or JSON lines")
 
 
 class RunConfig(_Section):
@@ -325,8 +287,7 @@ DESCRIPTIONS: dict[str, str] = {
 }
 #: Option name -> dotted key. Options are the last component of their key but for these two.
 OPTIONS: dict[str, str] = {
-    {"model.path": "model", "output.dir": "output"}.get(key, key.partition(".")[2]): key
-    for key in DESCRIPTIONS
+    {"model.path": "model", "output.dir": "output"}.get(key, key.partition(".")[2]): key for key in DESCRIPTIONS
 }
 #: Environment variable -> dotted key, for every option.
 ENVIRONMENT: dict[str, str] = {f"DETXAI_{name.upper()}": key for name, key in OPTIONS.items()}
@@ -342,9 +303,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else repr(key)
             if name in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"duplicate key {name!r}", problem_mark=key.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {name!r}", problem_mark=key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
 

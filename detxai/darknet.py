@@ -18,7 +18,8 @@ from torch import Tensor, nn
 MAX_CFG_BYTES = 1 << 20
 MAX_LAYERS = 1000
 MAX_SIZE = 8192
-#: As in OpenCV's reader, √(variance + ε). Darknet itself has used √variance + 1e-6, its best known fork √(variance + 1e-5).
+#: As in OpenCV's reader, √(variance + ε). Darknet itself has used √variance + 1e-6, its best known fork
+#: √(variance + 1e-5).
 EPSILON = 1e-6
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -173,9 +174,7 @@ class _Builder:
         if self.inputs != 3:
             raise net.error("channels must be 3")
 
-    def add(
-        self, section: Section, layer: Any, channels: int, stride: int, sources: int | list[int] = -1
-    ) -> None:
+    def add(self, section: Section, layer: Any, channels: int, stride: int, sources: int | list[int] = -1) -> None:
         layer.i, layer.f = len(self.layers), sources
         read = [sources] if isinstance(sources, int) else sources
         for source in (len(self.layers) + s if s < 0 else s for s in read):
@@ -218,9 +217,7 @@ class _Builder:
         padding = size // 2 * dilation if section.number("pad", 0) else section.number("padding", 0, high=64)
         conv = nn.Conv2d(channels, filters, size, step, padding, dilation, groups, device="meta")
         normalised = section.number("batch_normalize", 0, high=1) == 1
-        self.add(
-            section, Convolution(conv, section.activation("logistic"), normalised), filters, stride * step
-        )
+        self.add(section, Convolution(conv, section.activation("logistic"), normalised), filters, stride * step)
 
     def maxpool(self, section: Section) -> None:
         section.refuse(antialiasing="0", maxpool_depth="0")
@@ -271,12 +268,7 @@ class _Builder:
         wanted: type[nn.Module] = nn.Sigmoid if new else nn.Identity
         outputs = len(mask) * (5 + classes)
         plain = isinstance(head, Convolution) and head.conv.kernel_size == (1, 1) and not head.normalised
-        if (
-            not plain
-            or not isinstance(head.act, wanted)
-            or head.conv.out_channels != outputs
-            or len(self.layers) < 2
-        ):
+        if not plain or not isinstance(head.act, wanted) or head.conv.out_channels != outputs or len(self.layers) < 2:
             raise section.error(f"must follow a plain 1×1 convolution with {outputs} filters")
         (scale_xy,) = section.numbers("scale_x_y", "1")[:1] or [1.0]
         anchors = torch.tensor(sizes).view(-1, 2)[mask]

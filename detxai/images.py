@@ -35,9 +35,7 @@ FILLS_RANGE = 0.5
 
 # Signatures: what people hand in and detxai does not read; whose header is damaged if Pillow fails.
 _FOREIGN = re.compile(rb".{128}DICM|.{4}ftyp(hei|mif1|isom)|%PDF|8BPS", re.DOTALL)
-_CUT = re.compile(
-    rb"\xff\xd8\xff|\x89PNG|GIF8..(?!\0\0|..\0\0)|.{4}ftypavi|RIFF.{4}WEBP", re.DOTALL
-)
+_CUT = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8..(?!\0\0|..\0\0)|.{4}ftypavi|RIFF.{4}WEBP", re.DOTALL)
 # All that Pillow's readers raise over damaged bytes.
 _DAMAGE = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, TypeError),
@@ -75,9 +73,7 @@ def load(ref: ImageRef, window: str = "auto", max_pixels: int = MAX_PIXELS) -> I
         image.load()
         pixels, used, notes = _rgb(image, data, method)
     except (MemoryError, PIL.Image.DecompressionBombError) as error:
-        raise ImageError(
-            "too_large", f"no room for {image.width} x {image.height} pixels"
-        ) from error
+        raise ImageError("too_large", f"no room for {image.width} x {image.height} pixels") from error
     except _DAMAGE as error:
         raise ImageError("truncated", f"the data are damaged or cut short: {error}") from error
     return Image(ref, pixels, hashlib.sha256(data).hexdigest(), used, notes)
@@ -248,9 +244,7 @@ def _deep_colour(image: PIL.Image.Image, data: bytes) -> Samples | None:
     return Samples(values[..., 2::-1], (0.0, 65535.0), alpha)
 
 
-def _window(
-    seen: NDArray[Any], nominal: tuple[float, float], kind: str, low: float, high: float
-) -> Window:
+def _window(seen: NDArray[Any], nominal: tuple[float, float], kind: str, low: float, high: float) -> Window:
     """The window for the finite, visible values `seen`; `method` says what `auto` became."""
     if kind == "fixed":
         return Window(f"{low:g},{high:g}", low, high)

@@ -18,7 +18,6 @@ from detxai.data import ImageRef
 from detxai.errors import DetxaiError, ExitCode, NoInputError, worst
 from detxai.sources import Found
 
-
 #: Failures listed in the summary; all of them are in records.jsonl.
 KEPT_FAILURES = 1000
 
@@ -69,9 +68,7 @@ class Tally:
             self.codes.add(ExitCode.SOME_FAILED)
             if record.error is not None and len(self.failures) < KEPT_FAILURES:
                 self.failures.append(
-                    records.Failure(
-                        path=record.image.path, code=record.error.code, message=record.error.message
-                    )
+                    records.Failure(path=record.image.path, code=record.error.code, message=record.error.message)
                 )
             return
         self.skipped, self.ok = self.skipped + skipped, self.ok + (not skipped)
@@ -149,9 +146,7 @@ class Job:
         self._report(summary)
         return worst(self.tally.codes)
 
-    def _loop(
-        self, explainer: Any, images: Iterator[ImageRef], tree: Any, started: float, stream: Any
-    ) -> None:
+    def _loop(self, explainer: Any, images: Iterator[ImageRef], tree: Any, started: float, stream: Any) -> None:
         limit = self.config.run.max_failures
         results = explainer.explain(images, tree, lambda: self._over(started))
         with self.console.progress(None), contextlib.closing(results):
@@ -185,20 +180,17 @@ class Job:
     def _standing(self) -> str:
         t = self.tally
         parts = [f"{t.detections} detections"]
-        parts += [
-            f"{count} {what}" for count, what in ((t.skipped, "skipped"), (t.failed, "failed")) if count
-        ]
+        parts += [f"{count} {what}" for count, what in ((t.skipped, "skipped"), (t.failed, "failed")) if count]
         return ", ".join(parts)
 
     def _greet(self, explainer: Any) -> None:
         info = explainer.plan.info
         self.console.say(
-            f"{info.name} ({info.family}, {len(info.names)} classes, {explainer.plan.size} px) on {explainer.plan.device}"
+            f"{info.name} ({info.family}, {len(info.names)} classes, {explainer.plan.size} px) "
+            f"on {explainer.plan.device}"
         )
         if info.trusted:
-            self.console.say(
-                f"{info.name} was unpickled fully (--trust-pickle): its code has run.", kind="warning"
-            )
+            self.console.say(f"{info.name} was unpickled fully (--trust-pickle): its code has run.", kind="warning")
 
     def _summary(self, explainer: Any, found: Found, seconds: float) -> records.Summary:
         t, info, timings = self.tally, explainer.plan.info, explainer.timings
@@ -233,7 +225,7 @@ class Job:
         )
 
     def _report(self, summary: records.Summary) -> None:
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 c.class_name,
                 str(c.detections),
@@ -245,13 +237,9 @@ class Job:
         ]
         i = summary.images
         title = f"{i.ok} explained, {i.skipped} already done, {i.failed} failed, in {summary.seconds:.1f} s"
-        self.console.table(
-            title, ("class", "detections", "mean score", "evidence inside box", "converged"), rows
-        )
+        self.console.table(title, ("class", "detections", "mean score", "evidence inside box", "converged"), rows)
         if summary.stopped:
-            self.console.say(
-                f"stopped early: {summary.stopped}; run the same command again to go on", kind="warning"
-            )
+            self.console.say(f"stopped early: {summary.stopped}; run the same command again to go on", kind="warning")
         self.console.say(f"records and pictures: {self.config.output.dir}")
 
 

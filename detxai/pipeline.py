@@ -75,9 +75,7 @@ class Explainer:
         Raises DeviceError when one image does not fit, OutputError when the tree cannot be written.
         """
         in_flight = self.plan.in_flight
-        engine = Engine(
-            self._value, self.plan.device, rows_for(self.plan.device, self.plan.size), self._similarity
-        )
+        engine = Engine(self._value, self.plan.device, rows_for(self.plan.device, self.plan.size), self._similarity)
         waiting: dict[int, Future[Result]] = {}
         turn = 0
         with ThreadPoolExecutor(self.workers) as readers, ThreadPoolExecutor(self.workers) as writers:
@@ -249,7 +247,8 @@ class Explainer:
 
     def _finish(self, outcome: Explained | Result, tree: store.Store | None) -> Result:
         """The record and pictures of one image, written if there is a tree."""
-        result, pictures = outcome, {}
+        result: Result | Explained = outcome
+        pictures: dict[str, bytes] = {}
         if isinstance(outcome, Explained):
             try:
                 result, pictures = publish(self.plan, outcome)

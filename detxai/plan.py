@@ -121,9 +121,7 @@ class Plan:
         """Raise UsageError for methods that make no sense here, ModelError where gradients do not work."""
         for name in self.config.attribution.method:
             if name in PERTURBATION and self.targets != ("class",):
-                raise UsageError(
-                    f"--method {name} sees detections only: it explains --target class, nothing else."
-                )
+                raise UsageError(f"--method {name} sees detections only: it explains --target class, nothing else.")
             if name not in PERTURBATION and not self.info.differentiable:
                 raise UsageError(
                     f"--method {name} needs gradients, and {self.info.name} is a black box ({self.info.family}).",

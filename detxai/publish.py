@@ -81,9 +81,7 @@ def publish(plan: Plan, e: Explained) -> tuple[Result, dict[str, bytes]]:
         a, d = item.attribution, e.detections[item.detection]
         as_class = a.target.class_id if item.as_class else None
         edge = a.target.kind in detectors.EDGES
-        shown = (
-            "box" if edge and boxed and a.target.kind not in plan.config.attribution.target else a.target.kind
-        )
+        shown = "box" if edge and boxed and a.target.kind not in plan.config.attribution.target else a.target.kind
         stem = store.picture_stem(p.ref.path, item.detection, a.method, target=shown, as_class=as_class)
         overlay = f"{stem}.png" if output.overlays else None
         if overlay and overlay not in pictures:
@@ -97,9 +95,7 @@ def publish(plan: Plan, e: Explained) -> tuple[Result, dict[str, bytes]]:
             pictures[overlay] = _overlay(plan, p.image, d, group if shown == "box" else [item])
         map_name = None
         if output.maps != "none":
-            own = store.picture_stem(
-                p.ref.path, item.detection, a.method, target=a.target.kind, as_class=as_class
-            )
+            own = store.picture_stem(p.ref.path, item.detection, a.method, target=a.target.kind, as_class=as_class)
             suffix, content = store.encode_map(a.map, output.maps)
             map_name = own + suffix
             pictures[map_name] = content
@@ -121,9 +117,7 @@ def publish(plan: Plan, e: Explained) -> tuple[Result, dict[str, bytes]]:
     return Result(p.ref, record, p.image, explanations), pictures
 
 
-def _explanation(
-    plan: Plan, p: Prepared, method: str, index: int, as_class: bool, found: TargetMap
-) -> Explanation:
+def _explanation(plan: Plan, p: Prepared, method: str, index: int, as_class: bool, found: TargetMap) -> Explanation:
     square = found.map.cpu().numpy()
     source = images.map_to_source(square, p.letterbox)
     total = float(square.sum())
@@ -173,11 +167,7 @@ def _overlay(plan: Plan, image: Image, d: Detection, group: Sequence[Explanation
         )
     else:
         unit = (
-            "similarity"
-            if first.method in PERTURBATION
-            else "px"
-            if first.target.kind in detectors.EDGES
-            else "logits"
+            "similarity" if first.method in PERTURBATION else "px" if first.target.kind in detectors.EDGES else "logits"
         )
         drawn = overlays.draw(image.pixels, first.map, unit=unit, **common)
     return overlays.encode(drawn)

@@ -63,9 +63,7 @@ def _require_by_status(schema: dict[str, Any], model: type[_Part]) -> None:
 class _Part(BaseModel):
     """Frozen; unknown keys of a newer minor version are passed over when reading."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="ignore", populate_by_name=True, json_schema_extra=_require_written
-    )
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, json_schema_extra=_require_written)
     #: Fields that are left out, not null, where they say nothing.
     left_out: ClassVar[frozenset[str]] = frozenset()
 
@@ -137,18 +135,14 @@ class AttributionRecord(_Part):
     baseline: Text = Field(description="the picture that shows nothing")
     precision: str = Field(description="arithmetic of the network")
     path: str = Field(description="how the gradient was computed")
-    value_at_input: Number = Field(
-        description="target at the picture: logit, or pixels for an edge"
-    )
+    value_at_input: Number = Field(description="target at the picture: logit, or pixels for an edge")
     value_at_baseline: Number | None = Field(description="target at the baseline")
     sum: Number = Field(description="sum of the whole map, padding included")
     completeness_error: Number | None = Field(
         description="|sum - D| / max(|D|, 1), D = value_at_input - value_at_baseline;"
         " null: the method makes no such promise"
     )
-    error_bound: Number | None = Field(
-        description="sum of the errors of all intervals / max(|D|, 1); null as above"
-    )
+    error_bound: Number | None = Field(description="sum of the errors of all intervals / max(|D|, 1); null as above")
     converged: bool | None = Field(description="error_bound <= tolerance; null as above")
     evaluations: int = Field(description="gradient evaluations spent")
     net_inside: Number = Field(description="signed attribution summed over the box")
@@ -178,9 +172,7 @@ class DetectionRecord(_Part):
     score: Number = Field(description="score of the predicted class in [0, 1]")
     logit: Number = Field(description="log-odds of the score")
     top_classes: tuple[ClassScoreRecord, ...] = Field(description="best classes by falling score")
-    box: tuple[Number, Number, Number, Number] = Field(
-        description="left, top, right, bottom in source pixels"
-    )
+    box: tuple[Number, Number, Number, Number] = Field(description="left, top, right, bottom in source pixels")
     obb: tuple[Number, Number, Number, Number, Number] | None = Field(
         default=None, description="rotated boxes only: cx, cy, w, h, radians; box is its hull"
     )
@@ -204,9 +196,7 @@ class Record(_Part):
         default=RECORD_SCHEMA, alias="schema", description="name and number of this format"
     )
     status: Literal["ok", "failed"] = Field(description="whether the image could be explained")
-    fingerprint: str | None = Field(
-        default=None, description="of image, model, schema and settings"
-    )
+    fingerprint: str | None = Field(default=None, description="of image, model, schema and settings")
     image: ImageInfo = Field(description="the picture, as far as it is known")
     model: ModelInfo | None = Field(default=None, description="the detector; not in failed records")
     error: ErrorInfo | None = Field(default=None, description="failed records only")
@@ -246,12 +236,8 @@ class ClassStatistics(_Part):
     class_name: Text = Field(description="its name")
     detections: int = Field(description="boxes of this class")
     mean_score: Number | None = Field(default=None, description="mean score of these boxes")
-    mean_inside_share: Number | None = Field(
-        default=None, description="mean inside_share of their maps"
-    )
-    converged_share: Number | None = Field(
-        default=None, description="share of their maps that converged"
-    )
+    mean_inside_share: Number | None = Field(default=None, description="mean inside_share of their maps")
+    converged_share: Number | None = Field(default=None, description="share of their maps that converged")
 
 
 class Failure(_Part):
@@ -293,9 +279,7 @@ def image_info(image: data.Image) -> ImageInfo:
         sha256=image.sha256,
         width=image.width,
         height=image.height,
-        window=WindowInfo(method=window.method, low=window.low, high=window.high)
-        if window
-        else None,
+        window=WindowInfo(method=window.method, low=window.low, high=window.high) if window else None,
         notes=image.notes or None,
     )
 

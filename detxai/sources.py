@@ -117,9 +117,7 @@ def _counted(streams: Iterable[Iterable[ImageRef]], found: Found) -> Iterator[Im
                 yield ref
 
 
-def _walk(
-    root: str, pattern: tuple[str, ...], prefix: str, found: Found, exclude: Path | None
-) -> Iterator[ImageRef]:
+def _walk(root: str, pattern: tuple[str, ...], prefix: str, found: Found, exclude: Path | None) -> Iterator[ImageRef]:
     """The images below `root` that match `pattern`, sorted by path; one folder in memory at a time.
 
     Links are followed, each folder is entered once. An unreadable folder is a failed record.
@@ -218,9 +216,7 @@ def _printable(path: str) -> str:
         return path
     odd = {"Cc", "Cs", "Zl", "Zp"}
     escaped = "".join(
-        char.encode("unicode_escape").decode()
-        if char == "\\" or unicodedata.category(char) in odd
-        else char
+        char.encode("unicode_escape").decode() if char == "\\" or unicodedata.category(char) in odd else char
         for char in path
     )
     parts = escaped.split("/")

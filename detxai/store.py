@@ -214,9 +214,7 @@ class Store:
             with suppress(FileExistsError):
                 os.mkdir(self.output / folder)
             if not stat.S_ISDIR(os.lstat(self.output / folder).st_mode):
-                raise ImageError(
-                    "bad_path", f"a file or link of the output is in the way: {folder}"
-                )
+                raise ImageError("bad_path", f"a file or link of the output is in the way: {folder}")
             self._folders.add(folder)
 
     def _put(self, file: Path, chunks: Iterable[bytes]) -> None:

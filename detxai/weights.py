@@ -170,9 +170,7 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         if path.suffix == ".weights":
             raise ModelError(f"A Darknet model needs its weights beside the cfg: no {path}.") from None
-        raise ModelError(
-            f"No model at {path}.", "Check --model; leave it out for the bundled detector."
-        ) from None
+        raise ModelError(f"No model at {path}.", "Check --model; leave it out for the bundled detector.") from None
     except OSError as error:
         raise ModelError(f"Cannot read the model {path}: {error.strerror}.") from None
 
@@ -211,9 +209,7 @@ def _class_names(path: Path, count: int, names: Path | None) -> dict[int, str]:
 
 
 def _listed(names: Path) -> dict[int, str]:
-    lines = [
-        line.strip() for line in _read(names).decode("utf-8-sig", "replace").splitlines() if line.strip()
-    ]
+    lines = [line.strip() for line in _read(names).decode("utf-8-sig", "replace").splitlines() if line.strip()]
     return dict(enumerate(lines))
 
 
@@ -377,9 +373,7 @@ def _check_archive(name: str, data: bytes) -> None:
         entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
         raise ModelError(f"{name} is not a torch checkpoint: {_first_line(error)}") from None
-    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > len(
-        data
-    ):
+    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > len(data):
         raise ModelError(f"{name} declares more data than it holds; it was refused.")
     if any(e.filename.endswith("constants.pkl") for e in entries):
         raise ModelError(f"{name} is a TorchScript archive.", "Give the .pt checkpoint it was exported from.")

@@ -61,9 +61,7 @@ def ground(pixels: Pixels) -> tuple[int, int, int] | None:
     if near.mean() < (GROUND_SHARE_PALE if pale else GROUND_SHARE):
         return None
     if np.ptp(colour) >= CHROMA:
-        return (
-            WHITE if pale else None
-        )  # the thin stuff of a bag that fills the picture: its ground is the tunnel's
+        return WHITE if pale else None  # the thin stuff of a bag that fills the picture: its ground is the tunnel's
     red, green, blue = colour
     return int(red), int(green), int(blue)
 

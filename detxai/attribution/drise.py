@@ -47,9 +47,7 @@ def drise(path: Path, targets: Sequence[Target], *, max_masks: int = 1024, seed:
     while count < max_masks and not settled:
         batch = masks(min(ROUND, max_masks - count), size, generator).to(device)
         pictures = [torch.lerp(path.b, path.x, mask) for mask in batch]
-        replies = yield [
-            Point(path, 1.0, tuple(targets), False, picture=p, field="similarity") for p in pictures
-        ]
+        replies = yield [Point(path, 1.0, tuple(targets), False, picture=p, field="similarity") for p in pictures]
         similarity = torch.tensor([r.values for r in replies], dtype=torch.float64, device=device)
         flat = batch[:, 0].double()
         weighted += torch.einsum("nk,nhw->khw", similarity, flat)
@@ -64,7 +62,4 @@ def drise(path: Path, targets: Sequence[Target], *, max_masks: int = 1024, seed:
         before = now
     note = () if settled else (f"not settled after {count} masks",)
     assert before is not None
-    return [
-        TargetMap(target, before[k], whole.values[k], None, count, notes=note)
-        for k, target in enumerate(targets)
-    ]
+    return [TargetMap(target, before[k], whole.values[k], None, count, notes=note) for k, target in enumerate(targets)]

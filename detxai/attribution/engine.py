@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -40,7 +40,7 @@ def out_of_memory(error: RuntimeError) -> bool:
 class Field(Protocol):
     """F: the pinned scalars of a batch, differentiable in it."""
 
-    def __call__(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+    def __call__(self, x: Tensor, pins: Sequence[tuple[int, Target]], /) -> Tensor:
         """(len(pins),) values for x (rows, 3, size, size); a pin is (row, target)."""
         ...
 
@@ -159,7 +159,7 @@ class Engine:
         return finished
 
     def _evaluate(self, points: list[Point], rows: int) -> list[Reply]:
-        """Replies to `points` of one kind, filled up to `rows`: one forward, one backward a target of the busiest row."""
+        """Replies to `points` of one kind, filled up to `rows`: one forward, a backward a target of the busiest row."""
         start = time.perf_counter()
         gradient = points[0].gradient
         spare = rows - len(points)
@@ -197,9 +197,7 @@ class Engine:
         return torch.autocast(self.device.type, dtype)
 
 
-def solve(
-    f: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor], ask: Generator[list[Point], list[Reply], T]
-) -> T:
+def solve(f: Field, ask: Generator[list[Point], list[Reply], T]) -> T:
     """Run one coroutine alone, on the CPU: for scripts, notebooks and tests."""
     engine = Engine(f, torch.device("cpu"))
     return next(iter(engine.run([(None, ask)], 1)))[1]

@@ -83,9 +83,7 @@ def inputxgrad(paths: Sequence[Path], targets: Sequence[Target], settings: Setti
     return _at_image(paths[0], targets, lambda g: (x * g).sum(0), settings)
 
 
-def _at_image(
-    path: Path, targets: Sequence[Target], combine: Callable[[Tensor], Tensor], settings: Settings
-) -> Ask:
+def _at_image(path: Path, targets: Sequence[Target], combine: Callable[[Tensor], Tensor], settings: Settings) -> Ask:
     (reply,) = yield [Point(path, 1.0, tuple(targets), dtype=settings.dtype, combine=combine)]
     assert reply.products is not None
     return [
@@ -100,8 +98,7 @@ def smoothgrad(paths: Sequence[Path], targets: Sequence[Target], settings: Setti
     generator = torch.Generator().manual_seed(settings.seed)
     noisy = [path.x + SMOOTHGRAD_SIGMA * _noise(path.x, generator) for _ in range(count)]
     points = [
-        Point(path, 1.0, tuple(targets), dtype=settings.dtype, picture=p, combine=lambda g: g.sum(0))
-        for p in noisy
+        Point(path, 1.0, tuple(targets), dtype=settings.dtype, picture=p, combine=lambda g: g.sum(0)) for p in noisy
     ]
     replies = yield [Point(path, 1.0, tuple(targets), False, settings.dtype), *points]
     return [
@@ -166,9 +163,7 @@ GRADIENT: dict[str, Method] = {
 
 def black_box(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
     """D-RISE: see `drise`. A mask costs one forward, a gradient several: so more of them are allowed."""
-    return drise(
-        paths[0], targets, max_masks=MASKS_PER_EVALUATION * settings.max_evaluations, seed=settings.seed
-    )
+    return drise(paths[0], targets, max_masks=MASKS_PER_EVALUATION * settings.max_evaluations, seed=settings.seed)
 
 
 #: Methods that only look at detections: for every model.

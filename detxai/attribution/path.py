@@ -149,9 +149,7 @@ def guarded(
 ) -> Ask:
     """`integrated_gradients` in `dtype`; targets that do not converge in it are done again in float32."""
     low = min(max_evaluations, LOW_PRECISION_EVALUATIONS) if dtype != torch.float32 else max_evaluations
-    found = yield from integrated_gradients(
-        path, targets, tolerance=tolerance, max_evaluations=low, dtype=dtype
-    )
+    found = yield from integrated_gradients(path, targets, tolerance=tolerance, max_evaluations=low, dtype=dtype)
     again = [i for i, integral in enumerate(found) if not integral.converged and dtype != torch.float32]
     if again:
         exact = yield from integrated_gradients(

@@ -70,9 +70,7 @@ def newton_cotes(n: int, *, power: float = 1.0, panels: int = 1) -> Rule:
     """Trapezoid (n = 2), Simpson (3) or Boole (5): equidistant nodes, all shared when a panel is halved."""
     weights = {2: (1, 1), 3: (1, 4, 1), 5: (7, 32, 12, 32, 7)}[n]
     total = sum(weights)
-    return Rule(
-        f"newton-cotes-{n}", tuple(np.linspace(0, 1, n)), tuple(w / total for w in weights), power, panels
-    )
+    return Rule(f"newton-cotes-{n}", tuple(np.linspace(0, 1, n)), tuple(w / total for w in weights), power, panels)
 
 
 @dataclass
@@ -121,9 +119,7 @@ class Mesh:
 
     def _errors(self) -> list[float]:
         return [
-            abs(
-                self.value[b] - self.value[a] - sum(w * self.slope[v] for v, w in self._weighted((a, b)) if w)
-            )
+            abs(self.value[b] - self.value[a] - sum(w * self.slope[v] for v, w in self._weighted((a, b)) if w))
             for a, b in self.panels
         ]
 
@@ -141,7 +137,6 @@ class Mesh:
             left -= errors[i]
             worst.add(i)
         halves = (
-            [(a, (a + b) / 2), ((a + b) / 2, b)] if i in worst else [(a, b)]
-            for i, (a, b) in enumerate(self.panels)
+            [(a, (a + b) / 2), ((a + b) / 2, b)] if i in worst else [(a, b)] for i, (a, b) in enumerate(self.panels)
         )
         self.panels = [panel for pair in halves for panel in pair]

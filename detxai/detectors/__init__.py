@@ -70,9 +70,7 @@ def build(checkpoint: Checkpoint, branch: str | None = None) -> Detector:
     try:
         return HEADS[head](checkpoint, branch)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{checkpoint.name}: its {head} head is not built as expected: {error!s:.200}"
-        ) from error
+        raise ModelError(f"{checkpoint.name}: its {head} head is not built as expected: {error!s:.200}") from error
 
 
 def self_test(detector: Detector, x: Tensor) -> float:
@@ -128,11 +126,7 @@ def similarity(found: list[Candidates], pins: Sequence[Pin]) -> Tensor:
     for row, target in pins:
         boxes, scores = found[row].boxes, found[row].scores[:, target.class_id]
         near = boxes.new_tensor(target.box)
-        overlap = (
-            (torch.minimum(boxes[:, 2:], near[2:]) - torch.maximum(boxes[:, :2], near[:2]))
-            .clamp(min=0)
-            .prod(1)
-        )
+        overlap = (torch.minimum(boxes[:, 2:], near[2:]) - torch.maximum(boxes[:, :2], near[:2])).clamp(min=0).prod(1)
         area = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (near[2:] - near[:2]).prod()
         best.append((overlap / (area - overlap).clamp(min=1e-9) * scores).max())
     return torch.stack(best)

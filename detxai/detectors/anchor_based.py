@@ -96,20 +96,14 @@ class AnchorBased:
             head = self.heads[level]
             n, (height, width) = len(head.anchors), feature.shape[-2:]
             raw = head.conv(feature).float().unflatten(1, (n, -1)).permute(0, 1, 3, 4, 2)
-            grid = (
-                torch.cartesian_prod(torch.arange(height), torch.arange(width))
-                .view(height, width, 2)
-                .to(x.device)
-            )
-            boxes.append(
-                head.boxes(raw[..., :4], grid, head.anchors[:, None, None].to(x.device)).flatten(1, 3)
-            )
+            grid = torch.cartesian_prod(torch.arange(height), torch.arange(width)).view(height, width, 2).to(x.device)
+            boxes.append(head.boxes(raw[..., :4], grid, head.anchors[:, None, None].to(x.device)).flatten(1, 3))
             rest.append(raw[..., 4:].flatten(1, 3))
         scores = torch.cat(rest, 1)
         return torch.cat(boxes, 1), scores[..., :1], scores[..., 1:]
 
     def _shapes(self, size: int) -> list[tuple[int, int]]:
-        return [(size // head.stride,) * 2 for head in self.heads]  # type: ignore[misc]
+        return [(size // head.stride, size // head.stride) for head in self.heads]
 
     def predict(self, x: Tensor) -> list[Candidates]:
         boxes, objectness, classes = self._dense(x)
@@ -140,11 +134,7 @@ class AnchorBased:
             group = [i for i, p in enumerate(wanted) if p.target.level == level]
             places = [divmod(wanted[i].target.anchor - start[level], height * width) for i in group]
             cells = [divmod(rest, width) for _, rest in places]
-            raw = (
-                branch(feature, [wanted[i].row for i in group], cells)
-                .float()
-                .unflatten(1, (len(head.anchors), -1))
-            )
+            raw = branch(feature, [wanted[i].row for i in group], cells).float().unflatten(1, (len(head.anchors), -1))
             raw = raw[range(len(group)), [a for a, _ in places]]
             anchors = head.anchors.to(x.device)[[a for a, _ in places]]
             boxes = head.boxes(raw[:, :4], torch.tensor(cells, device=x.device), anchors)
@@ -192,29 +182,24 @@ def legacy_network(checkpoint: Checkpoint) -> nn.Module:
         layers, _ = parse_model(yaml | {"backbone": rows, "head": []}, ch=yaml.get("ch", 3), verbose=False)
         tensors = {key.removeprefix("model."): value.float() for key, value in shell.state_dict().items()}
         head = {key: value for key, value in tensors.items() if key.startswith(f"{len(rows)}.m.")}
-        layers.load_state_dict(
-            {k: v for k, v in tensors.items() if int(k.split(".")[0]) < len(rows)}, strict=True
-        )
+        layers.load_state_dict({k: v for k, v in tensors.items() if int(k.split(".")[0]) < len(rows)}, strict=True)
     except (RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
-        raise ModelError(
-            f"{checkpoint.name}: its layers cannot be rebuilt: {str(error).splitlines()[0]}"
-        ) from error
+        raise ModelError(f"{checkpoint.name}: its layers cannot be rebuilt: {str(error).splitlines()[0]}") from error
     for key, part in shell.named_modules():
         if isinstance(part, nn.BatchNorm2d):  # their epsilon is not torch's default
             layers.get_submodule(key.removeprefix("model.")).eps = part.eps
-    network = nn.Module()
+    result = nn.Module()
+    network: Any = result
     network.layers = layers
     network.convs = nn.ModuleList()
-    network.heads = []  # type: ignore[assignment]
+    network.heads = []
     for level, feed in enumerate(feeds):
         weight, bias = head[f"{len(rows)}.m.{level}.weight"], head[f"{len(rows)}.m.{level}.bias"]
         if len(weight) != outputs:
-            raise ModelError(
-                f"{checkpoint.name}: {len(weight)} outputs at scale {level}, expected {outputs}."
-            )
+            raise ModelError(f"{checkpoint.name}: {len(weight)} outputs at scale {level}, expected {outputs}.")
         conv = nn.Conv2d(weight.shape[1], outputs, 1)
         conv.load_state_dict({"weight": weight, "bias": bias})
         network.convs.append(conv)
         stride = int(shell.stride[level])
-        network.heads.append(AnchorHead(feed, conv, anchors[level] * stride, stride))  # type: ignore[union-attr]
-    return network
+        network.heads.append(AnchorHead(feed, conv, anchors[level] * stride, stride))
+    return result

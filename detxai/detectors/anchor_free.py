@@ -33,7 +33,7 @@ class AnchorFree:
 
     def __init__(self, checkpoint: Checkpoint, branch: str | None = None) -> None:
         self.module = freeze(fuse(self.prepared(copy.deepcopy(checkpoint.module))))
-        *layers, head = self.module.model  # type: ignore[misc, union-attr]
+        *layers, head = self.module.model  # type: ignore[misc]
         self.head: Any = head
         own = "one2one" if getattr(head, "end2end", False) else "one2many"
         self.branch = branch or own
@@ -67,9 +67,7 @@ class AnchorFree:
         prefix = "one2one_" if branch == "one2one" else ""
         parts = [getattr(self.head, f"{prefix}{name}", None) for name in ("cv3", "cv2")]
         if branch not in ("one2many", "one2one") or any(part is None for part in parts):
-            raise ModelError(
-                f"This {type(self.head).__name__} head has no {branch} branch.", "Leave --head out."
-            )
+            raise ModelError(f"This {type(self.head).__name__} head has no {branch} branch.", "Leave --head out.")
         angle = getattr(self.head, f"{prefix}cv4", None) if hasattr(self.head, "ne") else None
         return parts[0], parts[1], angle  # type: ignore[return-value]
 
@@ -98,9 +96,11 @@ class AnchorFree:
 
     def _dense(self, features: dict[int, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """(B, A, classes) logits, (B, A, 4) boxes, (B, A, 5) rotated boxes or None, over all cells of all levels."""
-        logits, edges, rotated = [], [], []
+        logits: list[Tensor] = []
+        edges: list[Tensor] = []
+        rotated: list[Tensor | None] = []
         for level, feature in features.items():
-            flat = [
+            flat: list[Any] = [
                 None if heads is None else heads[level](feature).flatten(2).transpose(1, 2).float()
                 for heads in (self.class_heads, self.box_heads, self.angle_heads)
             ]
@@ -110,8 +110,8 @@ class AnchorFree:
             logits.append(flat[0])
             edges.append(box)
             rotated.append(turned)
-        turned_all = None if rotated[0] is None else torch.cat(rotated, 1)
-        return torch.cat(logits, 1), torch.cat(edges, 1), turned_all  # type: ignore[arg-type]
+        turned_all = torch.cat([r for r in rotated if r is not None], 1) if self.angle_heads else None
+        return torch.cat(logits, 1), torch.cat(edges, 1), turned_all
 
     def _decode(
         self, raw: Tensor | None, angle: Tensor | None, cells: Tensor, level: int
@@ -172,20 +172,14 @@ class AnchorFree:
                 if kind == "class":
                     scalars = raw[range(len(group)), [wanted[i].target.class_id for i in group]]
                 else:
-                    angle = (
-                        self._patch("angle", level, features[level], rows, cells)
-                        if self.angle_heads
-                        else None
-                    )
+                    angle = self._patch("angle", level, features[level], rows, cells) if self.angle_heads else None
                     edges, _ = self._decode(raw, angle, torch.tensor(cells, device=x.device), level)
                     scalars = edges[range(len(group)), [EDGES.index(wanted[i].target.kind) for i in group]]
                 for i, scalar in zip(group, scalars.unbind(), strict=True):
                     result[i] = scalar
         return scaled(torch.stack(result), wanted)  # type: ignore[arg-type]
 
-    def _patch(
-        self, kind: str, level: int, feature: Tensor, rows: list[int], cells: list[tuple[int, int]]
-    ) -> Tensor:
+    def _patch(self, kind: str, level: int, feature: Tensor, rows: list[int], cells: list[tuple[int, int]]) -> Tensor:
         branch = self.patches[kind][level]
         assert branch is not None
         return branch(feature, rows, cells).float()

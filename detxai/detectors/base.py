@@ -26,7 +26,8 @@ class Pin(NamedTuple):
 class ModelInfo:
     """What a record says of its model. `head` names the branch that made the detections.
 
-    `differentiable`: gradients can be had; black boxes only detect. `antialias`: its reference letterbox averages when it shrinks (legacy repositories), unlike ultralytics' own.
+    `differentiable`: gradients can be had; black boxes only detect. `antialias`: its reference letterbox averages when
+    it shrinks (legacy repositories), unlike ultralytics' own.
     """
 
     name: str
@@ -190,7 +191,8 @@ def _steps(module: Any) -> list[tuple[nn.Conv2d, nn.Module]] | None:
     if isinstance(module, nn.Sequential):
         parts = [_steps(child) for child in module]
         return None if any(p is None for p in parts) else [step for p in parts for step in p or ()]
-    conv, act = getattr(module, "conv", None), getattr(module, "act", None)
+    conv: Any = getattr(module, "conv", None)
+    act: Any = getattr(module, "act", None)
     fused = isinstance(conv, nn.Conv2d) and isinstance(act, nn.Module) and not hasattr(module, "bn")
     only_these = {name for name, _ in module.named_children()} <= {"conv", "act"}
     return [(conv, act)] if fused and only_these else None
@@ -205,12 +207,13 @@ def _plain(conv: nn.Conv2d) -> bool:
 def freeze(module: nn.Module) -> nn.Module:
     """`module` in evaluation mode, float32, channels last, without weight gradients or in-place activations."""
     module = module.eval().float()
+    part: Any
     for part in module.modules():
         if hasattr(part, "inplace"):
             part.inplace = False
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return module.to(memory_format=torch.channels_last)
 
 
 def fuse(module: nn.Module) -> nn.Module:

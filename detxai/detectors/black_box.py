@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detxai.data import Checkpoint
-from detxai.detectors.base import Candidates, ModelInfo, Pin
+from detxai.data import Checkpoint, Target
+from detxai.detectors.base import Candidates, ModelInfo
 from detxai.errors import ModelError
 
 
@@ -20,7 +20,6 @@ class BlackBox:
 
     def __init__(self, checkpoint: Checkpoint, branch: str | None = None) -> None:
         from ultralytics.nn.autobackend import AutoBackend
-
 
         if branch is not None:
             raise ModelError(f"{checkpoint.name} is an export: its head was chosen when it was made.")
@@ -37,7 +36,7 @@ class BlackBox:
                 ) from error
             except _UNREADABLE as error:
                 raise ModelError(f"{checkpoint.name} cannot be run: {_first_line(error)}") from error
-        self.module: nn.Module = backend
+        self.module: Any = backend
         if backend.task not in ("detect", "segment", "pose", "obb"):
             raise ModelError(f"{checkpoint.name} is a {backend.task} model, not a detector.")
         sizes = backend.metadata.get("imgsz") or [640]
@@ -78,7 +77,7 @@ class BlackBox:
         levels = torch.zeros(len(boxes), dtype=torch.int64)
         return Candidates(boxes, scores, torch.logit(scores, eps=1e-7), levels, end_to_end=rows.shape[-1] == 6)
 
-    def values(self, x: Tensor, pins: Sequence[Pin]) -> Tensor:
+    def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         """Not for an export: callers ask `info.differentiable` first."""
         raise ModelError(f"{self.info.name} is a black box: it has no gradients.")
 

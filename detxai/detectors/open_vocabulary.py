@@ -23,13 +23,9 @@ class OpenVocabulary(AnchorFree):
         head = model.model[-1]
         if hasattr(head, "lrpc"):
             raise ModelError("A prompt-free YOLOE is not supported.", "Give a YOLOE whose classes were set.")
-        words = (
-            getattr(model, "txt_feats", None) if hasattr(model, "txt_feats") else getattr(model, "pe", None)
-        )
+        words = getattr(model, "txt_feats", None) if hasattr(model, "txt_feats") else getattr(model, "pe", None)
         if words is None:
-            raise ModelError(
-                "This YOLOE has no classes.", "Set them in ultralytics (model.set_classes) and save it."
-            )
+            raise ModelError("This YOLOE has no classes.", "Set them in ultralytics (model.set_classes) and save it.")
         words = words.detach().float()
         if not getattr(head, "is_fused", False):
             for prefix in ("", "one2one_"):
@@ -48,11 +44,12 @@ class OpenVocabulary(AnchorFree):
 
 
 class _Guided(nn.Module):
-    """A layer that reads words beside its input: `words` (1, classes, width), or the index of the layer they come from."""
+    """A layer that reads words beside its input: `words` (1, classes, width), or the index of their layer."""
 
     def __init__(self, layer: Any, words: Tensor | int) -> None:
         super().__init__()
-        self.layer, self.i = layer, layer.i
+        self.layer: Any = layer
+        self.i = layer.i
         self.many = not isinstance(layer.f, int)
         self.wired = isinstance(words, int)
         self.f = [*(layer.f if self.many else [layer.f]), words] if self.wired else layer.f

@@ -19,7 +19,7 @@ from detxai.errors import ModelError
 
 
 class RTDETR:
-    """The decoder's predictions: one a query, in the order of the selection; the whole network runs (no sparse path)."""
+    """The decoder's predictions: one a query, in the order of the selection; the whole network runs: no sparse path."""
 
     branch = "decoder"
 
@@ -27,7 +27,7 @@ class RTDETR:
         if branch not in (None, self.branch):
             raise ModelError(f"RT-DETR has no {branch} branch.", "Leave --head out.")
         self.module = freeze(fuse(copy.deepcopy(checkpoint.module)))
-        *layers, head = self.module.model  # type: ignore[misc, union-attr]
+        *layers, head = self.module.model  # type: ignore[misc]
         self.head: Any = head
         self.trunk = Trunk(layers)
         self.feeds: list[int] = list(head.f)
@@ -58,7 +58,8 @@ class RTDETR:
         wanted = [Pin(*pin) for pin in pins]
         cells: list[Tensor | None] = [None] * len(x)
         for row, target in wanted:
-            if target.context is None or (cells[row] is not None and not torch.equal(cells[row], target.context)):
+            known = cells[row]
+            if target.context is None or (known is not None and not torch.equal(known, target.context)):
                 raise ValueError("A target of RT-DETR carries the selection of its image, one a row.")
             cells[row] = target.context
         spare = next(c for c in cells if c is not None)
