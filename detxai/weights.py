@@ -15,6 +15,7 @@ import pathlib
 import pickle
 import re
 import zipfile
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -235,7 +236,7 @@ def _from_safetensors(name: str, digest: str, data: bytes) -> Checkpoint:
         module = build(architecture, names)
         _fit(module, tensors)
         missing, unexpected = module.load_state_dict(tensors, strict=False)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (SafetensorError, *_DAMAGED) as error:
         raise ModelError(f"{name} is not a readable detxai model: {_first_line(error)}") from error
     lacking = [key for key in missing if not key.endswith("num_batches_tracked")]
     if lacking or unexpected:
@@ -306,7 +307,7 @@ def _fit(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
 
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
     """Write `checkpoint` as `.safetensors` with its architecture in the header: a model without a pickle."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as packed
 
     if checkpoint.kind != "ultralytics":
         raise ModelError(
@@ -327,7 +328,13 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
         "imgsz": str(checkpoint.imgsz or 640),
         "name": checkpoint.name,
     }
-    save_file(tensors, path, metadata=about)
+    data = packed(tensors, metadata=about)
+    # safetensors orders its metadata by chance; the same model has the same bytes here.
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    text = json.dumps(header | {"__metadata__": about}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
 # -- pickles ------------------------------------------------------------------------------------
@@ -347,20 +354,32 @@ def _from_pickle(name: str, digest: str, data: bytes, trust: bool) -> Checkpoint
     module = (content.get("ema") or content.get("model")) if isinstance(content, dict) else content
     if not isinstance(module, nn.Module):
         raise ModelError(f"{name} holds no model (found {type(module).__name__}).")
-    module = module.float().eval()
-    names = _names(module)
-    if isinstance(module, Shell):
-        try:
+    try:
+        _check_tensors(name, module, len(data))
+        module = module.float().eval()
+        names = _names(module)
+        if isinstance(module, Shell):
             _check_architecture(module.yaml)  # type: ignore[arg-type]
-        except (AttributeError, KeyError, TypeError, IndexError) as error:
-            raise ModelError(f"{name}: a legacy checkpoint without a readable architecture.") from error
-        return Checkpoint(name, digest, "legacy", module, _family(module), names, None, trusted)
-    arguments = content.get("train_args") if isinstance(content, dict) else None
-    imgsz = dict(arguments or {}).get("imgsz")
-    imgsz = max(imgsz) if isinstance(imgsz, (list, tuple)) else imgsz
-    return Checkpoint(
-        name, digest, "ultralytics", module, _family(module), names, int(imgsz) if imgsz else None, trusted
-    )
+            return Checkpoint(name, digest, "legacy", module, _family(module), names, None, trusted)
+        arguments = content.get("train_args") if isinstance(content, dict) else None
+        imgsz = dict(arguments or {}).get("imgsz")
+        imgsz = max(imgsz) if isinstance(imgsz, (list, tuple)) else imgsz
+        imgsz = int(imgsz) if imgsz else None
+        return Checkpoint(name, digest, "ultralytics", module, _family(module), names, imgsz, trusted)
+    except _DAMAGED as error:
+        raise ModelError(f"{name} holds a model that is not put together as expected: {_first_line(error)}") from error
+
+
+def _check_tensors(name: str, module: nn.Module, size: int) -> None:
+    """Refuse tensors that say they are larger than their storage (strides of zero): copies of them fill the memory."""
+    total = 0
+    for tensor in {id(t): t for t in [*module.parameters(), *module.buffers()]}.values():
+        own = tensor.numel() * tensor.element_size()
+        total += own
+        if own > tensor.untyped_storage().nbytes():
+            raise ModelError(f"{name} declares more data than it holds; it was refused.")
+    if total > 2 * size:
+        raise ModelError(f"{name} declares more data than it holds; it was refused.")
 
 
 class _Refused(Exception):
@@ -431,7 +450,38 @@ def _resolve(name: str) -> Any:
     found = getattr(import_module(module), item, None)
     if found is None:
         raise _Refused(f"its pickle asks for {name}, which the installed ultralytics does not have")
-    return found
+    return _uncallable(found) if issubclass(found, (nn.Module, *_losses())) else found
+
+
+def _losses() -> tuple[type, ...]:
+    return tuple(
+        getattr(import_module(f"ultralytics.utils.{room}"), item)
+        for room, items in _LOSSES.items()
+        for item in items.split()
+        if hasattr(import_module(f"ultralytics.utils.{room}"), item)
+    )
+
+
+@cache
+def _uncallable(real: type) -> type:
+    """A stand-in for class `real` that can be filled but not called.
+
+    Objects are unpickled without their constructors. A pickle may still ask for one: `DetectionModel({...})` would
+    evaluate the activation in its yaml.
+    """
+
+    def refuse(self: Any, *_: Any, **__: Any) -> None:
+        raise _Refused(f"its pickle runs the constructor of {real.__name__}")
+
+    def fill(self: Any, state: Any) -> None:
+        self.__class__ = real
+        if hasattr(real, "__setstate__"):
+            self.__setstate__(state)
+        else:
+            self.__dict__.update(state)
+
+    methods = {"__init__": refuse, "__setstate__": fill, "__module__": real.__module__}
+    return type(real.__name__, (real,), methods)
 
 
 def _unpickle_fully(name: str, data: bytes) -> Any:
