@@ -28,7 +28,8 @@ from detxai.attribution import baselines
 from detxai.attribution.engine import Engine
 from detxai.attribution.path import Path as Line
 from detxai.attribution.path import Point, Reply, TargetMap, integrated_gradients
-from detxai.attribution.quadrature import Mesh, Rule, clenshaw_curtis, gauss_legendre, newton_cotes
+from detxai.attribution.quadrature import Mesh, Rule, newton_cotes
+from detxai.attribution.rules import clenshaw_curtis, gauss_legendre
 from detxai.data import Target
 from detxai.errors import ImageError
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from detxai.attribution import baselines
 from detxai.attribution.engine import Engine, solve
 from detxai.attribution.path import Path, TargetMap, integrated_gradients
-from detxai.attribution.quadrature import Mesh, Rule, clenshaw_curtis, gauss_legendre, newton_cotes
+from detxai.attribution.quadrature import Mesh, Rule, newton_cotes
+from detxai.attribution.rules import clenshaw_curtis, gauss_legendre
 from detxai.data import Checkpoint, Letterbox, Target
 from detxai.detectors import Detector, Pin, build
 

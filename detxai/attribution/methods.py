@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from detxai.attribution.drise import drise
-from detxai.attribution.path import Ask, Path, Point, Reply, TargetMap, guarded
+from detxai.attribution.path import Ask, Path, Point, Reply, TargetMap, integrated_gradients
 from detxai.data import Target
 
 #: Points of the methods that have no error to steer by.
 SAMPLES = 32
 #: Standard deviation of SmoothGrad's noise, in units of the full range [0, 1].
 SMOOTHGRAD_SIGMA = 0.1
+#: Rounding noise stops low precision from converging on hard paths; there float32 takes over after this many.
+LOW_PRECISION_EVALUATIONS = 48
 #: Masks of D-RISE that may take the place of one gradient evaluation.
 MASKS_PER_EVALUATION = 4
 
@@ -35,14 +37,26 @@ Method = Callable[[Sequence[Path], Sequence[Target], Settings], Ask]
 
 
 def ig(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
-    """Integrated gradients to a known error (Sundararajan, Taly & Yan 2017, arXiv:1703.01365)."""
-    return guarded(
+    """Integrated gradients to a known error (Sundararajan, Taly & Yan 2017, arXiv:1703.01365).
+
+    In half precision, targets that do not converge are done again in float32.
+    """
+    exact, most = settings.dtype == torch.float32, settings.max_evaluations
+    found = yield from integrated_gradients(
         paths[0],
         targets,
         tolerance=settings.tolerance,
-        max_evaluations=settings.max_evaluations,
+        max_evaluations=most if exact else min(most, LOW_PRECISION_EVALUATIONS),
         dtype=settings.dtype,
     )
+    again = [] if exact else [i for i, integral in enumerate(found) if not integral.converged]
+    if again:
+        redone = yield from integrated_gradients(
+            paths[0], [targets[i] for i in again], tolerance=settings.tolerance, max_evaluations=most
+        )
+        for i, integral in zip(again, redone, strict=True):
+            found[i] = replace(integral, evaluations=integral.evaluations + found[i].evaluations)
+    return found
 
 
 def expected(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:

@@ -8,7 +8,7 @@ x the image, b the baseline, α the position on the path, F a target, f(α) = �
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,10 +18,6 @@ from detxai.data import Target
 
 #: Simpson on four panels in √α: every node is used again when a panel is halved, and nodes crowd at the baseline.
 DEFAULT_RULE = newton_cotes(3, power=2.0, panels=4)
-
-
-#: Rounding noise stops low precision from converging on hard paths; there float32 takes over after this many.
-LOW_PRECISION_EVALUATIONS = 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,22 +138,6 @@ def integrated_gradients(
         _integral(target, mesh, nodes, count, tolerance, dtype)
         for target, mesh, nodes, count in zip(targets, meshes, products, spent, strict=True)
     ]
-
-
-def guarded(
-    path: Path, targets: Sequence[Target], *, tolerance: float, max_evaluations: int, dtype: torch.dtype
-) -> Ask:
-    """`integrated_gradients` in `dtype`; targets that do not converge in it are done again in float32."""
-    low = min(max_evaluations, LOW_PRECISION_EVALUATIONS) if dtype != torch.float32 else max_evaluations
-    found = yield from integrated_gradients(path, targets, tolerance=tolerance, max_evaluations=low, dtype=dtype)
-    again = [i for i, integral in enumerate(found) if not integral.converged and dtype != torch.float32]
-    if again:
-        exact = yield from integrated_gradients(
-            path, [targets[i] for i in again], tolerance=tolerance, max_evaluations=max_evaluations
-        )
-        for i, integral in zip(again, exact, strict=True):
-            found[i] = replace(integral, evaluations=integral.evaluations + found[i].evaluations)
-    return found
 
 
 def _refined(mesh: Mesh, spent: int, tolerance: float, max_evaluations: int) -> bool:

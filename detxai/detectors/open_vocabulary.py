@@ -60,7 +60,8 @@ class _Guided(nn.Module):
             *features, words = x
         else:
             features = x if self.many else [x]
-            words = self.words.expand(len(features[0]), -1, -1)
+            own: Any = self.words
+            words = own.expand(len(features[0]), -1, -1)
         return self.layer(features if self.many else features[0], words)  # type: ignore[no-any-return]
 
 
