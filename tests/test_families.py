@@ -159,17 +159,20 @@ class Case:
         return Target(anchor, level, kind, class_id if kind == "class" else 0, context=self.found.context)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def case(request: pytest.FixtureRequest) -> Case:
-    family = FAMILIES[request.param]
+def made(name: str) -> Case:
+    """The family `name`, ready to be tested."""
+    family = FAMILIES[name]
     module = network(family)
-    detector = build(
-        Checkpoint(request.param, "0" * 64, "ultralytics", module, request.param, module.names, 640)
-    )
+    detector = build(Checkpoint(name, "0" * 64, "ultralytics", module, name, module.names, 640))
     x = photo("bus.jpg", family.size)[None]
     with torch.no_grad():
         found, dark = (detector.predict(y)[0] for y in (x, x * family.dark))
     return Case(family, module, detector, x, x * family.dark, found, dark)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return made(request.param)
 
 
 def own_output(module: Any, x: Tensor, branch: str) -> tuple[Tensor, Tensor]:

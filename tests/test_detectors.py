@@ -1,0 +1,275 @@
+"""The parts that detectors are made of, and whether the checks of the families can fail at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import test_families
+from detxai.data import Checkpoint, Target
+from detxai.detectors import Candidates, Pin, build, reported, self_test
+from detxai.detectors.base import EDGES, Branch, Trunk, freeze, fuse
+from detxai.errors import ModelError
+from test_families import FAMILIES, Case, made, network, own_output, photo
+from ultralytics.nn import tasks
+from ultralytics.nn.modules import Conv, DWConv
+
+
+def checkpoint(module: Any, name: str = "some.pt") -> Checkpoint:
+    return Checkpoint(name, "0" * 64, "ultralytics", module, "yolo", getattr(module, "names", {0: "thing"}), 640)
+
+
+@pytest.fixture(scope="module")
+def v8() -> Case:
+    return made("v8")
+
+
+# -- the checks can fail ----------------------------------------------------------------------------
+
+
+class _Broken:
+    """A detector whose sparse path is wrong: `change` gets the honest function, x and the pins."""
+
+    def __init__(self, honest: Any, change: Callable[..., Tensor]) -> None:
+        self.honest, self.change, self.info, self.module = honest, change, honest.info, honest.module
+        self.predict, self.full_values = honest.predict, honest.full_values
+
+    def values(self, x: Tensor, pins: Any) -> Tensor:
+        return self.change(self.honest.values, x, [Pin(*pin) for pin in pins])
+
+
+def _next_anchor(values: Any, x: Tensor, pins: list[Pin]) -> Tensor:
+    moved = [Pin(p.row, dataclasses.replace(p.target, anchor=p.target.anchor ^ 1)) for p in pins]
+    return values(x, moved)
+
+
+def _other_class(values: Any, x: Tensor, pins: list[Pin]) -> Tensor:
+    return values(x, [Pin(p.row, dataclasses.replace(p.target, class_id=11 - p.target.class_id)) for p in pins])
+
+
+def _detached(values: Any, x: Tensor, pins: list[Pin]) -> Tensor:
+    return values(x.detach(), pins) + 0 * x.sum()
+
+
+def _half_detached(values: Any, x: Tensor, pins: list[Pin]) -> Tensor:
+    return values(0.5 * x.detach() + 0.5 * x, pins)
+
+
+@pytest.mark.parametrize("change", [_next_anchor, _other_class, _detached, _half_detached])
+def test_a_wrong_sparse_path_is_noticed(v8: Case, change: Callable[..., Tensor]) -> None:
+    broken = dataclasses.replace(v8, detector=_Broken(v8.detector, change))  # type: ignore[arg-type]
+    with pytest.raises(AssertionError):
+        test_families.test_sparse_equals_full(broken)
+
+
+@pytest.mark.parametrize("change", [_next_anchor, _detached, _half_detached])
+def test_a_wrong_gradient_is_noticed(v8: Case, change: Callable[..., Tensor]) -> None:
+    broken = dataclasses.replace(v8, detector=_Broken(v8.detector, change))  # type: ignore[arg-type]
+    with pytest.raises(AssertionError):
+        test_families.test_integral_is_complete(broken)
+
+
+def test_a_detached_head_is_refused(v8: Case) -> None:
+    with pytest.raises(ModelError, match="cannot be explained by gradients"):
+        self_test(_Broken(v8.detector, _detached), v8.x)  # type: ignore[arg-type]
+
+
+def test_constant_networks_make_the_tests_void(v8: Case) -> None:
+    same = dataclasses.replace(v8, dark=v8.found)
+    with pytest.raises(AssertionError, match="void"):
+        same.moving(0)
+
+
+# -- parts ------------------------------------------------------------------------------------------
+
+
+def _stacks() -> dict[str, nn.Module]:
+    torch.manual_seed(1)
+    return {
+        "v8": nn.Sequential(Conv(8, 12, 3), Conv(12, 12, 3), nn.Conv2d(12, 5, 1)),
+        "11": nn.Sequential(
+            nn.Sequential(DWConv(8, 8, 3), Conv(8, 6, 1)), nn.Sequential(DWConv(6, 6, 3), Conv(6, 6, 1)), nn.Conv2d(6, 5, 1)
+        ),
+        "large kernel": nn.Sequential(Conv(8, 8, 5), Conv(8, 8, 7, g=4), nn.Conv2d(8, 5, 3, padding=1)),
+        "one by one": nn.Conv2d(8, 5, 1),
+    }
+
+
+@pytest.mark.parametrize("name", _stacks())
+@pytest.mark.parametrize("shape", [(1, 1), (2, 7), (6, 5)])
+def test_patches_equal_the_dense_map_at_every_cell(name: str, shape: tuple[int, int]) -> None:
+    module = _stacks()[name]
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):  # biases, so that what lies beyond the map is not zero by luck
+            nn.init.normal_(part.bias)
+    module = freeze(fuse(module))
+    branch = Branch.of(module)
+    assert branch is not None
+    feature = torch.randn(3, 8, *shape)
+    cells = [(r, c) for r in range(shape[0]) for c in range(shape[1])]
+    for row in range(3):
+        expected = module(feature)[row].flatten(1).T
+        torch.testing.assert_close(branch(feature, [row] * len(cells), cells), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Conv2d(4, 4, 3, stride=2, padding=1),
+        nn.Conv2d(4, 4, 3),
+        nn.Sequential(nn.Conv2d(4, 4, 1), nn.MaxPool2d(3, 1, 1)),
+        Conv(4, 4, 3),  # its norm is not folded yet
+    ],
+    ids=["stride", "no padding", "pooling", "unfused"],
+)
+def test_what_is_no_plain_stack_takes_the_full_path(module: nn.Module) -> None:
+    assert Branch.of(module) is None
+
+
+def test_the_trunk_runs_what_is_needed_only() -> None:
+    module = network(FAMILIES["v8"])
+    *layers, head = module.model
+    x, ran = photo("bus.jpg", 128)[None], []
+    for layer in layers:
+        layer.register_forward_hook(lambda part, *_: ran.append(part.i))
+    trunk = Trunk(layers)
+    with torch.no_grad():
+        whole = trunk(x, head.f)
+        assert ran == list(range(22))
+        ran.clear()
+        first = trunk(x, head.f[:1])
+    assert torch.equal(first[15], whole[15])
+    assert ran == list(range(16))  # a stride-8 prediction needs no bottom-up path
+
+
+def test_rows_do_not_see_each_other(v8: Case) -> None:
+    x = torch.stack([photo("bus.jpg", 128), photo("zidane.jpg", 128), photo("bus.jpg", 128).flip(-1)])
+    pins = [
+        Pin(row, Target(anchor, level, kind, 3))
+        for row in range(3)
+        for anchor, level in ((17, 0), (260, 1), (335, 2))
+        for kind in ("class", "top")
+    ]
+    with torch.no_grad():
+        together = v8.detector.values(x, pins)
+        alone = [v8.detector.values(x[p.row : p.row + 1], [Pin(0, p.target)])[0] for p in pins]
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-4, rtol=1e-5)
+
+
+def test_edges_are_in_source_pixels(v8: Case) -> None:
+    """bus.jpg is 810 x 1080: at 128 it is 96 wide and shifted by 16."""
+    anchor, gain = 100, 128 / 1080
+    box = v8.found.boxes[anchor]
+    for edge, value in zip(EDGES, box.tolist(), strict=True):
+        offset = 16 if edge in ("left", "right") else 0
+        target = Target(anchor, 0, edge, scale=1 / gain, offset=-offset / gain)
+        with torch.no_grad():
+            both = v8.detector.values(v8.x, [Pin(0, target)]), v8.detector.full_values(v8.x, [Pin(0, target)])
+        for found in both:
+            assert float(found) == pytest.approx((value - offset) / gain, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", ["v8", "26"])
+def test_640_and_a_picture_that_is_not_square(name: str) -> None:
+    module = network(FAMILIES[name])
+    detector = build(checkpoint(module))
+    x = photo("zidane.jpg", 640)[None]
+    with torch.no_grad():
+        found = detector.predict(x)[0]
+    assert len(found.boxes) == 8400
+    assert found.levels.bincount().tolist() == [6400, 1600, 400]
+    _, decoded = own_output(module, x, FAMILIES[name].branch)
+    torch.testing.assert_close(found.scores, decoded[:, 4:16], atol=2e-4, rtol=0)
+    pins = [Pin(0, Target(a, level, k, 5)) for a, level in ((79, 0), (6440, 1), (8399, 2)) for k in ("class", "right")]
+    y = x.clone().requires_grad_(True)
+    sparse, full = detector.values(y, pins), detector.full_values(y, pins)
+    torch.testing.assert_close(sparse, full, atol=2e-4, rtol=1e-5)
+    one, other = (torch.autograd.grad(v.sum(), y, retain_graph=True)[0] for v in (sparse, full))
+    assert float((one - other).norm() / other.norm()) <= 1e-4
+
+
+# -- which head -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["v10", "26"])
+def test_the_head_that_made_the_detection_and_the_other_on_request(name: str) -> None:
+    module = network(FAMILIES[name])
+    x = photo("bus.jpg", 128)[None]
+    for end2end, own in ((True, "one2one"), (False, "one2many")):
+        module.model[-1].end2end = end2end
+        assert build(checkpoint(module)).info.head == own
+        for branch in ("one2one", "one2many"):
+            detector = build(checkpoint(module), branch)
+            with torch.no_grad():
+                found = detector.predict(x)[0]
+                scores = module(x)[1][branch]["scores"][0].T
+            assert (detector.info.head, found.end_to_end) == (branch, branch == "one2one")
+            torch.testing.assert_close(found.logits, scores, atol=1e-3, rtol=1e-3)
+    with pytest.raises(ModelError, match="no one2one branch"):
+        build(checkpoint(network(FAMILIES["v8"])), "one2one")
+    with pytest.raises(ModelError, match="no sideways branch"):
+        build(checkpoint(module), "sideways")
+
+
+def test_a_model_that_ultralytics_fused_still_reports() -> None:
+    """Fusing an end-to-end model removes the branch that is not its own."""
+    for name, left, gone in (("26", "one2one", "one2many"), ("v10", "one2one", "one2many")):
+        module = network(FAMILIES[name]).fuse(verbose=False)
+        x = photo("bus.jpg", 128)[None]
+        with torch.no_grad():
+            rows = module(x)[0][0]
+            found = build(checkpoint(module)).predict(x)[0]
+        best = reported(found, conf=0.0, iou=0.5, max_det=300)
+        mine = torch.stack([found.scores[a, c] for a, c in best])
+        torch.testing.assert_close(mine, rows[: len(mine), 4], atol=1e-4, rtol=0)
+        assert build(checkpoint(module)).info.head == left
+        with pytest.raises(ModelError, match=f"no {gone} branch"):
+            build(checkpoint(module), gone)
+
+
+def test_end_to_end_limits_come_after_the_classes() -> None:
+    scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6], [0.0, 0.05]])
+    found = Candidates(torch.zeros(4, 4), scores, scores.logit(), torch.zeros(4, dtype=torch.int64), end_to_end=True)
+    assert reported(found, conf=0.5, iou=0.5, max_det=9) == [(0, 0), (1, 1), (2, 0), (2, 1)]
+    assert reported(found, conf=0.5, iou=0.5, max_det=2) == [(0, 0), (1, 1)]
+    assert reported(found, conf=0.5, iou=0.5, max_det=1, classes=[1]) == [(1, 1)]
+
+
+def test_heads_that_are_not_explained_say_so() -> None:
+    classifier = tasks.ClassificationModel("yolov8n-cls.yaml", nc=3, verbose=False)
+    with pytest.raises(ModelError, match="Classify head") as caught:
+        build(checkpoint(classifier))
+    assert "Supported: Detect" in caught.value.hint
+    wordless = tasks.YOLOEModel("yoloe-v8s.yaml", nc=3, verbose=False)
+    with pytest.raises(ModelError, match="no classes"):
+        build(checkpoint(wordless))
+    broken = network(FAMILIES["v8"])
+    broken.model[-1].stride = None
+    with pytest.raises(ModelError, match="not built as expected"):
+        build(checkpoint(broken))
+    with pytest.raises(ModelError, match="no one2one branch"):
+        build(checkpoint(network(FAMILIES["rtdetr-v8"])), "one2one")
+
+
+def test_the_selection_of_rtdetr_is_frozen() -> None:
+    module = network(FAMILIES["rtdetr-v8"])
+    detector = build(checkpoint(module))
+    x = photo("bus.jpg", 128)[None]
+    with torch.no_grad():
+        found = detector.predict(x)[0]
+        other = detector.predict(0.3 * x)[0]
+        assert not torch.equal(found.context, other.context)  # elsewhere on the path, query i is another cell
+        pins = [Pin(0, Target(q, 0, "class", 2, context=found.context)) for q in range(24)]
+        torch.testing.assert_close(detector.values(x, pins), found.logits[:, 2], atol=1e-4, rtol=0)
+        back = {int(cell): q for q, cell in enumerate(other.context)}
+        moved = detector.values(0.3 * x, pins)
+        kept = [(q, back[int(cell)]) for q, cell in enumerate(found.context) if int(cell) in back]
+    assert moved.isfinite().all()
+    assert any(q != there for q, there in kept)
+    with pytest.raises(ValueError, match="selection"):
+        detector.values(x, [Pin(0, Target(0, 0, "class", 2))])
