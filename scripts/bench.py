@@ -44,7 +44,8 @@ from detxai.attribution.engine import Engine, rows_for
 from detxai.attribution.methods import METHODS
 from detxai.attribution.path import DEFAULT_RULE, Ask, TargetMap, integrated_gradients
 from detxai.attribution.path import Path as Line
-from detxai.attribution.quadrature import Mesh, Rule, gauss_legendre
+from detxai.attribution.quadrature import Mesh, Rule
+from detxai.attribution.rules import gauss_legendre
 from detxai.config import RunConfig
 from detxai.data import Checkpoint, Target
 from detxai.detectors.anchor_based import AnchorBased, score_logit

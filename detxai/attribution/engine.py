@@ -62,7 +62,6 @@ class Engine:
     """Runs coroutines that ask for path points. `rows`: points a pack, fixed for a run (see `rows_for`).
 
     `f` gives the pinned values; `similarity` how alike a target is to what is detected (black-box methods).
-
     `seconds` computing, `points` computed, of them `padded` in vain, `halved`: how often memory ran out.
     """
 
@@ -79,14 +78,11 @@ class Engine:
         self, jobs: Iterable[tuple[Any, Generator[list[Point], list[Reply], T]]], in_flight: int
     ) -> Iterator[tuple[Any, T]]:
         """(tag, result) of every job as it finishes; at most `in_flight` are begun at a time."""
-        source, exhausted = iter(jobs), False
-        begun = 0
+        source, exhausted, begun = iter(jobs), False, 0
         waiting: deque[_Entry] = deque()
         while True:
             while not exhausted and begun < in_flight and not self._full(waiting):
-                entry = next(source, None)
-                if entry is None:
-                    exhausted = True
+                if exhausted := (entry := next(source, None)) is None:
                     break
                 begun += 1
                 job = _Job(*entry)
