@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from detxai import detectors, images, records, store
+from detxai import detectors, images, records, sources, store
 from detxai.attribution import baselines
 from detxai.attribution.engine import Engine, out_of_memory, rows_for
 from detxai.attribution.methods import METHODS
@@ -62,6 +62,13 @@ class Explainer:
         self.workers = max(1, min(4, os.cpu_count() or 1))
 
     # -- the flow -------------------------------------------------------------------------------
+
+    def explain_sources(self, *places: str | Path) -> Iterator[Result]:
+        """Results of the images in files, folders and globs, nothing written: `detxai explain` for notebooks.
+
+        Raises UsageError for a place that does not exist.
+        """
+        return self.explain(sources.find([str(place) for place in places]).refs)
 
     def explain(
         self,

@@ -1,0 +1,278 @@
+"""What a run says of real pictures: the model's own detections, maps that add up, pictures, odd files, the samples."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAST, ROOT, SAMPLES, SHARED, Command, explain, needs, seeded_network
+from PIL import Image
+
+from detxai import Explainer, RunConfig, _ultralytics, records, weights  # noqa: F401
+from detxai.errors import UsageError
+
+SIXRAY = SHARED / "weights" / "sixray_yolov5nu.pt"
+XRAYS = SHARED / "data" / "xray-dev" / "images"
+PHOTOS = SHARED / "data" / "natural-dev" / "darknet"
+ODD = SHARED / "data" / "odd-dev"
+#: Boxes compared in a picture.
+MOST = 5
+bundled = pytest.mark.skipif(not weights.BUNDLED.exists(), reason="the bundled model is not built yet")
+
+
+def load(path: Path) -> records.Record:
+    return records.load(path.read_bytes())
+
+
+def config(**sections: Any) -> RunConfig:
+    return RunConfig(**sections)
+
+
+# -- the same detections -----------------------------------------------------------------------
+
+
+def same_detections(model: Path, pictures: list[Path], size: int, conf: float) -> int:
+    """How many boxes detxai and `YOLO.predict(rect=False)` both report; fails where they differ.
+
+    Both get the same pixels, so that JPEG decoders do not come between.
+    """
+    from ultralytics import YOLO
+
+    yolo = YOLO(model)
+    settings: dict[str, Any] = {
+        "model": {"path": str(model)},
+        "detection": {"imgsz": size, "conf": conf, "max_det": MOST},
+        "attribution": {"tolerance": 1.0, "max_evaluations": 3},
+        "output": {"overlays": False},
+        "run": {"device": "cpu", "precision": "fp32"},
+    }
+    count = 0
+    for result in Explainer(RunConfig(**settings)).explain_sources(*pictures):
+        assert result.image is not None, result.record
+        detections = result.record.detections or ()
+        shown = np.ascontiguousarray(result.image.pixels[..., ::-1])
+        options = {"imgsz": size, "conf": conf, "iou": 0.7, "max_det": MOST, "rect": False, "device": "cpu"}
+        (theirs,) = yolo.predict(shown, verbose=False, **options)
+        assert len(detections) == len(theirs.boxes), result.ref.path
+        order = np.argsort([-d.score for d in detections], kind="stable")
+        for ours, box, score, name in zip(
+            [detections[i] for i in order], theirs.boxes.xyxy, theirs.boxes.conf, theirs.boxes.cls, strict=True
+        ):
+            assert ours.class_id == int(name)
+            assert ours.score == pytest.approx(float(score), abs=1e-3)
+            np.testing.assert_allclose(ours.box, box.numpy(), rtol=0, atol=0.5)
+        count += len(detections)
+    return count
+
+
+def some_pictures() -> list[Path]:
+    """The samples, and ten X-rays and photos where they are at hand."""
+    more = [*sorted(XRAYS.glob("*.jpg"))[:7], *sorted(PHOTOS.glob("*.jpg"))[:3]] if XRAYS.exists() else []
+    return [*sorted(SAMPLES.glob("*.jpg")), *more]
+
+
+@pytest.mark.parametrize("yaml", ["yolov8n.yaml", "yolo11n.yaml"])
+def test_detections_of_seeded_networks_are_those_of_ultralytics(yaml: str, tmp_path: Path) -> None:
+    network = seeded_network(yaml, side=128)
+    network.args = {"imgsz": 128}
+    network.task = "detect"
+    torch.save({"model": network, "train_args": {"imgsz": 128}}, path := tmp_path / "seeded.pt")
+    assert same_detections(path, some_pictures(), 128, 0.4) > 20
+
+
+@needs(SIXRAY, XRAYS, PHOTOS)
+def test_detections_of_a_trained_network_are_those_of_ultralytics() -> None:
+    assert same_detections(SIXRAY, some_pictures(), 384, 0.25) > 15
+
+
+# -- records, maps and pictures ----------------------------------------------------------------
+
+
+def test_numbers_of_a_record_add_up(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    assert explain(pictures, "-m", tiny, "-o", tmp_path, "--maps", "npz", "--max-det", 2) == 0
+    seen = 0
+    for file in tmp_path.rglob("*.json"):
+        if file.name == "summary.json":
+            continue
+        for detection in load(file).detections or ():
+            (a,) = detection.attributions
+            assert a.value_at_input == pytest.approx(detection.logit, abs=1e-3)
+            assert detection.score == pytest.approx(1 / (1 + np.exp(-detection.logit)), abs=1e-5)
+            assert a.value_at_baseline is not None
+            delta = a.value_at_input - a.value_at_baseline
+            assert a.completeness_error == pytest.approx(abs(a.sum - delta) / max(abs(delta), 1), abs=1e-4)
+            assert a.error_bound is not None
+            assert a.converged == (a.error_bound <= 0.05)
+            cells = np.array(a.grid.values)
+            assert cells.shape == (8, 8)
+            assert cells.sum() == pytest.approx(a.net_inside, abs=1e-3)
+            assert a.map is not None
+            values = np.load(file.parent / a.map)["map"]
+            record = load(file)
+            assert values.shape == (record.image.height, record.image.width)
+            # The baseline keeps the letterbox padding: it gets next to nothing.
+            assert values.sum(dtype=np.float64) == pytest.approx(a.sum, abs=0.02 * max(abs(a.sum), 1))
+            seen += 1
+    assert seen >= 6
+
+
+def test_methods_targets_and_other_classes_name_their_files(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    line = (pictures / "b.jpg", "-m", tiny, "-o", tmp_path, "--max-det", 1, "--max-evaluations", 16, "--maps", "png")
+    others_asked = [word for i in range(3) for word in ("--as-class", f"thing {i}")]
+    assert explain(*line, "--method", "ig,grad", "--target", "class,box", *others_asked) == 0
+    (detection,) = load(tmp_path / "b.jpg.json").detections or ()
+    others = [i for i in range(3) if i != detection.class_id]
+    found = [(a.method, a.target, a.as_class, a.class_id, a.overlay, a.map) for a in detection.attributions]
+    expected = [
+        row
+        for method in ("ig", "grad")
+        for row in [
+            (method, "class", False, detection.class_id, f"b.jpg.d00.{method}.png", f"b.jpg.d00.{method}.map.png"),
+            *((method, edge, False, detection.class_id, f"b.jpg.d00.{method}.box.png", f"b.jpg.d00.{method}.{edge}.map.png")
+              for edge in ("left", "top", "right", "bottom")),
+            *((method, "class", True, i, f"b.jpg.d00.{method}.as-{i}.png", f"b.jpg.d00.{method}.as-{i}.map.png")
+              for i in others),
+        ]
+    ]  # fmt: skip
+    assert sorted(found) == sorted(expected)
+    assert all((tmp_path / name).is_file() for row in found for name in row[-2:] if name)
+    edges = {a.target: a.value_at_input for a in detection.attributions if a.method == "ig" and a.target != "class"}
+    reported = dict(zip(("left", "top", "right", "bottom"), detection.box, strict=True))
+    picture = {"left": 80, "right": 80, "top": 130, "bottom": 130}
+    for edge, value in edges.items():
+        assert float(np.clip(value, 0, picture[edge])) == pytest.approx(reported[edge], abs=0.01)
+
+
+def test_raw_maps_as_png_can_be_read_back(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    line = (pictures / "b.jpg", "-m", tiny, *FAST)
+    assert explain(*line, "-o", tmp_path / "png", "--maps", "png") == 0
+    assert explain(*line, "-o", tmp_path / "npz", "--maps", "npz") == 0
+    with Image.open(tmp_path / "png" / "b.jpg.d00.ig.map.png") as image:
+        scale = float(image.text["detxai-scale"])  # type: ignore[attr-defined]
+        read = (np.asarray(image, np.float64) - 32768) / 32767 * scale
+    exact = np.load(tmp_path / "npz" / "b.jpg.d00.ig.npz")["map"]
+    np.testing.assert_allclose(read, exact, rtol=0, atol=scale / 32767)
+
+
+def test_overlays_show_the_scan_at_its_size_and_a_strip_both(tiny: Path, tmp_path: Path) -> None:
+    sizes = []
+    for options in ((), ("--strip",)):
+        assert explain(SAMPLES / "bag-01.jpg", "-m", tiny, "-o", tmp_path, *FAST, *options) == 0
+        with Image.open(next(tmp_path.glob("*.png"))) as overlay, Image.open(SAMPLES / "bag-01.jpg") as scan:
+            sizes.append(overlay.size)
+            assert overlay.size[0] >= scan.size[0]
+            assert overlay.size[1] > scan.size[1]
+    assert sizes[1] > sizes[0]
+
+
+def test_a_baseline_of_ones_own(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (9, 5), (250, 250, 250)).save(ground := tmp_path / "ground.png")
+    for name, label in ((ground, "ground.png"), ("blur", "blur"), ("auto", "auto:#ddddd2")):
+        assert explain(pictures / "b.jpg", "-m", tiny, "-o", tmp_path / "out", *FAST, "--baseline", name) == 0
+        assert (load(tmp_path / "out" / "b.jpg.json").detections or ())[0].attributions[0].baseline == label
+
+
+def test_only_the_classes_and_boxes_asked_for(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    assert explain(pictures, "-m", tiny, "-o", tmp_path, *FAST, "--classes", "thing 1", "--conf", "0.4") == 0
+    found = [d for line in (tmp_path / "records.jsonl").read_bytes().splitlines() for d in records.load(line).detections or ()]
+    assert found
+    assert {d.class_name for d in found} == {"thing 1"}
+    assert min(d.score for d in found) >= 0.4
+
+
+def test_half_precision_keeps_its_promise(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    """The record says what was used; a map that did not converge in bf16 is done again in fp32."""
+    assert explain(pictures, "-m", tiny, "-o", tmp_path, "--max-det", 2, "--precision", "bf16") == 0
+    found = [a for line in (tmp_path / "records.jsonl").read_bytes().splitlines()
+             for d in records.load(line).detections or () for a in d.attributions]  # fmt: skip
+    assert {a.precision for a in found} <= {"bf16", "fp32"}
+    assert all(a.converged for a in found if a.precision == "bf16")
+    assert "bf16" in {a.precision for a in found}
+
+
+# -- the Python API ----------------------------------------------------------------------------
+
+
+def test_the_python_api_gives_maps_and_the_records_of_the_command(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    wanted = config(model={"path": str(tiny)}, detection={"max_det": 2}, attribution={"tolerance": 0.2})
+    results = list(Explainer(wanted).explain_sources(pictures))
+    line = (pictures, "-m", tiny, "-o", tmp_path, "--max-det", 2, "--tolerance", 0.2, "--no-overlays")
+    assert explain(*line) == 0
+    for result, text in zip(results, (tmp_path / "records.jsonl").read_bytes().splitlines(), strict=True):
+        kept = records.load(text)
+        assert result.record.image == kept.image
+        assert result.image is not None
+        assert len(result.explanations) == len(kept.detections or ())
+        for explanation, detection in zip(result.explanations, kept.detections or (), strict=True):
+            attribution = explanation.attribution
+            assert attribution.map.shape == result.image.pixels.shape[:2]
+            assert attribution.value_at_input == pytest.approx(detection.logit, abs=1e-3)
+    assert sum(len(result.explanations) for result in results) > 4
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_the_python_api_refuses_as_the_command_does(tiny: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere"):
+        next(iter(Explainer(config(model={"path": str(tiny)})).explain_sources("nowhere")))
+
+
+# -- whole folders -----------------------------------------------------------------------------
+
+
+@needs(PHOTOS, ODD)
+def test_every_odd_file_ends_in_a_record(detxai: Command, tiny: Path) -> None:
+    model = () if weights.BUNDLED.exists() else ("-m", tiny)
+    outcome = detxai("explain", PHOTOS, ODD, *model, "-o", "tree", *FAST, "--max-det", 1)
+    assert outcome.code == 3, outcome.err
+    tree = detxai.cwd / "tree"
+    lines = [records.load(line) for line in (tree / "records.jsonl").read_bytes().splitlines()]
+    given = [f"{p.parent.name}/{p.name}" for folder in (PHOTOS, ODD) for p in sorted(folder.iterdir()) if p.suffix != ".txt"]
+    counts = json.loads((tree / "summary.json").read_bytes())["images"]
+    assert counts["ok"] + counts["failed"] == len(lines)
+    assert len(lines) + counts["ignored"] == sum(len(list(f.iterdir())) for f in (PHOTOS, ODD))
+    assert {record.image.path for record in lines} <= set(given)
+    failed = {record.image.path.split("/")[1]: record.error.code for record in lines if record.error}
+    assert failed["xray_truncated60pct.jpg"] == failed["sk_truncated.jpg"] == "truncated"
+    assert failed["pil_decompression_bomb.gif"] == "too_large"
+    assert failed["dicom_CT_small.dcm"] == "unsupported"
+    assert "internal" not in failed.values()
+    assert {p.name for p in detxai.cwd.iterdir()} == {"tree"}
+
+
+@bundled
+def test_the_samples_with_the_bundled_model(detxai: Command) -> None:
+    """The README's first command: every detection explained and shown, the right item found in 10 of 12."""
+    start = time.perf_counter()
+    outcome = detxai("explain", SAMPLES, env={"OMP_NUM_THREADS": "2"})
+    seconds = time.perf_counter() - start
+    print(f"12 samples: {seconds:.0f} s")
+    assert outcome.code == 0, outcome.err
+    tree = detxai.cwd / "runs" / "explain"
+    classes = (ROOT / "samples" / "classes.txt").read_text().split()
+    right = 0
+    for label in sorted((ROOT / "samples" / "labels").glob("bag-*.txt")):
+        record = load(tree / f"{label.stem}.jpg.json")
+        rows = [line.split() for line in label.read_text().splitlines()]
+        wanted = {classes[int(row[0])] for row in rows}
+        found = {d.class_name for d in record.detections or ()}
+        right += bool(wanted & found) if wanted else not found
+        for number, detection in enumerate(record.detections or ()):
+            (a,) = detection.attributions
+            assert a.converged, (label.stem, number, a.error_bound)
+            assert a.overlay == f"{label.stem}.jpg.d{number:02d}.ig.png"
+            with Image.open(tree / a.overlay) as overlay:
+                overlay.load()
+    assert right >= 10
+    assert seconds < 180, "the promise for two cores"
+
+
+@bundled
+def test_the_bundled_model_is_the_one_that_is_pinned() -> None:
+    assert len(weights.BUNDLED_SHA256) == 64, "pin the model that ships"
+    assert weights.load().sha256 == weights.BUNDLED_SHA256
+    assert weights.BUNDLED.stat().st_size <= 6.5e6
