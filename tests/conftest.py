@@ -14,9 +14,9 @@ from typing import Any
 # Tiny networks are quickest on one thread; torch reads this when it starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 #: Data and weights that are not part of the project; tests of them skip where they are absent.
@@ -48,11 +48,10 @@ def seeded_network(yaml: str, side: int = SIDE, classes: int = 3) -> Any:
     """
     import torch
 
-    from detxai import weights
-    from ultralytics.nn.tasks import yaml_model_load
+    from detxai import _ultralytics, weights
 
     torch.manual_seed(5)
-    network: Any = weights.build(yaml_model_load(yaml), {i: f"thing {i}" for i in range(classes)})
+    network: Any = weights.build(_ultralytics.ultralytics.nn.tasks.yaml_model_load(yaml), {i: f"thing {i}" for i in range(classes)})
     seen = np.stack([pixels(f"bag-{n:02d}.jpg", (side, side)) for n in range(1, 9)])
     x = torch.from_numpy(seen).permute(0, 3, 1, 2).float() / 255
     stripe = torch.zeros(side, 1)
@@ -96,7 +95,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of six small pictures of several kinds, a file that is no picture, and one that is cut short."""
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "deeper").mkdir()
-    sizes = {"a.png": (120, 90), "b.jpg": (80, 130), "b.png": (96, 96), "deeper/c.webp": (150, 60), "deeper/d.bmp": (64, 64)}
+    sizes = {"a.png": (120, 90), "b.jpg": (80, 130), "b.png": (96, 96)}
+    sizes |= {"deeper/c.webp": (150, 60), "deeper/d.bmp": (64, 64)}
     for number, (name, size) in enumerate(sizes.items(), 1):
         Image.fromarray(pixels(f"bag-{number:02d}.jpg", size)).save(folder / name)
     Image.fromarray(pixels("bag-07.jpg", (110, 110))).convert("L").save(folder / "gray one.png")
@@ -138,7 +138,8 @@ class Command:
     def __call__(self, *arguments: object, stdin: bytes = b"", env: dict[str, str] | None = None) -> Outcome:
         """Run the command to its end; no traceback may come of it."""
         line = [sys.executable, "-m", "detxai", *map(str, arguments)]
-        done = subprocess.run(line, input=stdin, capture_output=True, cwd=self.cwd, env=self.env | (env or {}), check=False)
+        env = self.env | (env or {})
+        done = subprocess.run(line, input=stdin, capture_output=True, cwd=self.cwd, env=env, check=False)
         outcome = Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
         assert "Traceback" not in outcome.err, outcome.err
         return outcome

@@ -36,6 +36,7 @@ ONE = Target(0, 0)
 #: A tolerance that the first nodes meet: nothing is refined.
 ANY = 1e9
 Function = Callable[[Tensor], Tensor]
+Scene = tuple[Tensor, list[Target]]
 
 
 def integral(f: Function, x: Tensor, b: Tensor, **options: Any) -> TargetMap:
@@ -214,7 +215,7 @@ def detector(request: pytest.FixtureRequest) -> Detector:
 
 
 @pytest.fixture(scope="module")
-def scene(detector: Detector) -> tuple[Tensor, list[Target]]:
+def scene(detector: Detector) -> Scene:
     """A sample, and the strongest prediction of each level."""
     x = torch.from_numpy(pixels("bag-03.jpg", (SIDE, SIDE)).copy()).permute(2, 0, 1).float() / 255
     with torch.no_grad():
@@ -228,7 +229,7 @@ def scene(detector: Detector) -> tuple[Tensor, list[Target]]:
 
 
 @pytest.mark.parametrize("nodes", [8, 50])
-def test_captum_agrees_at_equal_nodes(detector: Detector, scene: tuple[Tensor, list[Target]], nodes: int) -> None:
+def test_captum_agrees_at_equal_nodes(detector: Detector, scene: Scene, nodes: int) -> None:
     captum = pytest.importorskip("captum.attr")
     x, targets = scene
     b = torch.zeros_like(x)
@@ -247,7 +248,7 @@ def test_captum_agrees_at_equal_nodes(detector: Detector, scene: tuple[Tensor, l
         assert float((ours.map - theirs).norm() / theirs.norm()) <= 1e-4
 
 
-def test_sparse_gradients_equal_those_of_the_whole_network(detector: Detector, scene: tuple[Tensor, list[Target]]) -> None:
+def test_sparse_gradients_equal_those_of_the_whole_network(detector: Detector, scene: Scene) -> None:
     x, targets = scene
     targets += [Target(t.anchor, t.level, edge, t.class_id) for t in targets for edge in ("left", "bottom")]
     asked = [integrated_gradients(Path(x, torch.ones_like(x)), targets, tolerance=ANY) for _ in range(2)]
@@ -257,13 +258,14 @@ def test_sparse_gradients_equal_those_of_the_whole_network(detector: Detector, s
         assert sparse.value_at_input == pytest.approx(full.value_at_input, abs=1e-3)
 
 
-def test_a_map_has_the_same_bits_whatever_shares_its_pack(detector: Detector, scene: tuple[Tensor, list[Target]]) -> None:
+def test_a_map_has_the_same_bits_whatever_shares_its_pack(detector: Detector, scene: Scene) -> None:
     """Resumed, sharded and shuffled runs put other images and other levels beside a point."""
     x, targets = scene
     others = [Path(x.flip(-1), torch.zeros_like(x)), Path(x.flip(1) * 0.8, torch.ones_like(x))]
 
     def maps(order: list[int]) -> dict[int, list[TargetMap]]:
-        asks = [integrated_gradients(path, targets, max_evaluations=20) for path in (Path(x, torch.ones_like(x)), *others)]
+        paths = [Path(x, torch.ones_like(x)), *others]
+        asks = [integrated_gradients(path, targets, max_evaluations=20) for path in paths]
         engine = Engine(detector.values, torch.device("cpu"))
         return dict(engine.run([(k, asks[k]) for k in order], 3))
 

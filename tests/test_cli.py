@@ -221,7 +221,8 @@ def test_the_guard_of_the_test_above_works(machine: Command) -> None:
     (hook := machine.home / "hook").mkdir()
     (hook / "sitecustomize.py").write_text((HERE / "forbid.py").read_text())
     code = "import subprocess; subprocess.run(['true'])"
-    done = subprocess.run([sys.executable, "-c", code], env=machine.env | {"PYTHONPATH": str(hook)}, capture_output=True)
+    env = machine.env | {"PYTHONPATH": str(hook)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True)
     assert done.returncode == 99
 
 
@@ -245,7 +246,8 @@ def test_help_needs_no_torch_and_is_quick(detxai: Command) -> None:
 
 def test_version_names_what_decides_a_result(detxai: Command) -> None:
     out = detxai("--version").out
-    assert all(re.search(rf"^{name} \S+", out, re.MULTILINE) for name in ("detxai", "torch", "ultralytics", "record")), out
+    for name in ("detxai", "torch", "ultralytics", "record"):
+        assert re.search(rf"^{name} \S+", out, re.MULTILINE), out
     assert "CUDA" in out
 
 
@@ -316,7 +318,8 @@ def test_every_option_has_a_key_and_every_key_an_option() -> None:
     from detxai.cli import app
 
     explain: Any = get_command(app).commands["explain"]  # type: ignore[attr-defined]
-    names = {flag.removeprefix("--").replace("-", "_") for p in explain.params for flag in p.opts if flag.startswith("--")}
+    flags = {flag for parameter in explain.params for flag in parameter.opts if flag.startswith("--")}
+    names = {flag.removeprefix("--").replace("-", "_") for flag in flags}
     # Where settings come from, how stdin is read, and the three words for talk.verbosity.
     beside = {"config", "set", "null", "quiet", "verbose"}
     # A list of names is for formats that are not read yet.
