@@ -132,8 +132,10 @@ class Console:
             self.say(f"{done} images, {text}")
 
     def table(self, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-        """A small table at the end of a run."""
-        if self.verbosity < 0 or self.log_format == "json":
+        """A small table at the end of a run; its title alone where there are no rows or machines read."""
+        if not rows or self.log_format == "json":
+            self.say(title)
+        if not rows or self.log_format == "json" or self.verbosity < 0:
             return
         from rich.console import Console as RichConsole
         from rich.table import Table
