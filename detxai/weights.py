@@ -259,7 +259,7 @@ def build(architecture: dict[str, Any], names: dict[int, str]) -> nn.Module:
 
 
 def _check_architecture(architecture: dict[str, Any]) -> None:
-    """Refuse a model-yaml that names what is not on the list (ultralytics would evaluate it), or that cannot be real."""
+    """Refuse a model-yaml that names what is not on the list (it would be evaluated), or that cannot be real."""
     rows = [*architecture["backbone"], *architecture["head"]]
     known = {item for group in _MODULES.values() for item in group.split()}
     known |= {f"nn.{item}" for group in _TORCH.values() for item in group.split()}

@@ -75,9 +75,7 @@ def yolov3(cfg: Cfg, *, spp: bool = False) -> Cfg:
         cfg.add("maxpool", size=13, stride=1).add("route", layers="-1,-3,-5,-6").conv(512, 1)
     cfg.conv(1024).conv(512, 1).conv(1024).yolo("6,7,8")
     for filters, skip, mask in ((256, 61, "3,4,5"), (128, 36, "0,1,2")):
-        cfg.add("route", layers=-4).conv(filters, 1).add("upsample", stride=2).add(
-            "route", layers=f"-1, {skip}"
-        )
+        cfg.add("route", layers=-4).conv(filters, 1).add("upsample", stride=2).add("route", layers=f"-1, {skip}")
         for _ in range(3):
             cfg.conv(filters, 1).conv(2 * filters)
         cfg.yolo(mask)
@@ -223,9 +221,7 @@ def test_the_full_yolov3_builds_and_runs(tmp_path: Path) -> None:
     text = yolov3(Cfg(64, classes=80)).text
     counted = sum(c.weight.numel() for c in convolutions(text))
     assert counted == 61_895_776  # the published network
-    needed = sum(
-        c.weight.numel() + c.out_channels * (1 if c.out_channels == 255 else 4) for c in convolutions(text)
-    )
+    needed = sum(c.weight.numel() + c.out_channels * (1 if c.out_channels == 255 else 4) for c in convolutions(text))
     tile = np.random.default_rng(0).uniform(0.005, 0.02, 1 << 16).astype("<f4")
     values = np.resize(tile, needed)
     network = darknet.load(text.encode(), np.array([0, 2, 5, 0, 0], "<i4").tobytes() + values.tobytes())
@@ -262,7 +258,7 @@ def test_outputs_equal_opencvs(name: str) -> None:
     scale, (row, column, anchor) = network.scales[0], (4, 3, 1)
     t = raw[0][0, row, column].reshape(3, 85)[anchor].astype(np.float64)
     sigmoid = 1 / (1 + np.exp(-t))
-    centre = (sigmoid[:2] + (column, row)) / 10 * 320
+    centre = (sigmoid[:2] + np.array([column, row])) / 10 * 320
     half = np.exp(t[2:4]) * scale.anchors[anchor].numpy() / 2
     index = anchor * 100 + row * 10 + column
     np.testing.assert_allclose(found.boxes[index], np.concatenate([centre - half, centre + half]), atol=1e-2)

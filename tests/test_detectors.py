@@ -7,17 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
-
 import test_families
+import torch
+from test_families import FAMILIES, Case, made, network, own_output, photo
+from torch import Tensor, nn
+from ultralytics.nn import tasks
+from ultralytics.nn.modules import Conv, DWConv
+
 from detxai.data import Checkpoint, Target
 from detxai.detectors import Candidates, Pin, build, reported, self_test
 from detxai.detectors.base import EDGES, Branch, Trunk, freeze, fuse
 from detxai.errors import ModelError
-from test_families import FAMILIES, Case, made, network, own_output, photo
-from ultralytics.nn import tasks
-from ultralytics.nn.modules import Conv, DWConv
 
 
 def checkpoint(module: Any, name: str = "some.pt") -> Checkpoint:
@@ -93,7 +93,9 @@ def _stacks() -> dict[str, nn.Module]:
     return {
         "v8": nn.Sequential(Conv(8, 12, 3), Conv(12, 12, 3), nn.Conv2d(12, 5, 1)),
         "11": nn.Sequential(
-            nn.Sequential(DWConv(8, 8, 3), Conv(8, 6, 1)), nn.Sequential(DWConv(6, 6, 3), Conv(6, 6, 1)), nn.Conv2d(6, 5, 1)
+            nn.Sequential(DWConv(8, 8, 3), Conv(8, 6, 1)),
+            nn.Sequential(DWConv(6, 6, 3), Conv(6, 6, 1)),
+            nn.Conv2d(6, 5, 1),
         ),
         "large kernel": nn.Sequential(Conv(8, 8, 5), Conv(8, 8, 7, g=4), nn.Conv2d(8, 5, 3, padding=1)),
         "one by one": nn.Conv2d(8, 5, 1),
@@ -245,7 +247,7 @@ def test_heads_that_are_not_explained_say_so() -> None:
     with pytest.raises(ModelError, match="Classify head") as caught:
         build(checkpoint(classifier))
     assert "Supported: Detect" in caught.value.hint
-    wordless = tasks.YOLOEModel("yoloe-v8s.yaml", nc=3, verbose=False)
+    wordless = tasks.YOLOEModel("yoloe-v8n.yaml", nc=3, verbose=False)
     with pytest.raises(ModelError, match="no classes"):
         build(checkpoint(wordless))
     broken = network(FAMILIES["v8"])

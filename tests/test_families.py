@@ -7,7 +7,7 @@ statistics are computed on real pictures first, and the tested targets must move
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,6 +16,9 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from ultralytics.nn import tasks
+from ultralytics.utils import ASSETS
+from ultralytics.utils.nms import non_max_suppression
 
 from detxai import _ultralytics  # noqa: F401  (before ultralytics itself)
 from detxai.attribution.engine import solve
@@ -23,9 +26,7 @@ from detxai.attribution.path import Path, integrated_gradients
 from detxai.data import Checkpoint, Target
 from detxai.detectors import Detector, Pin, build, reported, self_test
 from detxai.detectors.base import EDGES, Candidates
-from ultralytics.nn import tasks
-from ultralytics.utils import ASSETS
-from ultralytics.utils.nms import non_max_suppression
+from detxai.detectors.rtdetr import RTDETR
 
 SIZE = 128
 SEED = 7
@@ -72,11 +73,11 @@ FAMILIES = {
     "26-seg": Family("yolo26n-seg.yaml", "SegmentationModel", "one2one"),
     "26-pose": Family("yolo26n-pose.yaml", "PoseModel", "one2one"),
     "26-obb": Family("yolo26n-obb.yaml", "OBBModel", "one2one"),
-    "world": Family("yolov8s-world.yaml", "WorldModel"),
-    "world-v2": Family("yolov8s-worldv2.yaml", "WorldModel"),
-    "yoloe-v8": Family("yoloe-v8s.yaml", "YOLOEModel"),
+    "world": Family("yolov8n-world.yaml", "WorldModel"),
+    "world-v2": Family("yolov8n-worldv2.yaml", "WorldModel"),
+    "yoloe-v8": Family("yoloe-v8n.yaml", "YOLOEModel"),
     "yoloe-26": Family("yoloe-26n.yaml", "YOLOEModel", "one2one"),
-    "yoloe-11-seg": Family("yoloe-11s-seg.yaml", "YOLOESegModel"),
+    "yoloe-11-seg": Family("yoloe-11n-seg.yaml", "YOLOESegModel"),
     "rtdetr": Family("rtdetr-l.yaml", "RTDETRDetectionModel", "decoder", sparse=False),
     "rtdetr-v8": Family("yolov8n-rtdetr.yaml", "RTDETRDetectionModel", "decoder", sparse=False, dark=0.985),
 }
@@ -105,9 +106,7 @@ def network(family: Family) -> Any:
     yaml = tasks.yaml_model_load(family.yaml) | dict(family.small)
     module = getattr(tasks, family.model)(yaml, ch=3, nc=12, verbose=False)
     if family.model.startswith("YOLOE"):
-        module.set_classes(
-            [f"thing {i}" for i in range(12)], nn.functional.normalize(torch.randn(1, 12, 512), dim=-1)
-        )
+        module.set_classes([f"thing {i}" for i in range(12)], nn.functional.normalize(torch.randn(1, 12, 512), dim=-1))
     if family.branch == "decoder":  # their last layers begin at zero, which leaves every box where it is
         head = module.model[-1]
         head.num_queries = 24
@@ -148,14 +147,11 @@ class Case:
 
     def moving(self, level: int, kind: str = "class") -> Target:
         """The target of `level` that differs most between picture and baseline."""
-        now, then = (
-            c.logits if kind == "class" else c.boxes[:, [EDGES.index(kind)]] for c in (self.found, self.dark)
-        )
+        now, then = (c.logits if kind == "class" else c.boxes[:, [EDGES.index(kind)]] for c in (self.found, self.dark))
         moved = (now - then).abs() * (self.found.levels == level)[:, None]
         anchor, class_id = divmod(int(moved.argmax()), moved.shape[1])
-        assert float(moved.max()) >= ENOUGH, (
-            f"level {level} moves by {float(moved.max())} only: the test would be void"
-        )
+        reached = float(moved[anchor, class_id])
+        assert reached >= ENOUGH, f"level {level} moves by {reached} only: the test would be void"
         return Target(anchor, level, kind, class_id if kind == "class" else 0, context=self.found.context)
 
 
@@ -167,6 +163,9 @@ def made(name: str) -> Case:
     x = photo("bus.jpg", family.size)[None]
     with torch.no_grad():
         found, dark = (detector.predict(y)[0] for y in (x, x * family.dark))
+        if isinstance(detector, RTDETR):  # the same queries on both
+            boxes, logits, _ = detector._decoded(x * family.dark, found.context[None])
+            dark = replace(found, boxes=boxes[0], logits=logits[0])
     return Case(family, module, detector, x, x * family.dark, found, dark)
 
 
@@ -209,9 +208,7 @@ def test_predictions_are_the_models_own(case: Case) -> None:
         theirs = rows[rows[:, 4] > conf]
     else:
         turned = case.found.rotated is not None
-        theirs = non_max_suppression(
-            rows[None], conf, 0.5, nc=12, max_det=100, rotated=turned, max_time_img=60.0
-        )[0]
+        theirs = non_max_suppression(rows[None], conf, 0.5, nc=12, max_det=100, rotated=turned, max_time_img=60.0)[0]
     assert len(ours) > 5
     mine = [(c, float(case.found.scores[a, c])) for a, c in ours]
     assert [score for _, score in mine] == sorted((score for _, score in mine), reverse=True)
@@ -242,9 +239,7 @@ def test_sparse_equals_full(case: Case) -> None:
         width = round(len(here) ** 0.5)
         cells = {here[0], here[width - 1], here[-1], here[len(here) // 2], here[len(here) // 2 + width // 2]}
         pins = [
-            Pin(0, Target(a, level, kind, a % 12, context=case.found.context))
-            for a in sorted(cells)
-            for kind in kinds
+            Pin(0, Target(a, level, kind, a % 12, context=case.found.context)) for a in sorted(cells) for kind in kinds
         ]
         mix = torch.linspace(-1, 1, len(pins))
         results = []
@@ -260,9 +255,10 @@ def test_sparse_equals_full(case: Case) -> None:
 
 def test_integral_is_complete(case: Case) -> None:
     path = Path(case.x[0], case.baseline[0])
-    targets = [case.moving(0), case.moving(0, "left")]
+    edge = case.family.yaml in ("yolov8n.yaml", "yolo26n.yaml", "yolov10n.yaml")  # the boxes of the others decode alike
+    targets = [case.moving(0), *([case.moving(0, "left")] if edge else [])]
     if case.family.yaml == "rtdetr-l.yaml":
-        pytest.skip("slow; the same decoder over a smaller trunk is integrated instead")
+        pytest.skip("slow: the same decoder over a smaller trunk is integrated instead")
     with torch.no_grad():
         at_input = case.detector.full_values(case.x, [Pin(0, target) for target in targets])
     for target, value, integral in zip(

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_families import calibrate, photo, photos
 from torch import nn
+from ultralytics.nn import tasks
+from ultralytics.utils import ASSETS
 
 from detxai import detectors, images, weights
 from detxai.attribution.engine import solve
@@ -23,9 +26,6 @@ from detxai.data import Target
 from detxai.detectors import Pin
 from detxai.detectors.anchor_based import score_logit
 from detxai.errors import ModelError
-from test_families import calibrate, photo, photos
-from ultralytics.nn import tasks
-from ultralytics.utils import ASSETS
 
 SHARED = Path(__file__).parents[2] / "shared"
 COCO = SHARED / "weights" / "yolov5n_coco.pt"
@@ -68,7 +68,7 @@ OLD = {
 
 @pytest.fixture
 def repository() -> Iterator[Any]:
-    """A function that makes an instance of a class of `models.yolo` or `models.common`, as that repository pickles it."""
+    """A function that makes an instance of a class of `models.yolo` or `models.common`, as it is pickled there."""
     made = {name: ModuleType(name) for name in ("models", "models.yolo", "models.common")}
     sys.modules.update(made)
 
@@ -133,9 +133,7 @@ class _Wired(nn.Module):
         for layer in self.layers:
             wired: Any = layer.f
             x = (
-                (outputs[wired] if outputs else x)
-                if isinstance(wired, int)
-                else [outputs[i] for i in wired]  # type: ignore[assignment]
+                (outputs[wired] if outputs else x) if isinstance(wired, int) else [outputs[i] for i in wired]  # type: ignore[assignment]
             )
             x = layer(x)
             outputs.append(x)
@@ -186,7 +184,7 @@ def test_an_old_checkpoint_is_rebuilt_and_explained(tmp_path: Path, repository: 
         torch.testing.assert_close(sparse, full, atol=1e-4, rtol=1e-5)
         mixed = torch.linspace(-1, 1, len(pins))
         one, other = (torch.autograd.grad((v * mixed).sum(), y, retain_graph=True)[0] for v in (sparse, full))
-        assert 0 < float(other.norm())
+        assert float(other.norm()) > 0
         assert float((one - other).norm() / other.norm()) <= 1e-4
     with torch.no_grad():
         dark = detector.predict(0.8 * x)[0]

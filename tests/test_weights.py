@@ -1,4 +1,4 @@
-"""The only loader of checkpoints, under attack: nothing is executed, nothing installed, every refusal is a ModelError."""
+"""The only loader of checkpoints, under attack: nothing runs, nothing is installed, every refusal is a ModelError."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from ultralytics.nn import tasks
+from ultralytics.utils import downloads
 
 from detxai import detectors, weights
 from detxai.data import Checkpoint
 from detxai.errors import ExitCode, ModelError
-from ultralytics.nn import tasks
-from ultralytics.utils import downloads
 
 NAMES = {0: "knife", 1: "gun"}
 TINY = {"scales": {"n": [0.33, 0.125, 256]}, "scale": "n"}
@@ -76,7 +76,9 @@ def test_a_checkpoint_loads_without_running_its_pickle(good: Path) -> None:
     assert checkpoint.names == NAMES
     assert not checkpoint.trusted
     assert type(checkpoint.module) is tasks.DetectionModel
-    assert all("ultralytics" in type(m).__module__ or "torch" in type(m).__module__ for m in checkpoint.module.modules())
+    assert all(
+        "ultralytics" in type(m).__module__ or "torch" in type(m).__module__ for m in checkpoint.module.modules()
+    )
     assert type(checkpoint.module.model[0]).__init__ is not type(checkpoint.module).__init__
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -255,7 +257,9 @@ def test_other_files_named_pt(tmp_path: Path, what: str) -> None:
         torch.save({"model": module, "train_args": 5}, file)
     else:
         noise = torch.randint(256, (4096,), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-        file.write_bytes({"onnx": b"\x08\x07\x12\x07pytorch" * 9, "noise": bytes(noise.tolist()), "empty": b"", "text": b"hi"}[what])
+        file.write_bytes(
+            {"onnx": b"\x08\x07\x12\x07pytorch" * 9, "noise": bytes(noise.tolist()), "empty": b"", "text": b"hi"}[what]
+        )
     refused(file)
 
 
