@@ -3,12 +3,12 @@
     python scripts/bench.py --images DIR --model FILE --baseline white --quick --markdown bench.md
     python scripts/bench.py --images DIR --seed-model yolov8n.yaml yolo11n.yaml --baseline black --quick
 
-The rivals run the whole network, one detection at a time, fused, frozen, channels last, with the batch of
-steps that is fastest here; detxai runs its engine as `detxai explain` does. How many nodes a rival needs is
-the smallest of NODES with which 95 % of the detections meet a criterion (A: completeness error ≤ 5 % of
-max(|Δ|, 1); B: map within 10 % L2 of a dense reference): one number a set, as a user must choose it. detxai's
-tolerance for B is the loosest of TOLERANCES with which 95 % do. Rivals are timed on the first of the same
-detections.
+The rivals run the whole network (but decode no boxes), one detection at a time, fused, frozen, channels last,
+with the batch of steps that is fastest here; detxai runs its engine as `detxai explain` does. How many nodes a
+rival needs is the smallest of NODES with which 95 % of the detections meet a criterion (A: completeness error
+≤ 5 % of max(|Δ|, 1); B: map within 10 % L2 of a dense reference): one number a set, as a user must choose it.
+detxai's tolerance for B is the loosest of TOLERANCES with which 95 % do. Rivals are timed on the first of the
+same detections.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from detxai.attribution.rules import gauss_legendre
 from detxai.config import RunConfig
 from detxai.data import Checkpoint, Target
 from detxai.detectors.anchor_based import AnchorBased, score_logit
+from detxai.detectors.anchor_free import AnchorFree
 from detxai.plan import Plan, device_of
 
 NODES = (8, 12, 16, 24, 32, 50, 100, 200, 400, 800)
@@ -133,16 +134,29 @@ class Bench:
     # the whole network
 
     def forward(self, x: Tensor, anchors: Tensor, classes: Tensor) -> Tensor:
-        """(n,) logits of the pinned anchors and classes, one a row of x, from the whole network's output."""
+        """(n,) logits of the pinned anchors and classes, one a row of x: every layer and head, no decoding."""
         rows = torch.arange(len(x), device=x.device)
         with self.autocast():
-            if isinstance(self.detector, AnchorBased):
-                _, objectness, scores = self.detector._dense(x)
-                return score_logit(objectness[rows, anchors, 0], scores[rows, anchors, classes])
-            module: Any = self.detector.module
-            found = module(x)[1]
-            found = found.get(getattr(self.detector, "branch", ""), found)
-            return found["scores"][rows, classes, anchors].float()  # type: ignore[no-any-return]
+            outputs = self._outputs(x)
+        if isinstance(self.detector, AnchorBased):
+            return score_logit(outputs[rows, 4, anchors], outputs[rows, 5 + classes, anchors])
+        return outputs[rows, classes, anchors]
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        """(n, channels, anchors) raw outputs of the whole network that the logits come from."""
+        d = self.detector
+        if isinstance(d, AnchorBased):
+            maps = d._maps(x, range(len(d.heads)))
+            raw = [d.heads[i].conv(f).unflatten(1, (len(d.heads[i].anchors), -1)) for i, f in maps.items()]
+            return torch.cat([r.transpose(1, 2).flatten(2) for r in raw], 2).float()
+        if not isinstance(d, AnchorFree):
+            raise SystemExit(f"{d.info.name}: no forward of its whole network is known here.")
+        features = d._features(x, range(len(d.feeds)))
+        logits = [d.class_heads[i](f).flatten(2) for i, f in features.items()]
+        for heads in (d.box_heads, d.angle_heads or []):
+            for head, f in zip(heads, features.values(), strict=False):
+                head(f)
+        return torch.cat(logits, 2).float()
 
     def captum(self, pins: Pins, nodes: int, batch: int, at_once: int) -> list[Tensor]:
         """Captum's maps (size, size) of the pinned targets, `at_once` of them in a call."""
@@ -194,7 +208,7 @@ def pins_of(work: Iterable[Case], limit: int) -> list[tuple[Case, Target]]:
 
 
 def interleaved(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, run in turn (A B C, A B C, …) after one warm-up round if there is time."""
+    """Median seconds of each, run in turn: A B C, A B C, …"""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, run in contenders.items():
@@ -243,11 +257,11 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-class Convolutions(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Convolutions(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
     """Counts the convolutions of a run by shape, and times just them: the machine's own limit."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.calls: Counter[tuple[Any, ...]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
