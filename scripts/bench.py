@@ -3,12 +3,12 @@
     python scripts/bench.py --images DIR --model FILE --baseline white --quick --markdown bench.md
     python scripts/bench.py --images DIR --seed-model yolov8n.yaml yolo11n.yaml --baseline black --quick
 
-The rivals run the whole network (but decode no boxes), one detection at a time, fused, frozen, channels last,
-with the batch of steps that is fastest here; detxai runs its engine as `detxai explain` does. How many nodes a
-rival needs is the smallest of NODES with which 95 % of the detections meet a criterion (A: completeness error
-≤ 5 % of max(|Δ|, 1); B: map within 10 % L2 of a dense reference): one number a set, as a user must choose it.
-detxai's tolerance for B is the loosest of TOLERANCES with which 95 % do. Rivals are timed on the first of the
-same detections.
+The rivals run the whole network (but decode no boxes), one detection at a time, fused, frozen, channels
+last, with the batch of steps that is fastest here; detxai runs its engine as `detxai explain` does. How many
+nodes a rival needs is the smallest of NODES with which 95 % of the detections meet a criterion (A: completeness
+error ≤ 5 % of max(|Δ|, 1); B: map within 10 % L2 of a dense reference): one number a set, as a user must choose
+it. detxai's tolerance for B is the loosest of TOLERANCES with which 95 % do. Rivals are timed on the first of
+the same detections.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Bench:
     # the whole network
 
     def forward(self, x: Tensor, anchors: Tensor, classes: Tensor) -> Tensor:
-        """(n,) logits of the pinned anchors and classes, one a row of x: every layer and head, no decoding."""
+        """(n,) logits of the pinned anchors and classes, one a row of x: all layers and heads, no decoding."""
         rows = torch.arange(len(x), device=x.device)
         with self.autocast():
             outputs = self._outputs(x)
@@ -153,9 +153,8 @@ class Bench:
             raise SystemExit(f"{d.info.name}: no forward of its whole network is known here.")
         features = d._features(x, range(len(d.feeds)))
         logits = [d.class_heads[i](f).flatten(2) for i, f in features.items()]
-        for heads in (d.box_heads, d.angle_heads or []):
-            for head, f in zip(heads, features.values(), strict=False):
-                head(f)
+        for head, f in zip([*d.box_heads, *(d.angle_heads or [])], [*features.values()] * 2, strict=False):
+            head(f)
         return torch.cat(logits, 2).float()
 
     def captum(self, pins: Pins, nodes: int, batch: int, at_once: int) -> list[Tensor]:
