@@ -5,10 +5,10 @@
 
 The rivals run the whole network (but decode no boxes), one detection at a time, fused, frozen, channels
 last, with the batch of steps that is fastest here; detxai runs its engine as `detxai explain` does. How many
-nodes a rival needs is the smallest of NODES with which 95 % of the detections meet a criterion (A: completeness
-error ≤ 5 % of max(|Δ|, 1); B: map within 10 % L2 of a dense reference): one number a set, as a user must choose
-it. detxai's tolerance for B is the loosest of TOLERANCES with which 95 % do. Rivals are timed on the first of
-the same detections.
+nodes a rival needs is the smallest of NODES with which 95 % of the detections meet a criterion
+(A: completeness error ≤ 5 % of max(|Δ|, 1); B: map within 10 % L2 of a dense reference): one number a set,
+as a user must choose it. detxai's tolerance for B is the loosest of TOLERANCES with which 95 % do. Rivals are
+timed on the first of the same detections.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Bench:
     # the whole network
 
     def forward(self, x: Tensor, anchors: Tensor, classes: Tensor) -> Tensor:
-        """(n,) logits of the pinned anchors and classes, one a row of x: all layers and heads, no decoding."""
+        """(n,) logits of the pinned anchors and classes, one a row of x, all layers and heads."""
         rows = torch.arange(len(x), device=x.device)
         with self.autocast():
             outputs = self._outputs(x)
