@@ -137,8 +137,8 @@ def _from_export(path: Path, digest: str, data: bytes, trust: bool, names: Path 
             "If you trust whoever made it, run again with --trust-pickle.",
         )
     return Checkpoint(
-        path.name, digest, "export", None, path.suffix[1:], _listed(names) if names else {}, trusted=path.suffix != ".onnx",
-        extra={"data": data},
+        path.name, digest, "export", None, path.suffix[1:], _listed(names) if names else {},
+        trusted=path.suffix != ".onnx", extra={"data": data},
     )  # fmt: skip
 
 

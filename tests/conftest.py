@@ -51,7 +51,8 @@ def seeded_network(yaml: str, side: int = SIDE, classes: int = 3) -> Any:
     from detxai import _ultralytics, weights
 
     torch.manual_seed(5)
-    network: Any = weights.build(_ultralytics.ultralytics.nn.tasks.yaml_model_load(yaml), {i: f"thing {i}" for i in range(classes)})
+    architecture = _ultralytics.ultralytics.nn.tasks.yaml_model_load(yaml)
+    network: Any = weights.build(architecture, {i: f"thing {i}" for i in range(classes)})
     seen = np.stack([pixels(f"bag-{n:02d}.jpg", (side, side)) for n in range(1, 9)])
     x = torch.from_numpy(seen).permute(0, 3, 1, 2).float() / 255
     stripe = torch.zeros(side, 1)

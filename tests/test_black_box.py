@@ -27,9 +27,8 @@ def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleName
     buffer = io.BytesIO()
     with warnings.catch_warnings():  # the newer exporter needs a package that nothing else here needs
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network, (torch.rand(1, 3, SIDE, SIDE),), buffer, input_names=["images"], output_names=["output0"], dynamo=False
-        )
+        names = {"input_names": ["images"], "output_names": ["output0"]}
+        torch.onnx.export(network, (torch.rand(1, 3, SIDE, SIDE),), buffer, dynamo=False, **names)
     model = onnx.load_from_string(buffer.getvalue())
     about = {"imgsz": str([SIDE, SIDE]), "names": str(checkpoint.names), "task": "detect", "stride": "32", "batch": "1"}
     for key, value in about.items():
@@ -53,7 +52,9 @@ def test_an_onnx_export_detects_what_its_model_detects(exported: SimpleNamespace
     assert a.scores.std() > 0
 
 
-def test_gradients_of_a_black_box_are_a_usage_error(detxai: Command, exported: SimpleNamespace, pictures: Path, tmp_path: Path) -> None:
+def test_gradients_of_a_black_box_are_a_usage_error(
+    detxai: Command, exported: SimpleNamespace, pictures: Path, tmp_path: Path
+) -> None:
     done = detxai("explain", pictures, "-m", exported.file, "-o", tmp_path / "out")
     assert done.code == 2
     assert "drise" in done.err

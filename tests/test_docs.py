@@ -1,0 +1,119 @@
+"""The README is true: its commands parse, its tables are those of the code, its examples run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from conftest import ROOT
+from typer.main import get_command
+
+from detxai import config, records
+from detxai.cli import app
+from detxai.errors import PRECEDENCE, ExitCode
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+OPTIONS = {flag for command in COMMANDS.values() for p in command.params for flag in p.opts} | {"--version", "--help"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def section(title: str) -> str:
+    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_two_commands_set_everything_up_and_run() -> None:
+    setup = "python3 -m venv .venv && .venv/bin/pip install"
+    assert f"{setup} . && .venv/bin/detxai explain samples/images" in README.splitlines()
+    assert f"{setup} '.[test]' && .venv/bin/python -m pytest" in README.splitlines()
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "README.md" in ci, "CI runs the README's own command"
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_the_table_of_fields_is_that_of_the_records() -> None:
+    shown = re.search(r"<!-- fields -->\n(.*?)<!-- /fields -->", README, re.DOTALL)
+    assert shown
+    assert shown[1] == records.field_table()
+
+
+def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
+    cells = re.findall(r"^\| ([\d, ]+) \|", section("Exit codes"), re.MULTILINE)
+    shown = [int(code) for cell in cells for code in cell.split(",")]
+    assert sorted(shown) == sorted(ExitCode)
+    assert f"the first of {' '.join(map(str, PRECEDENCE))} wins" in README
+
+
+def test_the_table_of_methods_is_complete() -> None:
+    assert tuple(re.findall(r"^\| `(\w+)` \|", section("Methods"), re.MULTILINE)) == config.METHODS
+
+
+def test_every_command_line_parses() -> None:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    found = [part for line in lines for part in re.findall(r"(?:^|[ |/])detxai (\w[^|#<&]*)", line)]
+    assert len(found) >= 7
+    for text in found:
+        name, *arguments = shlex.split(text)
+        COMMANDS[name].make_context(name, arguments)
+
+
+def test_every_option_key_and_file_exists() -> None:
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", README)) - {"--json/--quiet"} <= OPTIONS
+    keys = set(re.findall(rf"`?\b((?:{'|'.join(config.SECTIONS)})\.[a-z_0-9]+)=", README))
+    assert keys <= set(config.DESCRIPTIONS)
+    assert set(re.findall(r"\bDETXAI_[A-Z_]+(?==)", README)) <= set(config.ENVIRONMENT)
+    files = re.findall(r"(?:`|\()((?:configs|scripts|samples|detxai|tests)/[\w./-]+)", README)
+    assert "samples/overlay.png" in files
+    assert all((ROOT / file).exists() for file in files), files
+
+
+def test_nothing_is_left_to_be_filled_in() -> None:
+    assert not re.search(r"^(?:[A-Z]{4,}|TODO.*|TBD.*)$", README, re.MULTILINE)
+
+
+def test_the_example_of_a_record_keeps_to_the_schema() -> None:
+    (example,) = (json.loads(block) for block in blocks("json"))
+    schema = records.schema("record")
+    detection = {**schema["$defs"]["DetectionRecord"], "$defs": schema["$defs"]}
+    attribution = schema["$defs"]["AttributionRecord"]
+    for part in (detection, attribution):  # the example leaves fields out
+        part.pop("required")
+    jsonschema.validate(example, detection)
+    assert set(example) <= set(detection["properties"])
+    assert set(example["attributions"][0]) <= set(attribution["properties"])
+
+
+def test_the_python_example_runs(
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans").symlink_to(pictures)
+    (example,) = blocks("python")
+    example = example.replace("best.pt", str(tiny)).replace("RunConfig(model", "RunConfig(detection={'max_det': 1}, model")
+    exec(compile(example, "README.md", "exec"), {})
+    assert "deeper/c.webp thing" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["scans"]
+
+
+def test_every_key_of_the_default_config_is_explained() -> None:
+    text = (ROOT / "configs" / "default.yaml").read_text(encoding="utf-8")
+    assert text == config.to_yaml()
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"  \w", line):
+            assert lines[number - 1].lstrip().startswith("# "), line
+
+
+def test_the_samples_say_how_they_were_made() -> None:
+    readme = (ROOT / "samples" / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^python (scripts/\S+) (.*)$", readme, re.MULTILINE)
+    assert (ROOT / line[0]).is_file()
+    assert len(list((ROOT / "samples" / "images").iterdir())) == 12
