@@ -166,13 +166,13 @@ def train(rank: int, args: argparse.Namespace, data: Set, check: Set) -> None:
             figures = evaluate(ema.ema, check, names)
             log.info("epoch %d, %.1f min, %s", epoch, (time.time() - began) / 60,
                      json.dumps(figures))
-            save(ema.ema, args, epoch + 1, step, figures)
+            save(ema.ema, args, round(step / per_epoch, 1), step, figures)
         if _agree((time.time() - began) / 60 / args.minutes) >= 1:
             break
     dist.destroy_process_group()
 
 
-def save(model: DetectionModel, args: argparse.Namespace, epochs: int, step: int,
+def save(model: DetectionModel, args: argparse.Namespace, epochs: float, step: int,
          figures: dict) -> None:
     """Write the EMA weights (plain tensors) and how they came about as ``last.pt``."""
     summary = {
