@@ -270,14 +270,19 @@ def _ramp(values: NDArray[Any], low: float, high: float) -> Pixels:
         return np.rint(255 * np.nan_to_num(np.clip(share, 0, 1))).astype(np.uint8)
 
 
-def letterbox(pixels: Pixels, size: int, antialias: bool = False) -> tuple[Pixels, Letterbox]:
+def letterbox(
+    pixels: Pixels, size: int, antialias: bool = False, stretch: bool = False
+) -> tuple[Pixels, Letterbox]:
     """`pixels` (height, width, 3) centred in a grey square, as Ultralytics' `LetterBox(size)`.
 
-    `antialias` takes Pillow's bilinear filter, which averages when it shrinks, instead of OpenCV's.
+    `antialias` takes Pillow's bilinear filter, which averages when it shrinks, instead of OpenCV's; `stretch` fills
+    the square, whatever the picture's proportions.
     """
     height, width = pixels.shape[:2]
     gain = min(size / height, size / width)
     inner_width, inner_height = max(round(width * gain), 1), max(round(height * gain), 1)
+    if stretch:
+        inner_width = inner_height = size
     left, top = round((size - inner_width) / 2 - 0.1), round((size - inner_height) / 2 - 0.1)
     if (inner_height, inner_width) != (height, width):
         inner = _resized(pixels, inner_width, inner_height, antialias)

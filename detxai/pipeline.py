@@ -151,7 +151,9 @@ class Explainer:
                 return Result(ref, done, skipped=True)
             settings = self.plan.config.images
             image = images.load(ref, settings.window, settings.max_pixels)
-            square, box = images.letterbox(image.pixels, self.plan.size, self.plan.info.antialias)
+            square, box = images.letterbox(
+                image.pixels, self.plan.size, self.plan.info.antialias, self.plan.info.stretch
+            )
             file = None if self.plan.baseline_image is None else images.fitted(self.plan.baseline_image, box)
             name = self.plan.config.attribution.baseline
             b, name = baselines.baseline(name if file is None else Path(name).name, square, box, file)

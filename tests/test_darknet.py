@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_families import ENOUGH, photo
+from families import photo
+from test_families import ENOUGH
 from torch import Tensor
 
 from detxai import darknet, detectors, weights

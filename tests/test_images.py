@@ -521,3 +521,12 @@ def test_maps_are_spread_by_overlap(height: int, width: int, size: int) -> None:
 def test_maps_of_the_same_size_are_untouched() -> None:
     values = RNG.normal(size=(32, 32)).astype(np.float32)
     assert np.array_equal(map_to_source(values, frame(32, 32, 32)), values)
+
+
+def test_a_stretched_picture_fills_the_square_and_comes_back() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
+    square, lb = images.letterbox(picture, 64, stretch=True)
+    assert (lb.inner_width, lb.inner_height, lb.left, lb.top) == (64, 64, 0, 0)
+    assert not (square == 114).all(-1)[0].all()
+    box = [[10.0, 20.0, 90.0, 50.0]]
+    assert np.allclose(images.boxes_to_source(images.boxes_to_letterbox(box, lb), lb), box)

@@ -27,7 +27,7 @@ class ModelInfo:
     """What a record says of its model. `head` names the branch that made the detections.
 
     `differentiable`: gradients can be had; black boxes only detect. `antialias`: its reference letterbox averages when
-    it shrinks (legacy repositories), unlike ultralytics' own.
+    it shrinks (legacy repositories), unlike ultralytics' own. `stretch`: it takes the whole square (RT-DETR).
     """
 
     name: str
@@ -41,6 +41,7 @@ class ModelInfo:
     trusted: bool = False
     antialias: bool = False
     differentiable: bool = True
+    stretch: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,6 +41,7 @@ class RTDETR:
             ("class", *EDGES),
             sparse=False,
             trusted=checkpoint.trusted,
+            stretch=True,
         )
 
     def predict(self, x: Tensor) -> list[Candidates]:
