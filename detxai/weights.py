@@ -32,7 +32,7 @@ from detxai.errors import ModelError
 
 #: The detector that ships with the package, trained on generated X-rays (see the README's model card).
 BUNDLED = Path(__file__).parent / "models" / "bags-yolov8n-320.safetensors"
-BUNDLED_SHA256 = ""
+BUNDLED_SHA256 = "f1777a060082a689980b615ae8607cf3056552e28e249b0dd014002a0b08e9a8"
 
 #: Exported formats that run as black boxes. ONNX is data; the others hold code.
 EXPORTS = (".onnx", ".torchscript", ".engine")
