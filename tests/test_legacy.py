@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import calibrate, photo, photos
 from PIL import Image
-from test_families import calibrate, photo, photos
 from torch import nn
 from ultralytics.nn import tasks
 from ultralytics.utils import ASSETS
