@@ -58,7 +58,7 @@ def test_the_table_of_methods_is_complete() -> None:
 
 def test_every_command_line_parses() -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    found = [part for line in lines for part in re.findall(r"(?:^|[ |/])detxai (\w[^|#<&]*)", line)]
+    found = [part for line in lines for part in re.findall(r"(?:^|[ |/])detxai (\w[^|#<&;]*)", line)]
     assert len(found) >= 7
     for text in found:
         name, *arguments = shlex.split(text)
