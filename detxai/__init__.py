@@ -6,21 +6,16 @@ from detxai import Explainer, RunConfig
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from detxai.config import RunConfig
     from detxai.errors import DetxaiError
     from detxai.pipeline import Explainer
     from detxai.publish import Explanation, Result
 
 __all__ = ["DetxaiError", "Explainer", "Explanation", "Result", "RunConfig", "__version__"]
-
-try:
-    __version__ = version("detxai")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
 
 _HOME = {
     "DetxaiError": "errors",
@@ -34,4 +29,10 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name in _HOME:  # lazily: torch takes seconds to import
         return getattr(import_module(f"detxai.{_HOME[name]}"), name)
+    if name == "__version__":  # lazily too: it costs a tenth of `detxai --help`
+        metadata = import_module("importlib.metadata")
+        try:
+            return metadata.version("detxai")
+        except metadata.PackageNotFoundError:  # a source tree that was never installed
+            return "0+unknown"
     raise AttributeError(f"module 'detxai' has no attribute {name!r}")
