@@ -147,6 +147,10 @@ def explain(
         bool | None,
         _option("--trust-pickle", panel=MODEL, help="Unpickle this checkpoint fully, in this run only."),
     ] = None,
+    names: Annotated[
+        Path | None,
+        _option("--names", panel=MODEL, help="Class names, one a line (Darknet, ONNX).", metavar="FILE"),
+    ] = None,
     sha256: Annotated[
         str | None,
         _option("--sha256", panel=MODEL, help="Refuse a model file with another SHA-256.", metavar="HEX"),
@@ -220,7 +224,7 @@ def explain(
     from detxai import config as configuration
 
     options: dict[str, Any] = {
-        "model": model, "sha256": sha256, "trust_pickle": trust_pickle, "head": head, "conf": conf, "iou": iou,
+        "model": model, "names": names, "sha256": sha256, "trust_pickle": trust_pickle, "head": head, "conf": conf, "iou": iou,
         "imgsz": imgsz,
         "max_det": max_det, "classes": classes, "method": method, "target": target, "as_class": as_class,
         "baseline": baseline, "tolerance": tolerance, "max_evaluations": max_evaluations, "window": window,

@@ -260,7 +260,7 @@ class Explainer:
         pictures: dict[str, bytes] = {}
         if isinstance(outcome, Explained):
             try:
-                result, pictures = publish(self.plan, outcome)
+                result, pictures = publish(self.plan, outcome, files=tree is not None)
             except (ValueError, IndexError, KeyError, ArithmeticError) as error:
                 result = _bug(outcome.prepared.ref, error)
         assert isinstance(result, Result)

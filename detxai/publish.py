@@ -66,8 +66,8 @@ class Explained:
     maps: dict[str, list[TargetMap]]
 
 
-def publish(plan: Plan, e: Explained) -> tuple[Result, dict[str, bytes]]:
-    """The result of one image and its files by name. Raises ValueError where a map is not finite."""
+def publish(plan: Plan, e: Explained, *, files: bool = True) -> tuple[Result, dict[str, bytes]]:
+    """The result of one image and its `files` by name. Raises ValueError where a map is not finite."""
     p, output = e.prepared, plan.config.output
     explanations = tuple(
         _explanation(plan, p, method, i, as_class, found)
@@ -83,7 +83,7 @@ def publish(plan: Plan, e: Explained) -> tuple[Result, dict[str, bytes]]:
         edge = a.target.kind in detectors.EDGES
         shown = "box" if edge and boxed and a.target.kind not in plan.config.attribution.target else a.target.kind
         stem = store.picture_stem(p.ref.path, item.detection, a.method, target=shown, as_class=as_class)
-        overlay = f"{stem}.png" if output.overlays else None
+        overlay = f"{stem}.png" if files and output.overlays else None
         if overlay and overlay not in pictures:
             group = [
                 o
@@ -94,7 +94,7 @@ def publish(plan: Plan, e: Explained) -> tuple[Result, dict[str, bytes]]:
             ]
             pictures[overlay] = _overlay(plan, p.image, d, group if shown == "box" else [item])
         map_name = None
-        if output.maps != "none":
+        if files and output.maps != "none":
             own = store.picture_stem(p.ref.path, item.detection, a.method, target=a.target.kind, as_class=as_class)
             suffix, content = store.encode_map(a.map, output.maps)
             map_name = own + suffix

@@ -322,8 +322,7 @@ def test_every_option_has_a_key_and_every_key_an_option() -> None:
     names = {flag.removeprefix("--").replace("-", "_") for flag in flags}
     # Where settings come from, how stdin is read, and the three words for talk.verbosity.
     beside = {"config", "set", "null", "quiet", "verbose"}
-    # A list of names is for formats that are not read yet.
-    assert names - beside == set(config.OPTIONS) - {"verbosity", "names"}
+    assert names - beside == set(config.OPTIONS) - {"verbosity"}
 
 
 def test_options_beat_the_environment(machine: Command) -> None:
