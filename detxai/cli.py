@@ -224,8 +224,8 @@ def explain(
     from detxai import config as configuration
 
     options: dict[str, Any] = {
-        "model": model, "names": names, "sha256": sha256, "trust_pickle": trust_pickle, "head": head, "conf": conf, "iou": iou,
-        "imgsz": imgsz,
+        "model": model, "names": names, "sha256": sha256, "trust_pickle": trust_pickle,
+        "head": head, "conf": conf, "iou": iou, "imgsz": imgsz,
         "max_det": max_det, "classes": classes, "method": method, "target": target, "as_class": as_class,
         "baseline": baseline, "tolerance": tolerance, "max_evaluations": max_evaluations, "window": window,
         "max_pixels": max_pixels,
