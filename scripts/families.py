@@ -74,7 +74,7 @@ FAMILIES = {
     "yoloe-v8": Family("yoloe-v8n.yaml", "YOLOEModel"),
     "yoloe-26": Family("yoloe-26n.yaml", "YOLOEModel", "one2one"),
     "yoloe-11-seg": Family("yoloe-11n-seg.yaml", "YOLOESegModel"),
-    "rtdetr": Family("rtdetr-l.yaml", "RTDETRDetectionModel", "decoder", sparse=False),
+    "rtdetr": Family("rtdetr-l.yaml", "RTDETRDetectionModel", "decoder", sparse=False, dark=0.985),
     "rtdetr-v8": Family("yolov8n-rtdetr.yaml", "RTDETRDetectionModel", "decoder", sparse=False, dark=0.985),
 }
 
