@@ -36,6 +36,8 @@ BUNDLED_SHA256 = "f1777a060082a689980b615ae8607cf3056552e28e249b0dd014002a0b08e9
 
 #: Exported formats that run as black boxes. ONNX is data; the others hold code.
 EXPORTS = (".onnx", ".torchscript", ".engine")
+#: An OpenVINO export is a folder of this ending: a graph and its weights, no code.
+OPENVINO = "_openvino_model"
 OLDEST_SAFE_TORCH = (2, 10)
 FORMAT = "detxai.model/1"
 #: Bounds of an architecture: beyond the largest that is published, and small enough to build.
@@ -107,6 +109,8 @@ def load(
     """
     path = _located(model) if model else BUNDLED
     parts = [path, path.with_suffix(".weights")] if path.suffix == ".cfg" else [path]
+    if openvino := path.is_dir() and path.name.endswith(OPENVINO):
+        parts = sorted(file for file in path.iterdir() if file.is_file())
     data = [_read(part) for part in parts]
     digest = hashlib.sha256(b"".join(data)).hexdigest()
     pinned = sha256 or (BUNDLED_SHA256 if model is None else None)
@@ -121,24 +125,29 @@ def load(
         return _from_pickle(path.name, digest, data[0], trust_pickle)
     if path.suffix == ".cfg":
         return _from_darknet(path, digest, data[0], data[1], names)
-    if path.suffix in EXPORTS:
-        return _from_export(path, digest, data[0], trust_pickle, names)
+    if path.suffix in EXPORTS or openvino:
+        files = {f"model{OPENVINO}/{part.name}" if openvino else f"model{path.suffix}": content
+                 for part, content in zip(parts, data, strict=True)}  # fmt: skip
+        return _from_export(path, digest, files, trust_pickle, names)
     raise ModelError(
         f"{path.name}: '{path.suffix}' is not a model format that detxai reads.",
         "Give an ultralytics or legacy YOLOv5/v3 .pt, a Darknet .cfg, or a .safetensors made by detxai.",
     )
 
 
-def _from_export(path: Path, digest: str, data: bytes, trust: bool, names: Path | None) -> Checkpoint:
+def _from_export(
+    path: Path, digest: str, files: dict[str, bytes], trust: bool, names: Path | None
+) -> Checkpoint:
     """An exported model, to be run as a black box; those that carry code need the user's trust."""
-    if path.suffix != ".onnx" and not trust:
+    code = path.suffix in (".torchscript", ".engine")
+    if code and not trust:
         raise ModelError(
             f"{path.name} was not loaded: a {path.suffix} file is a program.",
             "If you trust whoever made it, run again with --trust-pickle.",
         )
     return Checkpoint(
-        path.name, digest, "export", None, path.suffix[1:], _listed(names) if names else {},
-        trusted=path.suffix != ".onnx", extra={"data": data},
+        path.name, digest, "export", None, path.suffix[1:] or "openvino", _listed(names) if names else {},
+        trusted=code, extra={"files": files},
     )  # fmt: skip
 
 

@@ -23,16 +23,18 @@ class BlackBox:
 
         if branch is not None:
             raise ModelError(f"{checkpoint.name} is an export: its head was chosen when it was made.")
-        suffix = Path(checkpoint.name).suffix
         with tempfile.TemporaryDirectory(prefix="detxai-") as folder:
-            file = Path(folder, f"model{suffix}")
-            file.write_bytes(checkpoint.extra["data"])
+            for name, content in checkpoint.extra["files"].items():
+                file = Path(folder, name)
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(content)
+            whole = file if file.parent == Path(folder) else file.parent
             try:
-                backend = AutoBackend(str(file), device=torch.device("cpu"), fp16=False, verbose=False)
+                backend = AutoBackend(str(whole), device=torch.device("cpu"), fp16=False, verbose=False)
             except ImportError as error:
                 raise ModelError(
                     f"{checkpoint.name} needs a package that is not installed: {error.name or error}.",
-                    "For ONNX: pip install 'detxai[onnx]'.",
+                    "For ONNX: pip install 'detxai[onnx]'; for OpenVINO: pip install openvino.",
                 ) from error
             except _UNREADABLE as error:
                 raise ModelError(f"{checkpoint.name} cannot be run: {_first_line(error)}") from error
