@@ -66,7 +66,7 @@ def model(name: str | None, device: str = "auto", trust_pickle: bool = False) ->
         found = detector.predict(x)[0]
     anchor, class_id = divmod(int(found.logits.argmax()), found.logits.shape[1])
     target = Target(anchor, int(found.levels[anchor]), "class", class_id, context=found.context)
-    engine = Engine(lambda z, pins: detector.values(z, [detectors.Pin(*p) for p in pins]), where)
+    engine = Engine(detector.values, where)
     start = time.perf_counter()
     ask = integrated_gradients(Path(x[0], torch.zeros_like(x[0])), [target], tolerance=1.0)
     integral = next(iter(engine.run([(None, ask)], 1)))[1][0]

@@ -270,9 +270,7 @@ def _ramp(values: NDArray[Any], low: float, high: float) -> Pixels:
         return np.rint(255 * np.nan_to_num(np.clip(share, 0, 1))).astype(np.uint8)
 
 
-def letterbox(
-    pixels: Pixels, size: int, antialias: bool = False, stretch: bool = False
-) -> tuple[Pixels, Letterbox]:
+def letterbox(pixels: Pixels, size: int, antialias: bool = False, stretch: bool = False) -> tuple[Pixels, Letterbox]:
     """`pixels` (height, width, 3) centred in a grey square, as Ultralytics' `LetterBox(size)`.
 
     `antialias` takes Pillow's bilinear filter, which averages when it shrinks, instead of OpenCV's; `stretch` fills

@@ -59,6 +59,7 @@ class Explainer:
     ) -> None:
         self.plan = Plan(config or RunConfig(), checkpoint, detector)
         self.timings = Timings()
+        self._detecting = 0.0
         self.workers = max(1, min(4, os.cpu_count() or 1))
 
     # -- the flow -------------------------------------------------------------------------------
@@ -82,7 +83,9 @@ class Explainer:
         Raises DeviceError when one image does not fit, OutputError when the tree cannot be written.
         """
         in_flight = self.plan.in_flight
-        engine = Engine(self._value, self.plan.device, rows_for(self.plan.device, self.plan.size), self._similarity)
+        rows = rows_for(self.plan.device, self.plan.size)
+        engine = Engine(self.plan.detector.values, self.plan.device, rows, self._similarity)
+        self._detecting = 0.0
         waiting: dict[int, Future[Result]] = {}
         turn = 0
         with ThreadPoolExecutor(self.workers) as readers, ThreadPoolExecutor(self.workers) as writers:
@@ -137,7 +140,7 @@ class Explainer:
     def _account(self, engine: Engine) -> None:
         t = self.timings
         t.device, t.points, t.padded, t.packs_halved = (
-            engine.seconds,
+            self._detecting + engine.seconds,
             engine.points,
             engine.padded,
             engine.halved,
@@ -180,11 +183,8 @@ class Explainer:
 
     # -- on the device --------------------------------------------------------------------------
 
-    def _value(self, x: torch.Tensor, pins: Sequence[tuple[int, Target]]) -> torch.Tensor:
-        return self.plan.detector.values(x, [detectors.Pin(*pin) for pin in pins])
-
     def _similarity(self, x: torch.Tensor, pins: Sequence[tuple[int, Target]]) -> torch.Tensor:
-        return detectors.similarity(self.plan.detector.predict(x), [detectors.Pin(*pin) for pin in pins])
+        return detectors.similarity(self.plan.detector.predict(x), pins)
 
     def _job(self, item: Prepared | Result) -> Generator[Any, Any, Explained | Result]:
         """Coroutine of one image: detect, then ask every method for the maps of all targets."""
@@ -215,7 +215,7 @@ class Explainer:
             self._detection(found, anchor, class_id, tuple(map(float, xyxy)), box)
             for (anchor, class_id), xyxy in zip(kept, boxes, strict=True)
         )
-        self.timings.device += time.perf_counter() - start
+        self._detecting += time.perf_counter() - start
         return detections, found.context
 
     def _detection(

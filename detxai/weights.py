@@ -135,9 +135,7 @@ def load(
     )
 
 
-def _from_export(
-    path: Path, digest: str, files: dict[str, bytes], trust: bool, names: Path | None
-) -> Checkpoint:
+def _from_export(path: Path, digest: str, files: dict[str, bytes], trust: bool, names: Path | None) -> Checkpoint:
     """An exported model, to be run as a black box; those that carry code need the user's trust."""
     code = path.suffix in (".torchscript", ".engine")
     if code and not trust:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detxai import _ultralytics  # noqa: F401  (before any ultralytics.*)
-from detxai.data import Checkpoint
+from detxai.data import Checkpoint, Target
 from detxai.detectors.anchor_based import AnchorBased
 from detxai.detectors.anchor_free import AnchorFree
 from detxai.detectors.base import EDGES, Candidates, Detector, ModelInfo, Pin
@@ -80,8 +80,6 @@ def self_test(detector: Detector, x: Tensor) -> float:
     """
     found = detector.predict(x)[0]
     anchor, class_id = divmod(int(found.logits.argmax()), found.logits.shape[1])
-    from detxai.data import Target
-
     target = Target(anchor, int(found.levels[anchor]), "class", class_id, context=found.context)
     x = x.detach().clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(detector.values(x, [Pin(0, target)])[0], x)
@@ -117,7 +115,7 @@ def reported(
     return [(int(a), int(c)) for a, c in zip(kept[0], rows[0][:, 5], strict=True)]
 
 
-def similarity(found: list[Candidates], pins: Sequence[Pin]) -> Tensor:
+def similarity(found: list[Candidates], pins: Sequence[tuple[int, Target]]) -> Tensor:
     """(len(pins),): the best IoU × score of the target's class among the predictions of the pin's row.
 
     Boxes are compared in letterbox pixels, before NMS (Petsiuk et al. 2021).
