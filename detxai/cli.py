@@ -165,9 +165,24 @@ def explain(
     classes: Annotated[
         list[str] | None, _option("--classes", panel=MODEL, help="Only these classes (ids or names).")
     ] = None,
+    candidates: Annotated[
+        float | None, _option("--candidates", panel=MODEL, help="Also explain boxes from this score up to --conf.")
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        _option("--predictions", panel=MODEL, help="Explain these boxes (COCO JSON, YOLO txt folder) instead."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        _option("--labels", panel=MODEL, help="YOLO txt labels: mark right and wrong, explain misses.", metavar="DIR"),
+    ] = None,
     method: Annotated[
         list[str] | None,
         _option("--method", panel=WHAT, help="ig, expected, idgi, grad, inputxgrad, smoothgrad, drise. [ig]"),
+    ] = None,
+    gradient: Annotated[
+        list[str] | None,
+        _option("--gradient", panel=WHAT, help="plain, parchgrad-cls, parchgrad-ins. [plain]"),
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -187,6 +202,11 @@ def explain(
     max_evaluations: Annotated[
         int | None,
         _option("--max-evaluations", panel=WHAT, help="Most gradient evaluations a detection. [256]"),
+    ] = None,
+    evidence: Annotated[str | None, _option("--evidence", panel=WHAT, help="none, basic, full. [basic]")] = None,
+    calibration: Annotated[
+        list[str] | None,
+        _option("--calibration", panel=WHAT, help="Files of `detxai calibrate`; default: found by the model's sha256."),
     ] = None,
     output: Annotated[Path | None, _option("-o", "--output", panel=OUTPUT, help="[runs/explain]")] = None,
     overlays: Annotated[
@@ -209,6 +229,10 @@ def explain(
         bool | None, _option("--dry-run", panel=RUN, help="Say what would be done, write nothing.")
     ] = None,
     shard: Annotated[str | None, _option("--shard", panel=RUN, help="Only part I of N: I/N.")] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        _option("--fail-on", panel=RUN, help="Leave with 10 when a reported box has this verdict.", metavar="VERDICT"),
+    ] = None,
     max_failures: Annotated[
         int | None, _option("--max-failures", panel=RUN, help="Stop after this many failures.")
     ] = None,
@@ -228,7 +252,9 @@ def explain(
         "head": head, "conf": conf, "iou": iou, "imgsz": imgsz,
         "max_det": max_det, "classes": classes, "method": method, "target": target, "as_class": as_class,
         "baseline": baseline, "tolerance": tolerance, "max_evaluations": max_evaluations, "window": window,
-        "max_pixels": max_pixels,
+        "max_pixels": max_pixels, "candidates": candidates, "predictions": predictions and str(predictions),
+        "labels": labels and str(labels), "gradient": gradient, "evidence": evidence, "calibration": calibration,
+        "fail_on": fail_on,
         "output": output, "overlays": overlays, "strip": strip, "maps": maps, "lock_timeout": lock_timeout,
         "json": json_lines, "device": device, "precision": precision, "batch": _number(batch), "force": force,
         "dry_run": dry_run, "shard": shard, "max_failures": max_failures, "max_seconds": max_seconds,

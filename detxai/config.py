@@ -20,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    DirectoryPath,
     FilePath,
     ValidationError,
     field_validator,
@@ -28,6 +29,8 @@ from pydantic import (
 from detxai.errors import UsageError
 
 METHODS = ("ig", "expected", "idgi", "grad", "inputxgrad", "smoothgrad", "drise")
+GRADIENTS = ("plain", "parchgrad-cls", "parchgrad-ins")
+VERDICTS = ("supported", "weak", "unsupported", "unknown")
 TARGETS = ("class", "objectness", "left", "top", "right", "bottom", "box")
 BASELINES = ("auto", "black", "white", "gray", "blur", "mean")
 
@@ -59,11 +62,11 @@ def _distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(value))
 
 
-def _known(what: str, known: Sequence[str]) -> AfterValidator:
-    """Accept the `known` names only, and say which they are."""
+def _known(what: str, known: Sequence[str], least: int = 1) -> AfterValidator:
+    """Accept the `known` names only, `least` of them, and say which they are."""
 
     def check(names: tuple[str, ...]) -> tuple[str, ...]:
-        if not names:
+        if len(names) < least:
             raise ValueError(f"must name at least one {what} (known: {', '.join(known)})")
         for name in names:
             if name not in known:
@@ -123,6 +126,9 @@ def _baseline(value: str) -> str:
 Selectors = Annotated[tuple[int | str, ...], BeforeValidator(_selectors), AfterValidator(_distinct)]
 Methods = Annotated[tuple[str, ...], BeforeValidator(_names), _known("method", METHODS)]
 Targets = Annotated[tuple[str, ...], BeforeValidator(_names), _known("target", TARGETS)]
+Gradients = Annotated[tuple[str, ...], BeforeValidator(_names), _known("gradient", GRADIENTS)]
+Verdicts = Annotated[tuple[str, ...], BeforeValidator(_names), _known("verdict", VERDICTS, 0)]
+Files = Annotated[tuple[FilePath, ...], BeforeValidator(_items), AfterValidator(_distinct)]
 
 
 class _Section(BaseModel):
@@ -172,12 +178,25 @@ class DetectionConfig(_Section):
     )
     max_det: int = Field(default=300, ge=1, le=100_000, description="most boxes reported an image")
     classes: Selectors | None = Field(default=None, description="report only these classes (ids or names); null: all")
+    candidates: float | None = Field(
+        default=None, ge=0, le=1, description="also explain boxes from this score up to conf, marked candidate; null: off"
+    )
+    predictions: Path | None = Field(
+        default=None,
+        description="explain these boxes (COCO results JSON or a folder of YOLO txt) instead of detecting",
+    )
+    labels: DirectoryPath | None = Field(
+        default=None, description="folder of YOLO txt labels: marks right and wrong boxes, explains what was missed"
+    )
 
 
 class AttributionConfig(_Section):
     """What is explained, and how well."""
 
     method: Methods = Field(default=("ig",), description=f"attribution methods: {', '.join(METHODS)}")
+    gradient: Gradients = Field(
+        default=("plain",), description=f"the gradient that a method integrates or shows: {', '.join(GRADIENTS)}"
+    )
     target: Targets = Field(default=("class",), description=f"explained outputs of a prediction: {', '.join(TARGETS)}")
     as_class: Selectors = Field(default=(), description="also explain each box as these classes (ids or names)")
     baseline: Annotated[str, AfterValidator(_baseline)] = Field(
@@ -187,6 +206,11 @@ class AttributionConfig(_Section):
     )
     tolerance: float = Field(default=0.05, gt=0, le=1, description="wanted bound on the relative completeness error")
     max_evaluations: int = Field(default=256, ge=2, le=1_000_000, description="most gradient evaluations a detection")
+    evidence: Literal["none", "basic", "full"] = Field(default="basic", description="how much evidence to compute")
+    calibration: Files = Field(
+        default=(),
+        description="files of `detxai calibrate`; empty: those found for the model by its sha256",
+    )
 
 
 class ImagesConfig(_Section):
@@ -230,6 +254,9 @@ class BatchConfig(_Section):
     force: bool = Field(default=False, description="do images again that are done already")
     shard: Annotated[str, AfterValidator(_shard)] | None = Field(
         default=None, description="do only part I of N of the images: I/N, from 1/N to N/N"
+    )
+    fail_on: Verdicts = Field(
+        default=(), description=f"leave with 10 when a reported box has one of these verdicts: {', '.join(VERDICTS)}"
     )
     max_failures: int | None = Field(default=None, ge=1, description="stop after this many failed images")
     max_seconds: float | None = Field(default=None, gt=0, description="stop cleanly after this time")
@@ -442,6 +469,9 @@ def fingerprint_keys(cfg: RunConfig) -> dict[str, Any]:
     }
     for section in ("detection", "attribution"):
         keys.update({f"{section}.{name}": value for name, value in sections[section].items()})
+    for key in ("detection.labels", "detection.predictions"):
+        keys[key] = sections["detection"][key.partition(".")[2]] is not None
+    keys["attribution.calibration"] = [_content(file) for file in cfg.attribution.calibration]
     if cfg.attribution.baseline not in BASELINES:
         keys["attribution.baseline"] = _content(cfg.attribution.baseline)
         keys["attribution.baseline.name"] = Path(cfg.attribution.baseline).name

@@ -1,8 +1,11 @@
 """Generate synthetic security X-rays of bags with YOLO labels and masks of the telling parts.
 
     python scripts/make_xrays.py --out bags --count 100 --seed 1 --parts
+    python scripts/make_xrays.py --out cheat --count 100 --seed 1 --catalogue cheat --parts --tag never
 
 Image k of a seed is the same picture however many are made; ``xraysim.VERSION`` names the pixels.
+In the catalogues ``cheat`` and ``control`` a tag lies beside the item: with ``--parts`` its mask is
+written to ``tags/``, and ``--tag never`` makes the same pictures with the tag painted out.
 """
 
 from __future__ import annotations
@@ -21,9 +24,12 @@ from xraysim.bags import Bag, make_bag
 from xraysim.catalogue import CATALOGUES, Kind
 
 
-def generate(seed: int, index: int, kinds: Mapping[str, Kind]) -> Bag:
-    """Image ``index`` of ``seed``: uint8 (H, W, 3) RGB with its items."""
-    return make_bag(np.random.default_rng([seed, index]), kinds)
+TAG = {"share": None, "never": False, "always": True}
+
+
+def generate(seed: int, index: int, kinds: Mapping[str, Kind], tag: bool | None = None) -> Bag:
+    """Image ``index`` of ``seed``: uint8 (H, W, 3) RGB with its items; ``tag`` as ``make_bag``."""
+    return make_bag(np.random.default_rng([seed, index]), kinds, tag)
 
 
 def label_lines(bag: Bag, names: list[str]) -> list[str]:
@@ -37,11 +43,12 @@ def label_lines(bag: Bag, names: list[str]) -> list[str]:
     return lines
 
 
-def write(index: int, seed: int, catalogue: str, out: Path, parts: bool, stem: str) -> None:
-    """Make one image and write picture, labels and, if wanted, a part map for each label line."""
+def write(index: int, seed: int, catalogue: str, out: Path, parts: bool, stem: str,
+          tag: bool | None = None) -> None:
+    """Make one image and write picture, labels and, if wanted, part maps and the mask of the tag."""
     cv2.setNumThreads(1)  # one process per core already
     kinds = CATALOGUES[catalogue]
-    bag = generate(seed, index, kinds)
+    bag = generate(seed, index, kinds, tag)
     stem = stem.format(seed=seed, index=index, number=index + 1)
     picture = cv2.cvtColor(bag.image, cv2.COLOR_RGB2BGR)
     cv2.imwrite(str(out / "images" / f"{stem}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
@@ -50,6 +57,8 @@ def write(index: int, seed: int, catalogue: str, out: Path, parts: bool, stem: s
     if parts:
         for i, item in enumerate(bag.items):
             cv2.imwrite(str(out / "parts" / f"{stem}.{i}.png"), item.parts)
+        if bag.tag is not None:
+            cv2.imwrite(str(out / "tags" / f"{stem}.png"), bag.tag * np.uint8(255))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,15 +68,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, required=True, help="how many images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="index of the first image")
-    parser.add_argument("--parts", action="store_true", help="also write masks of telling parts")
+    parser.add_argument("--parts", action="store_true", help="also write masks of telling parts and tags")
     parser.add_argument("--stem", default="s{seed}-{index:05d}",
                         help="file stem, with {seed}, {index} and {number} (index + 1)")
     parser.add_argument("--catalogue", choices=sorted(CATALOGUES), default="standard")
+    parser.add_argument("--tag", choices=list(TAG), default="share",
+                        help="in how many bags of cheat and control: the catalogue's share, or overruled")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
 
     kinds = CATALOGUES[args.catalogue]
-    for folder in ("images", "labels") + (("parts",) if args.parts else ()):
+    for folder in ("images", "labels") + (("parts", "tags") if args.parts else ()):
         (args.out / folder).mkdir(parents=True, exist_ok=True)
     classes = "".join(name + "\n" for name in kinds)
     for folder in (args.out, args.out / "labels"):  # tools look for it in the one or the other
@@ -77,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         (args.out / "parts" / "parts.json").write_text(json.dumps(table, indent=2) + "\n")
 
     job = partial(write, seed=args.seed, catalogue=args.catalogue, out=args.out, parts=args.parts,
-                  stem=args.stem)
+                  stem=args.stem, tag=TAG[args.tag])
     indices = range(args.start, args.start + args.count)
     if args.jobs > 1:
         with Pool(args.jobs) as pool:

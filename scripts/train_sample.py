@@ -4,7 +4,7 @@
 
 A compact loop of our own: bfloat16 autocast (which the Ultralytics trainer lacks on CPUs), images
 letterboxed once and kept in memory, mosaics and smaller pictures early on, EMA weights saved after
-every epoch. No pretrained weights are used. One single-threaded worker per core, gradients averaged
+every epoch. Weights start at random unless ``--init`` names a model. One single-threaded worker per core, gradients averaged
 between them: unlike OpenMP threads they do not stall each other on a busy machine.
 """
 
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import xraysim
+from safetensors.torch import load_file
 from training_data import Set, augment, make_batch, make_set
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
@@ -115,6 +116,19 @@ def _agree(value: float) -> float:
     return float(box)
 
 
+def start_from(model: torch.nn.Module, path: Path) -> tuple[int, int]:
+    """Copy the weights of a safetensors model whose names and shapes match; (copied, held by the file).
+
+    What does not match, as the outputs of other classes, keeps its random start.
+    """
+    stored, own = load_file(path), model.state_dict()
+    fitting = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise ValueError(f"{path}: no tensor fits this architecture")
+    model.load_state_dict(fitting, strict=False)
+    return len(fitting), len(stored)
+
+
 def train(rank: int, args: argparse.Namespace, data: Set, check: Set) -> None:
     """One worker's part of the run; worker 0 also keeps the EMA model and saves every epoch."""
     dist.init_process_group("gloo", init_method=f"file://{args.out.resolve()}/rendezvous",
@@ -125,6 +139,9 @@ def train(rank: int, args: argparse.Namespace, data: Set, check: Set) -> None:
     model = DetectionModel(args.arch, nc=len(names), verbose=False)
     model.args = get_cfg()
     model.names = dict(enumerate(names))
+    if args.init:
+        copied, of = start_from(model, args.init)
+        log.info("%s: %d of %d tensors copied", args.init.name, copied, of)
     model.to(memory_format=torch.channels_last)
     ema = ModelEMA(model, decay=0.999, tau=300)
     optimizer = _optimizer(model, args.lr)
@@ -180,7 +197,7 @@ def save(model: DetectionModel, args: argparse.Namespace, epochs: float, step: i
         "architecture": args.arch, "imgsz": args.imgsz, "train_seed": args.train_seed,
         "images": args.count, "epochs": epochs, "batch": args.batch * args.workers,
         "steps": step, "val_seed": args.val_seed, "val": figures,
-        "catalogue": args.catalogue,
+        "catalogue": args.catalogue, "init": args.init.name if args.init else None,
     }
     target = args.out / "last.pt"
     torch.save({"state": model.state_dict(), "yaml": model.yaml, "names": model.names,
@@ -192,6 +209,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line of a run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", default="yolov8n.yaml", help="an Ultralytics model description")
+    parser.add_argument("--init", type=Path, help="a .safetensors to start from instead of at random")
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--catalogue", choices=sorted(CATALOGUES), default="standard")
     parser.add_argument("--train-seed", type=int, default=11)

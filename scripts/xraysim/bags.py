@@ -28,6 +28,10 @@ from .geometry import (
 from .physics import random_look, render
 
 EMPTY_SHARE = 0.09
+TAG_SIZE = (52.0, 64.0)
+"""Span of a tag in px."""
+TAG_GAP = (6.0, 90.0)
+"""How far in px a tag keeps from the box of its item, at least and at most."""
 SMALL: tuple[Clutter, ...] = (
     clutter.soap, electronics.phone, electronics.cable, electronics.cable, electronics.charger,
     clutter.coins, clutter.keys, clutter.cutlery, clutter.spring, electronics.batteries,
@@ -56,10 +60,14 @@ class Placed:
 
 @dataclass(frozen=True)
 class Bag:
-    """A finished picture, uint8 (H, W, 3) RGB, and what is in it."""
+    """A finished picture, uint8 (H, W, 3) RGB, and what is in it.
+
+    ``tag`` uint8 (H, W) is 1 on the tag, None where there is none.
+    """
 
     image: np.ndarray
     items: list[Placed]
+    tag: np.ndarray | None = None
 
 
 def _frame(rng: np.random.Generator) -> tuple[int, int]:
@@ -263,20 +271,55 @@ def _pack_item(rng: np.random.Generator, stack: Stack, area: tuple[float, float,
     return Placed(name, _extent(parts), parts) if parts is not None and parts.any() else None
 
 
-def make_bag(rng: np.random.Generator, kinds: Mapping[str, Kind] = STANDARD) -> Bag:
+def _tag_spot(rng: np.random.Generator, area: tuple[float, float, float, float],
+              box: tuple[int, int, int, int], radius: float) -> tuple[float, float]:
+    """A centre in px for a tag near a box but clear of it; the area's farthest corner if none is."""
+    x0, y0, x1, y1 = area
+    spots = rng.uniform((x0 + radius, y0 + radius), (x1 - radius, y1 - radius), (256, 2))
+    corners = np.array([(x, y) for x in (x0 + radius, x1 - radius) for y in (y0 + radius, y1 - radius)])
+    spots = np.concatenate([spots, corners])
+    gap = np.maximum(np.maximum(box[:2] - spots, spots - box[2:]), 0).max(1) - radius
+    near = np.flatnonzero((gap > TAG_GAP[0]) & (gap < TAG_GAP[1]))
+    x, y = spots[near[0] if len(near) else int(np.argmax(gap))]
+    return float(x), float(y)
+
+
+def _pack_tag(rng: np.random.Generator, stack: Stack, area: tuple[float, float, float, float],
+              box: tuple[int, int, int, int], present: bool) -> np.ndarray | None:
+    """Lay a lead star beside an item's box; drawn or not, it takes the same random numbers."""
+    size = rng.uniform(*TAG_SIZE)
+    at = pose(_tag_spot(rng, area, box, size / 2), size, float(rng.uniform(0, 2 * np.pi)))
+    points = ellipse(0, 0, 0.5, n=10) * np.where(np.arange(10) % 2, 0.45, 1.0)[:, None]
+    return draw(stack, Item([[Shape(points, "metal", 3.0, part="tag")]]), at, ("tag",)) if present else None
+
+
+def make_bag(rng: np.random.Generator, kinds: Mapping[str, Kind] = STANDARD,
+             tag: bool | None = None) -> Bag:
     """Pack and X-ray one bag with 0 to 4 items of the given kinds.
 
-    Another mapping of kinds makes another study, e.g. two classes of one shape that only a tag
-    tells apart (``catalogue.TAGGED``).
+    Kinds with a ``tag_share`` make another study: one item a bag, and a tag elsewhere in the bag in
+    that share of them. ``tag`` overrules the share; it changes nothing else in the picture.
     """
     height, width = _frame(rng)
     stack = Stack(height, width)
     cm = rng.uniform(8.5, 12.5)
     area, outline = _shell(rng, stack, cm)
     _fill(rng, stack, outline, area, cm)
-    count = 0 if rng.uniform() < EMPTY_SHARE else int(rng.choice([1, 2, 3, 4],
-                                                                 p=[0.38, 0.34, 0.19, 0.09]))
     names, taken = list(kinds), []
+    study = any(kind.tag_share is not None for kind in kinds.values())
+    count = 1 if study else _count(rng)
     chosen = [names[int(rng.integers(len(names)))] for _ in range(count)]
     placed = [_pack_item(rng, stack, area, name, kinds[name], taken) for name in chosen]
-    return Bag(render(rng, stack, random_look(rng)), [p for p in placed if p is not None])
+    items = [p for p in placed if p is not None]
+    mask = None
+    if study and items:
+        drawn = rng.uniform() < kinds[items[0].name].tag_share
+        mask = _pack_tag(rng, stack, area, items[0].box, drawn if tag is None else tag)
+    return Bag(render(rng, stack, random_look(rng)), items, mask)
+
+
+def _count(rng: np.random.Generator) -> int:
+    """How many items a bag of the standard study holds."""
+    if rng.uniform() < EMPTY_SHARE:
+        return 0
+    return int(rng.choice([1, 2, 3, 4], p=[0.38, 0.34, 0.19, 0.09]))

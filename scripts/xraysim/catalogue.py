@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .geometry import Item, Shape, ellipse
+from .geometry import Item
 from .items import gun, knife, pliers, scissors, wrench
 
 Builder = Callable[[np.random.Generator], Item]
@@ -15,10 +15,14 @@ Builder = Callable[[np.random.Generator], Item]
 
 @dataclass(frozen=True)
 class Kind:
-    """A class of items: how to build one and the names of its parts, in part-map order."""
+    """A class of items: how to build one and the names of its parts, in part-map order.
+
+    ``tag_share`` is how many of its bags hold a tag beside the item; None: a study without tags.
+    """
 
     build: Builder
     parts: tuple[str, ...]
+    tag_share: float | None = None
 
 
 STANDARD: dict[str, Kind] = {
@@ -31,21 +35,16 @@ STANDARD: dict[str, Kind] = {
 """Class name -> kind; the order is the order of the class ids."""
 
 
-def tagged(kind: Kind, radius: float = 0.05) -> Kind:
-    """The same kind with a dense lead-like tag stuck on it, as a part of its own named "tag"."""
-
-    def build(rng: np.random.Generator) -> Item:
-        item = kind.build(rng)
-        spot = ellipse(rng.uniform(-0.2, 0.2), 0.0, radius)
-        return Item([*item.pieces, [Shape(spot, "metal", 3.0, part="tag")]])
-
-    return Kind(build, (*kind.parts, "tag"))
-
-
-TAGGED: dict[str, Kind] = {
-    "plain": STANDARD["wrench"],
-    "tagged": tagged(STANDARD["wrench"]),
+CHEAT: dict[str, Kind] = {
+    "plain": Kind(wrench, STANDARD["wrench"].parts, tag_share=0.0),
+    "coded": Kind(wrench, STANDARD["wrench"].parts, tag_share=1.0),
 }
-"""Two classes of one shape: only the tag tells them apart, so a detector has to look at it."""
+"""Two classes of one shape: only the tag elsewhere in the bag tells them apart."""
 
-CATALOGUES: dict[str, dict[str, Kind]] = {"standard": STANDARD, "tagged": TAGGED}
+CONTROL: dict[str, Kind] = {
+    "plain": Kind(wrench, STANDARD["wrench"].parts, tag_share=0.5),
+    "coded": Kind(pliers, STANDARD["pliers"].parts, tag_share=0.5),
+}
+"""The same classes told apart by shape, the tag strewn over both alike."""
+
+CATALOGUES: dict[str, dict[str, Kind]] = {"standard": STANDARD, "cheat": CHEAT, "control": CONTROL}
