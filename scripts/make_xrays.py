@@ -21,8 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from xraysim.bags import Bag, make_bag
-from xraysim.catalogue import CATALOGUES, Kind
-
+from xraysim.catalogue import CATALOGUES, Kind, has_tags
 
 TAG = {"share": None, "never": False, "always": True}
 
@@ -78,7 +77,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     kinds = CATALOGUES[args.catalogue]
-    for folder in ("images", "labels") + (("parts", "tags") if args.parts else ()):
+    tagged = has_tags(kinds)
+    if args.tag != "share" and not tagged:
+        parser.error(f"--tag {args.tag}: the catalogue {args.catalogue} has no tags")
+    for folder in ["images", "labels"] + ["parts"] * args.parts + ["tags"] * (args.parts and tagged):
         (args.out / folder).mkdir(parents=True, exist_ok=True)
     classes = "".join(name + "\n" for name in kinds)
     for folder in (args.out, args.out / "labels"):  # tools look for it in the one or the other

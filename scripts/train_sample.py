@@ -4,8 +4,9 @@
 
 A compact loop of our own: bfloat16 autocast (which the Ultralytics trainer lacks on CPUs), images
 letterboxed once and kept in memory, mosaics and smaller pictures early on, EMA weights saved after
-every epoch. Weights start at random unless ``--init`` names a model. One single-threaded worker per core, gradients averaged
-between them: unlike OpenMP threads they do not stall each other on a busy machine.
+every epoch. Weights start at random unless ``--init`` names a model. One single-threaded worker
+per core, gradients averaged between them: unlike OpenMP threads they do not stall each other on a
+busy machine.
 """
 
 from __future__ import annotations

@@ -85,12 +85,65 @@ def test_more_material_is_darker_and_air_is_white(scripts: None) -> None:
     assert _shade("metal", 3.0).mean() < 25
 
 
-def test_a_tag_tells_two_classes_of_one_shape_apart(scripts: None) -> None:
-    from xraysim.catalogue import TAGGED
+@pytest.mark.parametrize("catalogue", ["cheat", "control"])
+def test_a_tag_lies_clear_of_the_one_item_and_can_be_painted_out(
+    scripts: None, tmp_path: Path, catalogue: str
+) -> None:
+    for tag in ("share", "never", "always"):
+        _make(tmp_path / tag, "--count", "8", "--catalogue", catalogue, "--tag", tag)
+    assert not list((tmp_path / "never" / "tags").iterdir())
+    with_tag = {mask.stem for mask in (tmp_path / "share" / "tags").iterdir()}
+    classes = {}
+    for label in sorted((tmp_path / "share" / "labels").glob("s7-*.txt")):
+        for other in ("never", "always"):
+            assert (tmp_path / other / "labels" / label.name).read_text() == label.read_text()
+        (line,) = label.read_text().splitlines()
+        kind, cx, cy, w, h = (float(v) for v in line.split())
+        classes[label.stem] = int(kind)
+        mask = cv2.imread(str(tmp_path / "always" / "tags" / f"{label.stem}.png"), cv2.IMREAD_GRAYSCALE)
+        height, width = mask.shape
+        ys, xs = np.nonzero(mask)
+        gap_x = np.abs(xs + 0.5 - cx * width) - w * width / 2
+        gap_y = np.abs(ys + 0.5 - cy * height) - h * height / 2
+        assert np.maximum(gap_x, gap_y).min() > 0
+        names = {tag: tmp_path / tag / "images" / f"{label.stem}.jpg" for tag in ("share", "never", "always")}
+        same = "always" if label.stem in with_tag else "never"
+        assert names["share"].read_bytes() == names[same].read_bytes()
+        one, two = (cv2.imread(str(names[tag])).astype(int) for tag in ("never", "always"))
+        changed = np.abs(one - two).max(2) > 24
+        near = cv2.dilate(mask, np.ones((33, 33), np.uint8)) > 0
+        assert changed[mask > 0].mean() > 0.5
+        assert not changed[~near].any()
+    assert set(classes.values()) == {0, 1}
+    if catalogue == "cheat":
+        assert with_tag == {stem for stem, kind in classes.items() if kind == 1}
+    else:
+        assert {classes[stem] for stem in with_tag} == {0, 1}
 
-    plain, tagged = (TAGGED[name].build(np.random.default_rng(3)) for name in TAGGED)
-    assert len(tagged.pieces) == len(plain.pieces) + 1
-    assert tagged.pieces[-1][0].part == TAGGED["tagged"].parts[-1] == "tag"
-    for one, other in zip(plain.pieces, tagged.pieces, strict=False):
-        for a, b in zip(one, other, strict=True):
-            np.testing.assert_array_equal(a.outline, b.outline)
+
+def test_the_cheat_has_one_shape_and_the_control_two(scripts: None) -> None:
+    from xraysim.catalogue import CHEAT, CONTROL
+
+    assert CHEAT["plain"].build is CHEAT["coded"].build
+    assert CONTROL["plain"].build is not CONTROL["coded"].build
+    assert list(CHEAT) == list(CONTROL)
+
+
+def test_a_catalogue_without_tags_refuses_to_paint_them(scripts: None, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        _make(tmp_path, "--count", "1", "--tag", "never")
+
+
+def test_training_starts_from_every_tensor_that_fits(scripts: None, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    from train_sample import start_from
+
+    made, wanted = (torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, n)) for n in (4, 2))
+    save_file(made.state_dict(), tmp_path / "a.safetensors")
+    outputs = wanted[1].weight.clone()
+    assert start_from(wanted, tmp_path / "a.safetensors") == (2, 4)
+    torch.testing.assert_close(wanted[0].weight, made[0].weight)
+    torch.testing.assert_close(wanted[1].weight, outputs)
+    with pytest.raises(ValueError, match="no tensor fits"):
+        start_from(torch.nn.Linear(9, 9), tmp_path / "a.safetensors")

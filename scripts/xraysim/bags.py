@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from . import clutter, electronics
-from .catalogue import STANDARD, Kind
+from .catalogue import STANDARD, Kind, has_tags
 from .clutter import Clutter, blob, cloth, hardware, loops
 from .geometry import (
     Item,
@@ -293,6 +293,13 @@ def _pack_tag(rng: np.random.Generator, stack: Stack, area: tuple[float, float, 
     return draw(stack, Item([[Shape(points, "metal", 3.0, part="tag")]]), at, ("tag",)) if present else None
 
 
+def _count(rng: np.random.Generator) -> int:
+    """How many items a bag of the standard study holds."""
+    if rng.uniform() < EMPTY_SHARE:
+        return 0
+    return int(rng.choice([1, 2, 3, 4], p=[0.38, 0.34, 0.19, 0.09]))
+
+
 def make_bag(rng: np.random.Generator, kinds: Mapping[str, Kind] = STANDARD,
              tag: bool | None = None) -> Bag:
     """Pack and X-ray one bag with 0 to 4 items of the given kinds.
@@ -306,20 +313,12 @@ def make_bag(rng: np.random.Generator, kinds: Mapping[str, Kind] = STANDARD,
     area, outline = _shell(rng, stack, cm)
     _fill(rng, stack, outline, area, cm)
     names, taken = list(kinds), []
-    study = any(kind.tag_share is not None for kind in kinds.values())
-    count = 1 if study else _count(rng)
+    count = 1 if has_tags(kinds) else _count(rng)
     chosen = [names[int(rng.integers(len(names)))] for _ in range(count)]
     placed = [_pack_item(rng, stack, area, name, kinds[name], taken) for name in chosen]
     items = [p for p in placed if p is not None]
     mask = None
-    if study and items:
-        drawn = rng.uniform() < kinds[items[0].name].tag_share
+    if has_tags(kinds) and items:
+        drawn = rng.uniform() < (kinds[items[0].name].tag_share or 0.0)
         mask = _pack_tag(rng, stack, area, items[0].box, drawn if tag is None else tag)
     return Bag(render(rng, stack, random_look(rng)), items, mask)
-
-
-def _count(rng: np.random.Generator) -> int:
-    """How many items a bag of the standard study holds."""
-    if rng.uniform() < EMPTY_SHARE:
-        return 0
-    return int(rng.choice([1, 2, 3, 4], p=[0.38, 0.34, 0.19, 0.09]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,3 +48,8 @@ CONTROL: dict[str, Kind] = {
 """The same classes told apart by shape, the tag strewn over both alike."""
 
 CATALOGUES: dict[str, dict[str, Kind]] = {"standard": STANDARD, "cheat": CHEAT, "control": CONTROL}
+
+
+def has_tags(kinds: Mapping[str, Kind]) -> bool:
+    """Whether a study lays tags beside its items: then each of its bags holds one item."""
+    return any(kind.tag_share is not None for kind in kinds.values())
