@@ -19,8 +19,8 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
     DirectoryPath,
+    Field,
     FilePath,
     ValidationError,
     field_validator,
@@ -179,7 +179,7 @@ class DetectionConfig(_Section):
     max_det: int = Field(default=300, ge=1, le=100_000, description="most boxes reported an image")
     classes: Selectors | None = Field(default=None, description="report only these classes (ids or names); null: all")
     candidates: float | None = Field(
-        default=None, ge=0, le=1, description="also explain boxes from this score up to conf, marked candidate; null: off"
+        default=None, ge=0, le=1, description="also explain boxes from this score up to conf; null: off"
     )
     predictions: Path | None = Field(
         default=None,
