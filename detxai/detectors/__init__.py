@@ -26,6 +26,7 @@ __all__ = [
     "ModelInfo",
     "Pin",
     "build",
+    "closeness",
     "reported",
     "self_test",
     "similarity",
@@ -120,14 +121,21 @@ def similarity(found: list[Candidates], pins: Sequence[tuple[int, Target]]) -> T
 
     Boxes are compared in letterbox pixels, before NMS (Petsiuk et al. 2021).
     """
-    best = []
-    for row, target in pins:
-        boxes, scores = found[row].boxes, found[row].scores[:, target.class_id]
-        near = boxes.new_tensor(target.box)
-        overlap = (torch.minimum(boxes[:, 2:], near[2:]) - torch.maximum(boxes[:, :2], near[:2])).clamp(min=0).prod(1)
-        area = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (near[2:] - near[:2]).prod()
-        best.append((overlap / (area - overlap).clamp(min=1e-9) * scores).max())
-    return torch.stack(best)
+    return torch.stack([_closest(found[row].boxes, found[row].scores[:, t.class_id], t) for row, t in pins])
+
+
+def closeness(detector: Detector, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+    """`similarity` to what `detector` predicts on x (batch, 3, size, size), without the scores of other classes."""
+    classes = sorted({target.class_id for _, target in pins})
+    boxes, scores = detector.scores(x, classes)
+    return torch.stack([_closest(boxes[row], scores[row, :, classes.index(t.class_id)], t) for row, t in pins])
+
+
+def _closest(boxes: Tensor, scores: Tensor, target: Target) -> Tensor:
+    near = boxes.new_tensor(target.box)
+    overlap = (torch.minimum(boxes[:, 2:], near[2:]) - torch.maximum(boxes[:, :2], near[:2])).clamp(min=0).prod(1)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (near[2:] - near[:2]).prod()
+    return (overlap / (area - overlap).clamp(min=1e-9) * scores).max()
 
 
 def _top(found: Candidates, conf: float, max_det: int, classes: list[int] | None) -> list[tuple[int, int]]:

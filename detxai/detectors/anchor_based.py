@@ -89,16 +89,17 @@ class AnchorBased:
         outputs = self.trunk(x, {self.heads[i].feed for i in levels})
         return {i: outputs[self.heads[i].feed] for i in levels}
 
-    def _dense(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _dense(self, x: Tensor, classes: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, A, 4) boxes, (B, A, 1) objectness and (B, A, classes) class logits; A over level, anchor, row, column."""
         boxes, rest = [], []
+        kept = slice(4, None) if classes is None else [4, *(5 + c for c in classes)]
         for level, feature in self._maps(x, range(len(self.heads))).items():
             head = self.heads[level]
             n, (height, width) = len(head.anchors), feature.shape[-2:]
             raw = head.conv(feature).float().unflatten(1, (n, -1)).permute(0, 1, 3, 4, 2)
             grid = torch.cartesian_prod(torch.arange(height), torch.arange(width)).view(height, width, 2).to(x.device)
             boxes.append(head.boxes(raw[..., :4], grid, head.anchors[:, None, None].to(x.device)).flatten(1, 3))
-            rest.append(raw[..., 4:].flatten(1, 3))
+            rest.append(raw[..., kept].flatten(1, 3))
         scores = torch.cat(rest, 1)
         return torch.cat(boxes, 1), scores[..., :1], scores[..., 1:]
 
@@ -116,6 +117,10 @@ class AnchorBased:
         logits = score_logit(objectness, classes)
         scores = objectness.sigmoid() * classes.sigmoid()
         return [Candidates(boxes[i], scores[i], logits[i], levels) for i in range(len(x))]
+
+    def scores(self, x: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        boxes, objectness, logits = self._dense(x, classes)
+        return boxes, objectness.sigmoid() * logits.sigmoid()
 
     def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         wanted = [Pin(*pin) for pin in pins]

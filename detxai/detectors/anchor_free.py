@@ -90,6 +90,10 @@ class AnchorFree:
             for row in range(len(x))
         ]
 
+    def scores(self, x: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        logits, edges, _ = self._dense(self._features(x, range(len(self.feeds))))
+        return edges, logits[..., list(classes)].sigmoid()
+
     def _features(self, x: Tensor, levels: Sequence[int]) -> dict[int, Tensor]:
         outputs = self.trunk(x, {self.feeds[i] for i in levels})
         return {i: outputs[self.feeds[i]] for i in levels}

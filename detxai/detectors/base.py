@@ -72,6 +72,10 @@ class Detector(Protocol):
         """All predictions on x (batch, 3, size, size), float RGB in [0, 1]."""
         ...
 
+    def scores(self, x: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(batch, A, 4) boxes and (batch, A, len(classes)) scores of `predict`, for these classes only."""
+        ...
+
     def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         """(len(pins),) float32: the pinned scalars, differentiable in x, computed with the least work."""
         ...
@@ -79,6 +83,11 @@ class Detector(Protocol):
     def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         """The same scalars through the whole network and head: the reference for `values`."""
         ...
+
+
+def scores_of(found: Sequence[Candidates], classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """`Detector.scores` from whole predictions, where leaving classes out saves nothing."""
+    return torch.stack([c.boxes for c in found]), torch.stack([c.scores[:, list(classes)] for c in found])
 
 
 def _channels_last(gradient: Tensor) -> Tensor:

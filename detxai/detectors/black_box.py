@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detxai.data import Checkpoint, Target
-from detxai.detectors.base import Candidates, ModelInfo
+from detxai.detectors.base import Candidates, ModelInfo, scores_of
 from detxai.errors import ModelError
 
 
@@ -78,6 +78,9 @@ class BlackBox:
             boxes, scores = torch.cat([centre - size / 2, centre + size / 2], 1), rows[4 : 4 + classes].T
         levels = torch.zeros(len(boxes), dtype=torch.int64)
         return Candidates(boxes, scores, torch.logit(scores, eps=1e-7), levels, end_to_end=rows.shape[-1] == 6)
+
+    def scores(self, x: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return scores_of(self.predict(x), classes)
 
     def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         """Not for an export: callers ask `info.differentiable` first."""

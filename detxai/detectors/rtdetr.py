@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from detxai.data import Checkpoint, Target
-from detxai.detectors.base import EDGES, Candidates, ModelInfo, Pin, Trunk, freeze, fuse, scaled
+from detxai.detectors.base import EDGES, Candidates, ModelInfo, Pin, Trunk, freeze, fuse, scaled, scores_of
 from detxai.errors import ModelError
 
 
@@ -51,6 +51,9 @@ class RTDETR:
             Candidates(boxes[i], logits[i].sigmoid(), logits[i], levels, context=cells[i].cpu(), end_to_end=True)
             for i in range(len(x))
         ]
+
+    def scores(self, x: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return scores_of(self.predict(x), classes)
 
     def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         return self.full_values(x, pins)
