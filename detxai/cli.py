@@ -317,6 +317,15 @@ def schema(
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
+calibrate = typer.Typer(no_args_is_help=True)
+app.add_typer(calibrate, name="calibrate")
+
+
+@calibrate.callback()
+def _calibrate() -> None:
+    """Gather the statistics that a method needs, in one pass over a folder, into one file."""
+
+
 @app.command()
 def doctor(
     model: Annotated[
