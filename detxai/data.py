@@ -127,6 +127,28 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
+class Label:
+    """A box that a person or another system drew, xyxy; `class_id` is None for a class that the model does not have.
+
+    `score`: how sure the other system was, if it said so.
+    """
+
+    class_id: int | None
+    class_name: str
+    box: Box
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Match:
+    """How a prediction meets the labels: its `status`, the index of the `label` it meets, and their `iou`."""
+
+    status: str
+    label: int | None
+    iou: float
+
+
+@dataclass(frozen=True)
 class Detection:
     """One reported prediction; `box` is xyxy in source pixels, `classes` all classes by falling score."""
 
