@@ -24,8 +24,6 @@ CLASSES = "classes.txt"
 SLACK = 0.01
 #: IoU from which a box is on its label, and from which it at least means it (Bolya et al. 2020, arXiv:2008.08045).
 ON, NEAR = 0.5, 0.1
-#: Predictions whose IoU with a box is this close to the best count as equally near.
-EQUAL = 0.05
 
 
 @dataclass(frozen=True)
@@ -256,9 +254,8 @@ def match(
 def nearest(boxes: ArrayLike, scores: ArrayLike, box: Box) -> tuple[int, float]:
     """(index, IoU) of the prediction nearest to `box` among `boxes` (n, 4) with `scores` (n,) of its class.
 
-    The best IoU; of those within 0.05 of it the best score, since neighbouring anchors give all but the same box. Where
-    nothing overlaps, the nearest centre. Predictions of score 0 (an export tells one class a box) count only where
-    there are no others. Raises ValueError where there is no prediction.
+    The best IoU, of equal ones the best score; where nothing overlaps, the nearest centre. Predictions of score 0 (some
+    exports tell one class a box) count only where there are no others. Raises ValueError where there is no prediction.
     """
     found, weights = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(scores, np.float64)
     if not len(found):
@@ -266,7 +263,7 @@ def nearest(boxes: ArrayLike, scores: ArrayLike, box: Box) -> tuple[int, float]:
     eligible = weights > 0 if (weights > 0).any() else np.ones(len(found), bool)
     iou = np.where(eligible, overlaps(found, [box])[:, 0], -1)
     if iou.max() > 0:
-        index = int(np.where(iou >= iou.max() - EQUAL, weights, -1).argmax())
+        index = int(np.lexsort((weights, iou))[-1])
     else:
         away = np.hypot(*(found[:, [0, 1]] + found[:, [2, 3]] - (box[0] + box[2], box[1] + box[3])).T)
         index = int(np.where(eligible, away, np.inf).argmin())

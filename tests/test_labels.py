@@ -271,10 +271,10 @@ def test_no_label_is_taken_twice_and_every_status_keeps_its_rule(data: st.DataOb
 
 
 def test_the_nearest_prediction_has_the_best_overlap_and_among_equals_the_best_score() -> None:
-    near = [shifted(3), shifted(0.2), shifted(0), shifted(40)]
-    assert labels.nearest(near, [0.9, 0.6, 0.5, 0.99], ITEM) == (1, pytest.approx(9.8 / 10.2))
+    near = [shifted(3), shifted(1), shifted(-1), shifted(40)]
+    assert labels.nearest(near, [0.9, 0.5, 0.6, 0.99], ITEM) == (2, pytest.approx(9 / 11))
     assert labels.nearest(near, [0.9, 0.0, 0.0, 0.99], ITEM)[0] == 0
-    assert labels.nearest(near, np.zeros(4), ITEM)[1] > 0.9
+    assert labels.nearest(near, np.zeros(4), ITEM)[1] == pytest.approx(9 / 11)
 
 
 def test_where_nothing_overlaps_the_nearest_centre_counts() -> None:
