@@ -184,7 +184,7 @@ class Explainer:
     # -- on the device --------------------------------------------------------------------------
 
     def _similarity(self, x: torch.Tensor, pins: Sequence[tuple[int, Target]]) -> torch.Tensor:
-        return detectors.similarity(self.plan.detector.predict(x), pins)
+        return detectors.closeness(self.plan.detector, x, pins)
 
     def _job(self, item: Prepared | Result) -> Generator[Any, Any, Explained | Result]:
         """Coroutine of one image: detect, then ask every method for the maps of all targets."""
