@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from detxai.attribution.parchgrad import ParchGrad
 from detxai.attribution.path import Point, Reply
 from detxai.data import Target
 
@@ -55,13 +56,16 @@ class _Job:
 
 
 _Entry = tuple[_Job, int, Point]
+#: While open, the network is cut above a layer; the list then holds the layer's output, to be differentiated in.
+Tap = Callable[[int], contextlib.AbstractContextManager[list[Tensor]]]
 
 
 @dataclass
 class Engine:
     """Runs coroutines that ask for path points. `rows`: points a pack, fixed for a run (see `rows_for`).
 
-    `f` gives the pinned values; `similarity` how alike a target is to what is detected (black-box methods).
+    `f` gives the pinned values; `similarity` how alike a target is to what is detected (black-box methods);
+    `parchgrad` takes over the backward pass of points that name channels; `tap` opens the network at a layer.
     `seconds` computing, `points` computed, of them `padded` in vain, `halved`: how often memory ran out.
     """
 
@@ -69,6 +73,8 @@ class Engine:
     device: torch.device
     rows: int = 8
     similarity: Field | None = None
+    parchgrad: ParchGrad | None = None
+    tap: Tap | None = None
     seconds: float = 0.0
     points: int = 0
     padded: int = 0
@@ -106,15 +112,17 @@ class Engine:
     @staticmethod
     def _kinds(waiting: Iterable[_Entry]) -> list[list[_Entry]]:
         """The waiting points by what a pack must have in common."""
-        kinds: dict[tuple[bool, torch.dtype, str], list[_Entry]] = {}
+        kinds: dict[tuple[Any, ...], list[_Entry]] = {}
         for entry in waiting:
-            kinds.setdefault((entry[2].gradient, entry[2].dtype, entry[2].field), []).append(entry)
+            point = entry[2]
+            kind = (point.gradient, point.dtype, point.field, point.layer, point.channels is None)
+            kinds.setdefault(kind, []).append(entry)
         return list(kinds.values())
 
     def _rows(self, kind: list[_Entry]) -> int:
-        """Rows of a pack of this kind. Values at baselines come one an image: small packs waste none."""
+        """Rows of a pack of this kind. Values at baselines and layers come one an image: small packs waste none."""
         point = kind[0][2]
-        alone = not point.gradient and point.field == "value"
+        alone = point.field == "value" and (not point.gradient or point.layer is not None)
         return max(1, self.rows // 4) if alone else self.rows
 
     @staticmethod
@@ -157,24 +165,34 @@ class Engine:
     def _evaluate(self, points: list[Point], rows: int) -> list[Reply]:
         """Replies to `points` of one kind, filled up to `rows`: one forward, a backward a target of the busiest row."""
         start = time.perf_counter()
-        gradient = points[0].gradient
+        gradient, layer = points[0].gradient, points[0].layer
         spare = rows - len(points)
         self.points, self.padded = self.points + rows, self.padded + spare
-        x = torch.stack([p.place() for p in points + points[:1] * spare])
-        x = x.contiguous(memory_format=torch.channels_last).requires_grad_(gradient)
+        filled = points + points[:1] * spare
+        parchgrad = self.parchgrad if points[0].channels is not None else None
+        assert (parchgrad is None) == (points[0].channels is None), "channels need a ParchGrad"
+        x = torch.stack([p.place() for p in filled])
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_(gradient and layer is None)
         depth = max(len(p.targets) for p in points)
         # Pass by pass, one target of every row: rows without one repeat a target and drop the result.
         pins = [
             (row, p.targets[min(k, len(p.targets) - 1)])
             for k in range(depth)
-            for row, p in enumerate(points + points[:1] * spare)
+            for row, p in enumerate(filled)
         ]
-        with torch.set_grad_enabled(gradient), self._arithmetic(points[0].dtype):
+        watching = contextlib.nullcontext() if parchgrad is None else parchgrad.watching()
+        opened = self._tapped(layer)
+        with torch.set_grad_enabled(gradient), self._arithmetic(points[0].dtype), watching, opened as tapped:
             f = self.f if points[0].field == "value" or self.similarity is None else self.similarity
             values = f(x, pins).float().view(depth, rows)
         products: list[Tensor] = []
         if gradient:
             for k in range(depth):
+                if layer is not None:
+                    products.append(_layer_maps(points, k, values[k], tapped, k + 1 < depth))
+                    continue
+                if parchgrad is not None:
+                    parchgrad.keep([p.channels[min(k, len(p.targets) - 1)] for p in filled if p.channels])
                 (g,) = torch.autograd.grad(values[k].sum(), x, retain_graph=k + 1 < depth)
                 products.append(torch.stack([p.map_of(g[row].float()) for row, p in enumerate(points)]))
         table = values.detach().double().cpu().tolist()
@@ -187,13 +205,29 @@ class Engine:
             for row, p in enumerate(points)
         ]
 
+    def _tapped(self, layer: int | None) -> contextlib.AbstractContextManager[list[Tensor]]:
+        if layer is None:
+            return contextlib.nullcontext([])
+        assert self.tap is not None
+        return self.tap(layer)
+
     def _arithmetic(self, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
         if dtype is torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype)
 
 
-def solve(f: Field, ask: Generator[list[Point], list[Reply], T]) -> T:
+def _layer_maps(points: Sequence[Point], k: int, values: Tensor, tapped: Sequence[Tensor], more: bool) -> Tensor:
+    """(points, size, size): maps of target `k` of every point at the tapped layer; zero where it does not matter."""
+    if not tapped or not values.requires_grad:
+        return values.new_zeros(len(points), *points[0].path.x.shape[1:])
+    output = tapped[0]
+    (g,) = torch.autograd.grad(values.sum(), output, retain_graph=more, materialize_grads=True)
+    rows = zip(points, g.float(), output.detach().float(), strict=False)  # what fills the pack up is left out
+    return torch.stack([p.map_of(own, a, p.targets[min(k, len(p.targets) - 1)]) for p, own, a in rows])
+
+
+def solve(f: Field, ask: Generator[list[Point], list[Reply], T], tap: Tap | None = None) -> T:
     """Run one coroutine alone, on the CPU: for scripts, notebooks and tests."""
-    engine = Engine(f, torch.device("cpu"))
+    engine = Engine(f, torch.device("cpu"), tap=tap)
     return next(iter(engine.run([(None, ask)], 1)))[1]

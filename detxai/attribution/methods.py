@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from detxai.attribution import cam
 from detxai.attribution.drise import drise
-from detxai.attribution.path import Ask, Path, Point, Reply, TargetMap, integrated_gradients
+from detxai.attribution.path import Ask, Path, Point, Reply, TargetMap, fixed_integral, integrated_gradients
+from detxai.attribution.quadrature import newton_cotes
 from detxai.data import Target
 
 #: Points of the methods that have no error to steer by.
@@ -18,18 +20,27 @@ SAMPLES = 32
 SMOOTHGRAD_SIGMA = 0.1
 #: Rounding noise stops low precision from converging on hard paths; there float32 takes over after this many.
 LOW_PRECISION_EVALUATIONS = 48
+#: Where the gradient is none of F there is no error to steer by: 24 gradients, Simpson in √α as everywhere. ParchGrad's
+#: authors take 25 steps.
+FIXED_RULE = newton_cotes(3, power=2.0, panels=12)
 #: Masks of D-RISE that may take the place of one gradient evaluation.
 MASKS_PER_EVALUATION = 4
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user may ask of a method. `seed` decides every random choice."""
+    """What a user may ask of a method. `seed` decides every random choice.
+
+    `modified`: gradients come from ParchGrad and are none of F; no method then speaks of completeness. `layer_of`:
+    where activation methods look for a target.
+    """
 
     tolerance: float = 0.05
     max_evaluations: int = 256
     dtype: torch.dtype = torch.float32
     seed: int = 0
+    modified: bool = False
+    layer_of: Callable[[Target], int] | None = None
 
 
 #: `paths`: from each baseline to the image; all but `expected` use the first.
@@ -39,8 +50,12 @@ Method = Callable[[Sequence[Path], Sequence[Target], Settings], Ask]
 def ig(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
     """Integrated gradients to a known error (Sundararajan, Taly & Yan 2017, arXiv:1703.01365).
 
-    In half precision, targets that do not converge are done again in float32.
+    In half precision, targets that do not converge are done again in float32. A modified gradient is integrated on
+    `FIXED_RULE`.
     """
+    if settings.modified:
+        rule = FIXED_RULE.within(settings.max_evaluations)
+        return (yield from fixed_integral(paths[0], targets, rule, settings.dtype))
     exact, most = settings.dtype == torch.float32, settings.max_evaluations
     found = yield from integrated_gradients(
         paths[0],
@@ -75,11 +90,11 @@ def _mean(maps: Sequence[TargetMap]) -> TargetMap:
     total = torch.stack([m.map for m in maps]).mean(0)
     baseline = sum(m.value_at_baseline or 0.0 for m in maps) / n
     delta = maps[0].value_at_input - baseline
+    mean = replace(maps[0], map=total, value_at_baseline=baseline, evaluations=sum(m.evaluations for m in maps))
+    if maps[0].error_bound is None:
+        return mean
     return replace(
-        maps[0],
-        map=total,
-        value_at_baseline=baseline,
-        evaluations=sum(m.evaluations for m in maps),
+        mean,
         completeness_error=abs(float(total.sum()) - delta) / max(abs(delta), 1.0),
         error_bound=sum(m.error_bound or 0.0 for m in maps) / n,
         converged=all(m.converged for m in maps),
@@ -175,6 +190,25 @@ GRADIENT: dict[str, Method] = {
 }
 
 
+def _activation(weigh: cam.Weighing) -> Method:
+    def method(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+        assert settings.layer_of is not None
+        return cam.activation_maps(paths[0], targets, weigh, settings.layer_of, settings.dtype)
+
+    return method
+
+
+#: Methods that weigh what a layer responds to, see `cam`: one forward, gradients down to that layer only.
+ACTIVATION: dict[str, Method] = {
+    "gradcam": _activation(cam.gradcam),
+    "gradcam++": _activation(cam.gradcam_plus),
+    "layercam": _activation(cam.layercam),
+    "odam": _activation(cam.odam),
+}
+#: Of these, those that keep what pushes the target up. An edge of a box is as much held by what pushes it down.
+ONE_SIDED = ("gradcam++", "layercam")
+
+
 def black_box(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
     """D-RISE: see `drise`. A mask costs one forward, a gradient several: so more of them are allowed."""
     return drise(paths[0], targets, max_masks=MASKS_PER_EVALUATION * settings.max_evaluations, seed=settings.seed)
@@ -182,4 +216,4 @@ def black_box(paths: Sequence[Path], targets: Sequence[Target], settings: Settin
 
 #: Methods that only look at detections: for every model.
 PERTURBATION: dict[str, Method] = {"drise": black_box}
-METHODS: dict[str, Method] = {**GRADIENT, **PERTURBATION}
+METHODS: dict[str, Method] = {**GRADIENT, **ACTIVATION, **PERTURBATION}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,9 +41,12 @@ class Path:
 class Point:
     """One row of a batch: the place `alpha` on `path`, the targets wanted there, and whether their gradients are.
 
-    `picture` (3, size, size) takes the place of the path's point; `combine` makes a (size, size) map of a gradient
+    `picture` (3, size, size) takes the place of the path's point; where `hidden` (size, size) holds, the baseline shows;
+    `combine` makes a (size, size) map of a gradient
     (default: the path's product). `field`: which scalar of a target, its pinned `value` or its `similarity` to what
-    is detected. `dtype` is the arithmetic of the network below the head.
+    is detected. `dtype` is the arithmetic of the network below the head. `channels`: for each target those that
+    ParchGrad keeps, (total channels,) bool; None for the plain gradient. At a `layer` the gradient is that at its
+    output, and `combine` gets it, the output, both (c, h, w), and the target.
     """
 
     path: Path
@@ -51,16 +55,20 @@ class Point:
     gradient: bool = True
     dtype: torch.dtype = torch.float32
     picture: Tensor | None = None
-    combine: Callable[[Tensor], Tensor] | None = None
+    combine: Callable[..., Tensor] | None = None
     field: str = "value"
+    layer: int | None = None
+    hidden: Tensor | None = None
+    channels: tuple[Tensor, ...] | None = None
 
     def place(self) -> Tensor:
         """The picture at this point, (3, size, size)."""
-        return self.path.at(self.alpha) if self.picture is None else self.picture
+        shown = self.path.at(self.alpha) if self.picture is None else self.picture
+        return shown if self.hidden is None else torch.where(self.hidden, self.path.b, shown)
 
-    def map_of(self, gradient: Tensor) -> Tensor:
-        """(size, size) of a gradient (3, size, size)."""
-        return (self.combine or self.path.product)(gradient)
+    def map_of(self, gradient: Tensor, *more: Any) -> Tensor:
+        """(size, size) of a gradient (3, size, size), or of one at a layer with `more` of what is there."""
+        return (self.combine or self.path.product)(gradient, *more)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +83,8 @@ class Reply:
 class TargetMap:
     """What a method makes of one target: `map` (size, size) float64, letterbox pixels, summed over colour.
 
-    The completeness fields are None for methods that promise nothing about the sum of their map.
+    The completeness fields are None for methods that promise nothing about the sum of their map. `layer`: where an
+    activation map was taken.
     """
 
     target: Target
@@ -88,6 +97,7 @@ class TargetMap:
     converged: bool | None = None
     dtype: torch.dtype = torch.float32
     notes: tuple[str, ...] = ()
+    layer: int | None = None
 
 
 Ask = Generator[list[Point], list[Reply], list[TargetMap]]
@@ -138,6 +148,27 @@ def integrated_gradients(
         _integral(target, mesh, nodes, count, tolerance, dtype)
         for target, mesh, nodes, count in zip(targets, meshes, products, spent, strict=True)
     ]
+
+
+def fixed_integral(path: Path, targets: Sequence[Target], rule: Rule, dtype: torch.dtype = torch.float32) -> Ask:
+    """Coroutine for the integral on the nodes of `rule`, of gradients that are none of F.
+
+    Nothing is known of its error: F's differences say what the sum of F's own gradient must be, not of another.
+    """
+    mesh = Mesh(rule)
+    nodes = mesh.missing()
+    replies = yield [Point(path, rule.alpha(v), tuple(targets), wanted, dtype) for v, wanted in nodes.items()]
+    found = dict(zip(nodes, replies, strict=True))
+    maps = []
+    for k, target in enumerate(targets):
+        total = torch.zeros(path.x.shape[1:], dtype=torch.float64, device=path.x.device)
+        for v, weight in mesh.weights().items():
+            products = found[v].products
+            assert products is not None
+            total.add_(products[k].double(), alpha=weight)
+        spent = sum(nodes.values())
+        maps.append(TargetMap(target, total, found[1.0].values[k], found[0.0].values[k], spent, dtype=dtype))
+    return maps
 
 
 def _refined(mesh: Mesh, spent: int, tolerance: float, max_evaluations: int) -> bool:

@@ -12,7 +12,7 @@ from detxai import _ultralytics  # noqa: F401  (before any ultralytics.*)
 from detxai.data import Checkpoint, Target
 from detxai.detectors.anchor_based import AnchorBased
 from detxai.detectors.anchor_free import AnchorFree
-from detxai.detectors.base import EDGES, Candidates, Detector, ModelInfo, Pin
+from detxai.detectors.base import EDGES, Candidates, Detector, ModelInfo, Pin, convolutions
 from detxai.detectors.black_box import BlackBox
 from detxai.detectors.open_vocabulary import OpenVocabulary
 from detxai.detectors.rtdetr import RTDETR
@@ -27,6 +27,7 @@ __all__ = [
     "Pin",
     "build",
     "closeness",
+    "convolutions",
     "reported",
     "self_test",
     "similarity",

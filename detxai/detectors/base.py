@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -84,6 +85,14 @@ class Detector(Protocol):
         """The same scalars through the whole network and head: the reference for `values`."""
         ...
 
+    def layer_of(self, target: Target) -> int:
+        """The layer below the head whose output it reads for `target`."""
+        ...
+
+    def tap(self, layer: int) -> contextlib.AbstractContextManager[list[Tensor]]:
+        """See `Trunk.tap`."""
+        ...
+
 
 def scores_of(found: Sequence[Candidates], classes: Sequence[int]) -> tuple[Tensor, Tensor]:
     """`Detector.scores` from whole predictions, where leaving classes out saves nothing."""
@@ -103,6 +112,7 @@ class Trunk:
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         self.layers: list[Any] = list(layers)
         self.ancestors: list[frozenset[int]] = []
+        self._tap: tuple[int, list[Tensor]] | None = None
         for index, layer in enumerate(self.layers):
             above: frozenset[int] = frozenset((index,))
             for source in self._sources(index, layer):
@@ -113,6 +123,18 @@ class Trunk:
     def _sources(index: int, layer: Any) -> list[int]:
         wired = [layer.f] if isinstance(layer.f, int) else layer.f
         return [j for j in (index + f if f < 0 else f for f in wired) if j >= 0]
+
+    @contextlib.contextmanager
+    def tap(self, layer: int) -> Iterator[list[Tensor]]:
+        """While open, the output of `layer` is cut off from what made it; the list then holds it, to be differentiated in.
+
+        It stays empty where the layer does not run, or gives no tensor (batch, channels, height, width).
+        """
+        self._tap = (layer, [])
+        try:
+            yield self._tap[1]
+        finally:
+            self._tap = None
 
     def __call__(self, x: Tensor, wanted: Iterable[int]) -> dict[int, Tensor]:
         """Outputs of the layers `wanted` for x (batch, 3, size, size)."""
@@ -126,6 +148,9 @@ class Trunk:
                 outputs[i] = layer(outputs[i + layer.f if layer.f < 0 else layer.f])
             else:
                 outputs[i] = layer([outputs[i + f if f < 0 else f] for f in layer.f])
+            if self._tap is not None and self._tap[0] == i and isinstance(outputs[i], Tensor) and outputs[i].dim() == 4:
+                outputs[i] = outputs[i].detach().requires_grad_(True)
+                self._tap[1].append(outputs[i])
             for done in [j for j in outputs if j not in wanted and last_use.get(j, -1) == i]:
                 del outputs[done]
         for i in wanted:
@@ -134,6 +159,17 @@ class Trunk:
                 # this a target's last bits would depend on the scales of those it shares a pack with.
                 outputs[i].register_hook(_channels_last)
         return {i: outputs[i] for i in wanted}
+
+
+def convolutions(detector: Detector) -> dict[str, nn.Conv2d]:
+    """The convolutions below the head by name, `<layer>.<part>`; none where a detector has no layers (black boxes)."""
+    trunk: Trunk | None = getattr(detector, "trunk", None)
+    return {
+        f"{i}.{name}": part
+        for i, layer in enumerate(trunk.layers if trunk else ())
+        for name, part in layer.named_modules()
+        if isinstance(part, nn.Conv2d)
+    }
 
 
 def levels_of(shapes: Sequence[tuple[int, int]], anchors_per_cell: int = 1) -> Tensor:
