@@ -178,7 +178,11 @@ def explain(
     ] = None,
     method: Annotated[
         list[str] | None,
-        _option("--method", panel=WHAT, help="ig, expected, idgi, grad, inputxgrad, smoothgrad, drise. [ig]"),
+        _option(
+            "--method",
+            panel=WHAT,
+            help="ig, expected, idgi, grad, inputxgrad, smoothgrad, gradcam, gradcam++, layercam, odam, drise. [ig]",
+        ),
     ] = None,
     gradient: Annotated[
         list[str] | None,
@@ -194,6 +198,9 @@ def explain(
     baseline: Annotated[
         str | None,
         _option("--baseline", panel=WHAT, help="auto, black, white, gray, blur, mean or an image file. [auto]"),
+    ] = None,
+    layer: Annotated[
+        int | None, _option("--layer", panel=WHAT, help="Layer for gradcam to odam; default: by the box's scale.")
     ] = None,
     tolerance: Annotated[
         float | None,
@@ -251,7 +258,7 @@ def explain(
         "model": model, "names": names, "sha256": sha256, "trust_pickle": trust_pickle,
         "head": head, "conf": conf, "iou": iou, "imgsz": imgsz,
         "max_det": max_det, "classes": classes, "method": method, "target": target, "as_class": as_class,
-        "baseline": baseline, "tolerance": tolerance, "max_evaluations": max_evaluations, "window": window,
+        "baseline": baseline, "tolerance": tolerance, "layer": layer, "max_evaluations": max_evaluations, "window": window,
         "max_pixels": max_pixels, "candidates": candidates, "predictions": predictions and str(predictions),
         "labels": labels and str(labels), "gradient": gradient, "evidence": evidence, "calibration": calibration,
         "fail_on": fail_on,

@@ -28,7 +28,10 @@ from pydantic import (
 
 from detxai.errors import UsageError
 
-METHODS = ("ig", "expected", "idgi", "grad", "inputxgrad", "smoothgrad", "drise")
+METHODS = (
+    *("ig", "expected", "idgi", "grad", "inputxgrad", "smoothgrad"),
+    *("gradcam", "gradcam++", "layercam", "odam", "drise"),
+)
 GRADIENTS = ("plain", "parchgrad-cls", "parchgrad-ins")
 VERDICTS = ("supported", "weak", "unsupported", "unknown")
 TARGETS = ("class", "objectness", "left", "top", "right", "bottom", "box")
@@ -203,6 +206,12 @@ class AttributionConfig(_Section):
         default="auto",
         description=f"the picture that shows nothing: {', '.join(BASELINES)}, or an image file;"
         " auto follows the picture's own ground",
+    )
+    layer: int | None = Field(
+        default=None,
+        ge=0,
+        description="layer of the network that activation methods look at; null: the one that feeds the head at the"
+        " prediction's scale",
     )
     tolerance: float = Field(default=0.05, gt=0, le=1, description="wanted bound on the relative completeness error")
     max_evaluations: int = Field(default=256, ge=2, le=1_000_000, description="most gradient evaluations a detection")
@@ -480,14 +489,18 @@ def fingerprint_keys(cfg: RunConfig) -> dict[str, Any]:
     return keys
 
 
-def fingerprint(cfg: RunConfig, image_sha256: str, model_sha256: str, schema: str) -> str:
-    """Hex SHA-256 of all that decides an image's files."""
-    parts = {
+def fingerprint(
+    cfg: RunConfig, image_sha256: str, model_sha256: str, schema: str, drawn: Sequence[str | None] = ()
+) -> str:
+    """Hex SHA-256 of all that decides an image's files; `drawn`: digests of its labels and given predictions."""
+    parts: dict[str, Any] = {
         "config": fingerprint_keys(cfg),
         "image": image_sha256,
         "model": model_sha256,
         "schema": schema,
     }
+    if any(drawn):
+        parts["drawn"] = list(drawn)
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

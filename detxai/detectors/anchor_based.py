@@ -70,6 +70,7 @@ class AnchorBased:
         network = (legacy_network if checkpoint.kind == "legacy" else darknet_network)(checkpoint)
         self.module = freeze(fuse(network))
         self.trunk = Trunk(self.module.layers)  # type: ignore[arg-type]
+        self.tap = self.trunk.tap
         self.heads: list[AnchorHead] = list(self.module.heads)  # type: ignore[arg-type]
         self.branches = [Branch.of(head.conv) for head in self.heads]
         self.info = ModelInfo(
@@ -146,6 +147,9 @@ class AnchorBased:
             for j, i in enumerate(group):
                 result[i] = _scalar(wanted[i], boxes[j], raw[j, 4], raw[j, 5:])
         return scaled(torch.stack(result), wanted)  # type: ignore[arg-type]
+
+    def layer_of(self, target: Target) -> int:
+        return self.heads[target.level].feed
 
     def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         wanted = [Pin(*pin) for pin in pins]

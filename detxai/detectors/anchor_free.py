@@ -40,6 +40,7 @@ class AnchorFree:
         heads = self._heads(self.branch)
         self.class_heads, self.box_heads, self.angle_heads = heads
         self.trunk = Trunk(layers)
+        self.tap = self.trunk.tap
         self.feeds: list[int] = list(head.f)
         self.strides = [int(s) for s in head.stride]
         self.patches = {
@@ -93,6 +94,14 @@ class AnchorFree:
     def scores(self, x: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         logits, edges, _ = self._dense(self._features(x, range(len(self.feeds))))
         return edges, logits[..., list(classes)].sigmoid()
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The feature maps that enter the head, one a level: (batch, c, height, width)."""
+        return list(self._features(x, range(len(self.feeds))).values())
+
+    def logits(self, features: Sequence[Tensor]) -> Tensor:
+        """(batch, A, classes) class logits of all cells from the head's `features`."""
+        return self._dense(dict(enumerate(features)))[0]
 
     def _features(self, x: Tensor, levels: Sequence[int]) -> dict[int, Tensor]:
         outputs = self.trunk(x, {self.feeds[i] for i in levels})
@@ -149,6 +158,9 @@ class AnchorFree:
         if isinstance(self.head, getattr(heads, "OBB26", ())):
             return raw
         return (raw.sigmoid() - 0.25) * torch.pi
+
+    def layer_of(self, target: Target) -> int:
+        return self.feeds[target.level]
 
     # -- pinned ---------------------------------------------------------------------------------
 

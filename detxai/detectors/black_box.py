@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,12 @@ class BlackBox:
         raise ModelError(f"{self.info.name} is a black box: it has no gradients.")
 
     full_values = values
+
+    def layer_of(self, target: Target) -> int:
+        raise ModelError(f"{self.info.name} is a black box: it has no layers.")
+
+    def tap(self, layer: int) -> AbstractContextManager[list[Tensor]]:
+        raise ModelError(f"{self.info.name} is a black box: it has no layers.")
 
 
 _UNREADABLE = (RuntimeError, ValueError, KeyError, TypeError, OSError, AttributeError, IndexError)

@@ -7,6 +7,7 @@ image. `Candidates.context` holds the cells picked on the image; targets carry t
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from torch import Tensor
 from detxai.data import Checkpoint, Target
 from detxai.detectors.base import EDGES, Candidates, ModelInfo, Pin, Trunk, freeze, fuse, scaled, scores_of
 from detxai.errors import ModelError
+
+#: Side in pixels of the boxes that belong to the finest scale: 0.05 of 640, where the encoder's anchors begin.
+SIDE = 32
 
 
 class RTDETR:
@@ -30,6 +34,7 @@ class RTDETR:
         *layers, head = self.module.model  # type: ignore[misc]
         self.head: Any = head
         self.trunk = Trunk(layers)
+        self.tap = self.trunk.tap
         self.feeds: list[int] = list(head.f)
         self.info = ModelInfo(
             checkpoint.name,
@@ -57,6 +62,14 @@ class RTDETR:
 
     def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         return self.full_values(x, pins)
+
+    def layer_of(self, target: Target) -> int:
+        """The decoder reads all scales: that on which the model expects boxes of this size, four strides a side."""
+        if target.box is None:
+            raise ValueError("The layer of a target of RT-DETR is chosen by its box.")
+        left, top, right, bottom = target.box
+        level = round(math.log2(max((right - left) * (bottom - top), 1.0)) / 2 - math.log2(SIDE))
+        return self.feeds[min(max(level, 0), len(self.feeds) - 1)]
 
     def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         wanted = [Pin(*pin) for pin in pins]
