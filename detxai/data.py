@@ -169,7 +169,7 @@ class Attribution:
     """A signed map of one target with the account of how it was computed.
 
     `map`: (height, width) float32 in source pixels, summed over colour; its sum plus `padding_sum` is
-    `total` (target units). The last three fields are None for methods without a completeness promise.
+    `total` (target units), and `padding_mass` the sum of |attribution| on the padding. The last three fields are None for methods without a completeness promise.
     """
 
     method: str
@@ -187,4 +187,5 @@ class Attribution:
     error_bound: float | None = None
     converged: bool | None = None
     notes: tuple[str, ...] = ()
+    padding_mass: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)

@@ -19,17 +19,21 @@ from typing import Any
 
 import torch
 
-from detxai import detectors, images, records, sources, store
+from detxai import detectors, images, judge, records, sources, store
 from detxai.attribution import baselines
 from detxai.attribution.engine import Engine, out_of_memory, rows_for
 from detxai.attribution.methods import METHODS
 from detxai.attribution.path import Path as IntegrationPath
 from detxai.attribution.path import TargetMap
 from detxai.config import RunConfig, fingerprint
-from detxai.data import Checkpoint, ClassScore, Detection, ImageRef, Letterbox, Target
+from detxai.data import Checkpoint, ClassScore, Detection, ImageRef, Letterbox, Pixels, Target
 from detxai.errors import DeviceError, ImageError
 from detxai.plan import EXPECTED_BASELINES, Plan
 from detxai.publish import Explained, Prepared, Result, publish
+
+
+#: What trials show beside the baseline, and what instead where that is the baseline.
+FILLS = ("blur", "gray")
 
 
 @dataclass
@@ -163,9 +167,22 @@ class Explainer:
             more = EXPECTED_BASELINES if "expected" in self.plan.config.attribution.method else ()
             others = [baselines.baseline(other, square, box)[0] for other in more if other != name]
             x = torch.from_numpy(square).permute(2, 0, 1).float() / 255
-            return Prepared(ref, image, box, x, (b, *others), name, self._fingerprint(image.sha256))
+            fills, ground = self._fills(square, box, name, b)
+            return Prepared(
+                ref, image, box, x, (b, *others), name, self._fingerprint(image.sha256), fills=fills, ground=ground
+            )
         except ImageError as error:
             return Result(ref, records.failed_record(ref, error))
+
+    def _fills(
+        self, square: Pixels, box: Letterbox, name: str, b: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], tuple[int, int, int] | None]:
+        """What takes the place of parts of the picture in trials, and the colour of its empty ground."""
+        if self.plan.config.attribution.evidence == "none":
+            return {}, None
+        other = next(fill for fill in FILLS if fill != name)
+        inner = square[box.top : box.top + box.inner_height, box.left : box.left + box.inner_width]
+        return {name: b, other: baselines.baseline(other, square, box)[0]}, baselines.ground(inner)
 
     def _done(self, ref: ImageRef, tree: store.Store) -> records.Record | None:
         """The record of an earlier run if it still holds: the same bytes, model and settings."""
@@ -200,7 +217,9 @@ class Explainer:
                 targets = [target for _, target, _ in wanted[start : start + self.plan.targets_at_once]]
                 for name, found in maps.items():
                     found += yield from METHODS[name](paths, targets, self.plan.settings)
-            return Explained(item, detections, wanted, maps)
+            fills = {name: fill.to(self.plan.device) for name, fill in item.fills.items()}
+            tried = yield from judge.tried(self.plan, x, fills, detections, wanted, maps)
+            return Explained(item, detections, wanted, maps, tried)
         except (ValueError, IndexError, KeyError, ArithmeticError, AssertionError) as error:
             return _bug(item.ref, error)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from detxai import detectors, images, overlays, records, store
+from detxai import detectors, images, judge, overlays, records, store
 from detxai.attribution.methods import PERTURBATION
 from detxai.attribution.path import TargetMap
+from detxai.attribution.trials import Trial
 from detxai.data import Attribution, Detection, Image, ImageRef, Letterbox, Target
+from detxai.evidence.measures import ground_mask
+from detxai.evidence.model import Evidence
 from detxai.plan import DTYPES, EXPECTED_BASELINES, Plan
 
 #: Methods that compare with nothing, or with more than one baseline.
@@ -32,6 +35,7 @@ class Explanation:
     class_name: str
     as_class: bool
     attribution: Attribution
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +60,8 @@ class Prepared:
     baselines: tuple[torch.Tensor, ...]
     baseline: str
     fingerprint: str
+    fills: dict[str, torch.Tensor] = field(default_factory=dict)
+    ground: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +70,7 @@ class Explained:
     detections: tuple[Detection, ...]
     wanted: tuple[tuple[int, Target, bool], ...]
     maps: dict[str, list[TargetMap]]
+    tried: dict[judge.Key, list[Trial]] = field(default_factory=dict)
 
 
 def publish(plan: Plan, e: Explained, *, files: bool = True) -> tuple[Result, dict[str, bytes]]:
@@ -74,6 +81,7 @@ def publish(plan: Plan, e: Explained, *, files: bool = True) -> tuple[Result, di
         for method, column in e.maps.items()
         for (i, _, as_class), found in zip(e.wanted, column, strict=True)
     )
+    explanations = _with_evidence(plan, e, explanations)
     pictures: dict[str, bytes] = {}
     rows: list[list[records.AttributionRecord]] = [[] for _ in e.detections]
     boxed = "box" in plan.config.attribution.target
@@ -101,9 +109,16 @@ def publish(plan: Plan, e: Explained, *, files: bool = True) -> tuple[Result, di
             pictures[map_name] = content
         rows[item.detection].append(
             records.attribution_record(
-                a, d.box, item.class_name, as_class=item.as_class, overlay=overlay, map_name=map_name
+                a,
+                d.box,
+                item.class_name,
+                as_class=item.as_class,
+                overlay=overlay,
+                map_name=map_name,
+                evidence=item.evidence if item.as_class else None,
             )
         )
+    verdicts = {o.detection: o.evidence for o in explanations if o.evidence and not o.as_class}
     info = plan.info
     record = records.Record(
         status="ok",
@@ -112,9 +127,23 @@ def publish(plan: Plan, e: Explained, *, files: bool = True) -> tuple[Result, di
         model=records.ModelInfo(
             name=info.name, sha256=info.sha256, family=info.family, head=info.head, imgsz=plan.size
         ),
-        detections=tuple(records.detection_record(d, i, rows[i]) for i, d in enumerate(e.detections)),
+        detections=tuple(records.detection_record(d, i, rows[i], verdicts.get(i)) for i, d in enumerate(e.detections)),
     )
     return Result(p.ref, record, p.image, explanations), pictures
+
+
+def _with_evidence(plan: Plan, e: Explained, explanations: tuple[Explanation, ...]) -> tuple[Explanation, ...]:
+    """`explanations`, in the order of methods and of what is wanted, those that are judged with their evidence."""
+    if plan.config.attribution.evidence == "none":
+        return explanations
+    ground = ground_mask(e.prepared.image.pixels, e.prepared.ground)
+    keys: list[judge.Key] = [(method, j) for method in e.maps for j in range(len(e.wanted))]
+    known = dict(zip(keys, explanations, strict=True))
+    for key in judge.judged(e.wanted, list(e.maps)):
+        item = known[key]
+        found = judge.evidence(e.detections[item.detection], item.attribution, ground, e.tried.get(key, ()))
+        known[key] = replace(item, evidence=found)
+    return tuple(known.values())
 
 
 def _explanation(plan: Plan, p: Prepared, method: str, index: int, as_class: bool, found: TargetMap) -> Explanation:
@@ -133,6 +162,7 @@ def _explanation(plan: Plan, p: Prepared, method: str, index: int, as_class: boo
         map=source,
         total=total,
         padding_sum=total - float(source.sum(dtype=np.float64)),
+        padding_mass=_padding_mass(square, p.letterbox),
         value_at_input=found.value_at_input,
         value_at_baseline=found.value_at_baseline,
         evaluations=found.evaluations,
@@ -142,6 +172,12 @@ def _explanation(plan: Plan, p: Prepared, method: str, index: int, as_class: boo
         notes=notes,
     )
     return Explanation(index, plan.info.names[found.target.class_id], as_class, attribution)
+
+
+def _padding_mass(square: Any, box: Letterbox) -> float:
+    magnitude = np.abs(square)
+    inner = magnitude[box.top : box.top + box.inner_height, box.left : box.left + box.inner_width]
+    return max(float(magnitude.sum()) - float(inner.sum()), 0.0)
 
 
 def _overlay(plan: Plan, image: Image, d: Detection, group: Sequence[Explanation]) -> bytes:

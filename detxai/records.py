@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from detxai import data
 from detxai.errors import ImageError
 from detxai.evidence.maps import GRID, grid, peak
+from detxai.evidence.model import Evidence
 from detxai.fields import Number, Text, require_written
 from detxai.fields import Part as _Part
 
@@ -114,7 +115,7 @@ class AttributionRecord(_Part):
     overlay: Text | None = Field(default=None, description="name of the picture beside the record")
     map: Text | None = Field(default=None, description="name of the raw map beside the record")
     notes: tuple[Text, ...] | None = Field(default=None, description="what is special in this map")
-    evidence: None = Field(default=None, description="null in this version")
+    evidence: Evidence | None = Field(default=None, description="of a class asked for; else null")
 
 
 class DetectionRecord(_Part):
@@ -134,7 +135,9 @@ class DetectionRecord(_Part):
         default=None, description="rotated boxes only: cx, cy, w, h, radians; box is its hull"
     )
     attributions: tuple[AttributionRecord, ...] = Field(description="one for each map")
-    evidence: None = Field(default=None, description="null in this version")
+    evidence: Evidence | None = Field(
+        default=None, description="for the predicted class under the first method; null: --evidence none"
+    )
 
 
 class ErrorInfo(_Part):
@@ -257,7 +260,10 @@ def failed_record(
 
 
 def detection_record(
-    detection: data.Detection, number: int, attributions: Sequence[AttributionRecord]
+    detection: data.Detection,
+    number: int,
+    attributions: Sequence[AttributionRecord],
+    evidence: Evidence | None = None,
 ) -> DetectionRecord:
     """The record of one box with its `attributions`."""
     top = (
@@ -275,6 +281,7 @@ def detection_record(
         box=detection.box,
         obb=detection.obb,
         attributions=tuple(attributions),
+        evidence=evidence,
     )
 
 
@@ -287,6 +294,7 @@ def attribution_record(
     gradient: str = "plain",
     overlay: str | None = None,
     map_name: str | None = None,
+    evidence: Evidence | None = None,
 ) -> AttributionRecord:
     """The record of one map; `box` is xyxy in source pixels.
 
@@ -320,6 +328,7 @@ def attribution_record(
         overlay=overlay,
         map=map_name,
         notes=attribution.notes or None,
+        evidence=evidence,
     )
 
 

@@ -68,12 +68,15 @@ def ground(pixels: Pixels) -> tuple[int, int, int] | None:
 
 def _blurred(inner: Pixels) -> NDArray[np.float32]:
     """`inner` (height, width, 3) in [0, 1] under a Gaussian, its border pixels repeated beyond it."""
-    image = torch.from_numpy(inner.astype(np.float32) / 255).permute(2, 0, 1)[:, None]
+    image = torch.from_numpy(inner.astype(np.float32) / 255).permute(2, 0, 1)
     sigma = BLUR_SIGMA * max(inner.shape[:2])
-    offsets = torch.arange(-int(3 * sigma) - 1, int(3 * sigma) + 2, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (offsets / max(sigma, 1e-6)) ** 2)
-    kernel, reach = kernel / kernel.sum(), len(kernel) // 2
-    pad = torch.nn.functional.pad(image, (reach,) * 4, mode="replicate")
-    blurred = torch.nn.functional.conv2d(pad, kernel.view(1, 1, -1, 1))
-    blurred = torch.nn.functional.conv2d(blurred, kernel.view(1, 1, 1, -1))
-    return np.asarray(blurred[:, 0].permute(1, 2, 0))
+    rows, columns = (_gaussian(length, sigma) for length in inner.shape[:2])
+    return np.asarray((rows @ image @ columns.T).permute(1, 2, 0))
+
+
+def _gaussian(length: int, sigma: float) -> Tensor:
+    """(length, length) float32: each row weighs the pixels of a line around one; what lies beyond counts at the end."""
+    offsets = torch.arange(-int(3 * sigma) - 1, int(3 * sigma) + 2)
+    taps = torch.exp(-0.5 * (offsets / max(sigma, 1e-6)) ** 2)
+    at = (torch.arange(length)[:, None] + offsets).clamp(0, length - 1)
+    return torch.zeros(length, length).scatter_add_(1, at, (taps / taps.sum()).expand(length, -1))

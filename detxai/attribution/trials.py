@@ -1,0 +1,91 @@
+"""Trials: what the network says when a box, all but the box, or the box's strongest part shows something else.
+
+Deletion and preservation in the sense of Fong & Vedaldi (2017, arXiv:1704.03296): the part is *necessary* where its
+loss takes the score away, and *sufficient* where it alone keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from detxai.attribution.path import Path, Point, Reply
+from detxai.data import Box, Target
+
+WITHOUT_BOX, ONLY_BOX, WITHOUT_TOP = "without box", "only box", "without top"
+#: Share of the box's pixels that are its top-attributed part.
+TOP_SHARE = 0.2
+#: The map is smoothed over this share of the box's side first: single pixels are noise to a network.
+TOP_SMOOTHING = 0.04
+#: Boxes tried at a time, so that memory stays bounded however many an image has.
+BOXES_AT_ONCE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A box (xyxy letterbox pixels), what is read at it in every trial, and the maps whose top parts are tried."""
+
+    box: Box
+    targets: tuple[Target, ...]
+    maps: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The class logits by class id after `what` was replaced by `fill`; `map`: the number of the map, if one chose."""
+
+    what: str
+    fill: str
+    logits: Mapping[int, float]
+    map: int | None = None
+
+
+def within(box: Box, size: int, device: torch.device) -> Tensor:
+    """(size, size) bool: the pixels that a box (xyxy letterbox pixels) touches, at least one."""
+    at = torch.arange(size, device=device)
+    left, top = (min(max(int(v), 0), size - 1) for v in box[:2])
+    right, bottom = (min(max(-int(-v // 1), low + 1), size) for v, low in zip(box[2:], (left, top), strict=True))
+    return ((at >= top) & (at < bottom))[:, None] & ((at >= left) & (at < right))
+
+
+def top_part(values: Tensor, inside: Tensor) -> Tensor:
+    """(size, size) bool: the TOP_SHARE of the pixels `inside` with the greatest smoothed `values` (size, size)."""
+    count = int(inside.sum())
+    reach = max(1, round(TOP_SMOOTHING * count**0.5))
+    smooth = values.float()[None, None]
+    for _ in range(2):
+        smooth = avg_pool2d(smooth, 2 * reach + 1, stride=1, padding=reach)
+    masked = smooth[0, 0].masked_fill(~inside, -torch.inf).flatten()
+    best = masked.topk(max(1, round(TOP_SHARE * count))).indices
+    return torch.zeros_like(inside).flatten().index_fill(0, best, True).view_as(inside)
+
+
+def trials(
+    x: Tensor, fills: Mapping[str, Tensor], cases: Sequence[Case], dtype: torch.dtype = torch.float32
+) -> Generator[list[Point], list[Reply], list[list[Trial]]]:
+    """Coroutine: the trials of every case, for each of `fills` (name -> picture like `x`, (3, size, size))."""
+    found: list[list[Trial]] = []
+    for start in range(0, len(cases), BOXES_AT_ONCE):
+        part = cases[start : start + BOXES_AT_ONCE]
+        asked: list[tuple[int, str, str, int | None]] = []
+        points: list[Point] = []
+        for index, case in enumerate(part):
+            inside = within(case.box, x.shape[-1], x.device)
+            hidden: list[tuple[str, Tensor, int | None]] = [(WITHOUT_BOX, inside, None), (ONLY_BOX, ~inside, None)]
+            hidden += [(WITHOUT_TOP, top_part(values, inside), k) for k, values in enumerate(case.maps)]
+            for fill, picture in fills.items():
+                path = Path(x, picture)
+                for what, mask, k in hidden:
+                    asked.append((index, what, fill, k))
+                    points.append(Point(path, 1.0, case.targets, False, dtype, hidden=mask))
+        replies = yield points
+        rows: list[list[Trial]] = [[] for _ in part]
+        for (index, what, fill, k), reply in zip(asked, replies, strict=True):
+            ids = (target.class_id for target in part[index].targets)
+            rows[index].append(Trial(what, fill, dict(zip(ids, reply.values, strict=True)), k))
+        found += rows
+    return found
