@@ -28,7 +28,11 @@ def gradcam(gradient: Tensor, activation: Tensor, target: Target, stride: float)
 
 
 def gradcam_plus(gradient: Tensor, activation: Tensor, target: Target, stride: float) -> Tensor:
-    """Grad-CAM++ (Chattopadhay et al. 2018, arXiv:1710.11063): a cell's gradient g > 0 counts with 1 / (2 + g Σ A)."""
+    """Grad-CAM++ (Chattopadhay et al. 2018, arXiv:1710.11063): a cell's gradient g > 0 counts with 1 / (2 + g Σ A).
+
+    The formula takes a ReLU's activation A ≥ 0. With SiLU's it would pass through its pole, so negative ones are cut.
+    """
+    activation = activation.clamp(min=0)
     share = 1 / (2 + gradient * activation.sum((1, 2), keepdim=True))
     weight = (share * gradient.clamp(min=0)).sum((1, 2), keepdim=True)
     return (weight * activation).sum(0)
