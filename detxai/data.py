@@ -149,8 +149,20 @@ class Match:
 
 
 @dataclass(frozen=True)
+class Nearest:
+    """The prediction at which a box that is not its own is explained: its `box`, their `iou`, its `score`."""
+
+    box: Box
+    iou: float
+    score: float
+
+
+@dataclass(frozen=True)
 class Detection:
-    """One reported prediction; `box` is xyxy in source pixels, `classes` all classes by falling score."""
+    """One explained prediction; `box` is xyxy in source pixels, `classes` all classes by falling score.
+
+    A miss has the box of its label, a given box its own; both are explained at the prediction `nearest` to them.
+    """
 
     anchor: int
     level: int
@@ -162,6 +174,8 @@ class Detection:
     classes: tuple[ClassScore, ...]
     kind: str = "detection"
     obb: tuple[float, float, float, float, float] | None = None
+    match: Match | None = None
+    nearest: Nearest | None = None
 
 
 @dataclass(frozen=True, eq=False)

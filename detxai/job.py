@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -31,10 +32,15 @@ class _ClassSums:
     shares: int = 0
     converged: int = 0
     judged: int = 0
+    labels: int = 0
+    missed: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
 
     def add(self, detection: records.DetectionRecord) -> None:
         self.count += 1
         self.score += detection.score
+        if detection.match is not None:
+            self.statuses[detection.match.status] += 1
         for a in detection.attributions:
             if a.inside_share is not None:
                 self.inside, self.shares = self.inside + a.inside_share, self.shares + 1
@@ -50,6 +56,8 @@ class Tally:
     failed: int = 0
     skipped: int = 0
     detections: int = 0
+    candidates: int = 0
+    labelled: int = 0
     attributions: int = 0
     unconverged: int = 0
     evaluations: int = 0
@@ -72,13 +80,28 @@ class Tally:
                 )
             return
         self.skipped, self.ok = self.skipped + skipped, self.ok + (not skipped)
+        self.labelled += record.labels is not None
+        for label in record.labels or ():
+            if label.class_id is not None and label.status != "not-asked":
+                sums = self._of(label.class_id, label.class_name)
+                sums.labels, sums.missed = sums.labels + 1, sums.missed + (label.status == "missed")
         for detection in record.detections or ():
-            self.detections += 1
-            self._sums.setdefault(detection.class_id, _ClassSums(detection.class_name)).add(detection)
+            self.candidates += detection.kind == "candidate"
+            if detection.kind == "detection":
+                self.detections += 1
+                self._of(detection.class_id, detection.class_name).add(detection)
             for attribution in detection.attributions:
                 self.attributions += 1
                 self.unconverged += attribution.converged is False
                 self.evaluations += 0 if skipped else attribution.evaluations
+
+    def _of(self, class_id: int, name: str) -> _ClassSums:
+        return self._sums.setdefault(class_id, _ClassSums(name))
+
+    def matches(self) -> dict[str, int]:
+        """Detections by how they meet the labels, and labels that were missed."""
+        total = sum((sums.statuses for sums in self._sums.values()), Counter[str]())
+        return dict(sorted(total.items())) | {"missed": sum(sums.missed for sums in self._sums.values())}
 
     def statistics(self) -> tuple[records.ClassStatistics, ...]:
         """Per class: how many, how sure, where the evidence lies."""
@@ -87,9 +110,13 @@ class Tally:
                 class_id=class_id,
                 class_name=sums.name,
                 detections=sums.count,
-                mean_score=sums.score / sums.count,
+                mean_score=sums.score / sums.count if sums.count else None,
                 mean_inside_share=sums.inside / sums.shares if sums.shares else None,
                 converged_share=sums.converged / sums.judged if sums.judged else None,
+                labels=sums.labels if self.labelled else None,
+                true=sums.statuses["true"] if self.labelled else None,
+                false=sums.statuses.total() - sums.statuses["true"] if self.labelled else None,
+                missed=sums.missed if self.labelled else None,
             )
             for class_id, sums in sorted(self._sums.items())
         )
@@ -179,7 +206,7 @@ class Job:
 
     def _standing(self) -> str:
         t = self.tally
-        parts = [f"{t.detections} detections"]
+        parts = [f"{t.detections} detections"] + [f"{t.candidates} candidates"] * (t.candidates > 0)
         parts += [f"{count} {what}" for count, what in ((t.skipped, "skipped"), (t.failed, "failed")) if count]
         return ", ".join(parts)
 
@@ -197,6 +224,9 @@ class Job:
         return records.Summary(
             images=records.ImageCounts(ok=t.ok, failed=t.failed, skipped=t.skipped, ignored=found.ignored),
             detections=t.detections,
+            candidates=t.candidates,
+            labelled=t.labelled if self.config.detection.labels is not None else None,
+            matches=t.matches() if t.labelled else None,
             attributions=t.attributions,
             unconverged=t.unconverged,
             evaluations=t.evaluations,
@@ -229,15 +259,23 @@ class Job:
             (
                 c.class_name,
                 str(c.detections),
-                f"{c.mean_score:.2f}",
+                "–" if c.mean_score is None else f"{c.mean_score:.2f}",
                 "–" if c.mean_inside_share is None else f"{100 * c.mean_inside_share:.0f} %",
                 "–" if c.converged_share is None else f"{100 * c.converged_share:.0f} %",
+                *(str(n) for n in (c.true, c.false, c.missed) if n is not None),
             )
             for c in summary.classes
         ]
         i = summary.images
         title = f"{i.ok} explained, {i.skipped} already done, {i.failed} failed, in {summary.seconds:.1f} s"
-        self.console.table(title, ("class", "detections", "mean score", "evidence inside box", "converged"), rows)
+        columns: tuple[str, ...] = ("class", "detections", "mean score", "evidence inside box", "converged")
+        if summary.labelled:  # more columns, shorter titles
+            columns = ("class", "boxes", "score", "inside box", "converged", "true", "false", "missed")
+        self.console.table(title, columns, rows)
+        if summary.labelled == 0 and self.tally.done:
+            self.console.say("no image has a label file in --labels: see its names in the README", kind="warning")
+        if self.config.detection.predictions is not None and self.tally.done and not summary.detections:
+            self.console.say("no box in --predictions belongs to any of these images: check its names", kind="warning")
         if summary.stopped:
             self.console.say(f"stopped early: {summary.stopped}; run the same command again to go on", kind="warning")
         self.console.say(f"records and pictures: {self.config.output.dir}")

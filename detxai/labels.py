@@ -24,6 +24,8 @@ CLASSES = "classes.txt"
 SLACK = 0.01
 #: IoU from which a box is on its label, and from which it at least means it (Bolya et al. 2020, arXiv:2008.08045).
 ON, NEAR = 0.5, 0.1
+#: Neighbouring anchors give all but the same box with very unlike scores: within this of the best IoU they are equal.
+EQUAL = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ class Folder:
     """YOLO txt files: `<relative path>.txt` of an image, else `<stem>.txt`.
 
     A line is `class cx cy w h`, or a class and the corners of a polygon or rotated box (its hull is taken); `scored`
-    lines may end in a score. All relative. Class numbers are the model's, or lines of a `classes.txt` in the folder or
-    beside it. Raises UsageError for a `classes.txt` that cannot be used with the model's `names`.
+    lines are predictions, of classes that the model has, and may end in a score. All relative. Class numbers are the
+    model's, or lines of a `classes.txt` in the folder or beside it, counted from 0. Raises UsageError for a
+    `classes.txt` that cannot be used with the model's `names`.
     """
 
     folder: Path
@@ -98,11 +101,15 @@ class Folder:
 
     def _label(self, number: int, box: Box, score: float | None) -> Label:
         if self.listed is None:
-            class_id = number if number in self.names else None
-            return Label(class_id, self.names.get(number, f"class {number}"), box, score)
-        if number >= len(self.listed):
+            class_id, name = (number if number in self.names else None), self.names.get(number, f"class {number}")
+        elif number < len(self.listed):
+            class_id = _id_of(self.listed[number], self.names)
+            name = self.listed[number] if class_id is None else self.names[class_id]
+        else:
             raise ValueError(f"class {number}, but {CLASSES} names {len(self.listed)} classes")
-        return Label(_id_of(self.listed[number], self.names), self.listed[number], box, score)
+        if class_id is None and self.scored:
+            raise ValueError(f"the model has no {name!r} that could explain the box")
+        return Label(class_id, name, box, score)
 
 
 def _listed(folder: Path, names: Mapping[int, str]) -> tuple[str, ...] | None:
@@ -254,8 +261,9 @@ def match(
 def nearest(boxes: ArrayLike, scores: ArrayLike, box: Box) -> tuple[int, float]:
     """(index, IoU) of the prediction nearest to `box` among `boxes` (n, 4) with `scores` (n,) of its class.
 
-    The best IoU, of equal ones the best score; where nothing overlaps, the nearest centre. Predictions of score 0 (some
-    exports tell one class a box) count only where there are no others. Raises ValueError where there is no prediction.
+    The best IoU; of those within 0.1 of it, the best score. Where nothing overlaps, the nearest centre. Predictions of
+    score 0 (some exports tell one class a box) count only where there are no others. Raises ValueError where there is
+    no prediction.
     """
     found, weights = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(scores, np.float64)
     if not len(found):
@@ -263,7 +271,7 @@ def nearest(boxes: ArrayLike, scores: ArrayLike, box: Box) -> tuple[int, float]:
     eligible = weights > 0 if (weights > 0).any() else np.ones(len(found), bool)
     iou = np.where(eligible, overlaps(found, [box])[:, 0], -1)
     if iou.max() > 0:
-        index = int(np.lexsort((weights, iou))[-1])
+        index = int(np.where(iou >= iou.max() - EQUAL, weights, -1).argmax())
     else:
         away = np.hypot(*(found[:, [0, 1]] + found[:, [2, 3]] - (box[0] + box[2], box[1] + box[3])).T)
         index = int(np.where(eligible, away, np.inf).argmin())

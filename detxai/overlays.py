@@ -47,8 +47,8 @@ NEGLIGIBLE = 1e-3
 MIN_LONG_SIDE, MIN_PANEL = 384, (256, 64)
 #: Text height: the lesser of these shares of the long and the short side, but legible.
 FONT_OF_LONG, FONT_OF_SHORT, MIN_FONT = 0.021, 0.05, 13
-#: Line width and longest tag, in text heights.
-LINE, TAG = 1 / 7, 20
+#: Line width and longest tag, in text heights; dashes and their gaps, in line widths.
+LINE, TAG, DASH = 1 / 7, 20, (8, 6)
 #: Wider pictures than this are stacked in a strip, not set side by side.
 STACK_ASPECT = 2.0
 COMPRESS_LEVEL = 3  # twice the speed of 6 for a few per cent of size
@@ -61,15 +61,15 @@ PLAIN = str.maketrans({"\u2212": "-", "\u2013": "-", "≤": "<=", "≥": ">=", "
 
 def draw(
     pixels: Pixels, attribution: Map, *, box: Box, label: str, score: float, caption: str = "",
-    warning: str | None = None, strip: bool = False, unit: str = "logits",
+    warning: str | None = None, strip: bool = False, unit: str = "logits", dashed: bool = False,
 ) -> Image.Image:  # fmt: skip
     """Overlay of one signed map: vermilion for, blue-violet against, both on one scale, zero clear.
 
     `pixels` (H, W, 3) uint8 RGB; `attribution` (H, W) float, source pixels, `unit` a pixel; `box`
-    xyxy, source pixels. `strip` sets the untouched scan before the overlay. Raises ValueError on
-    another shape or dtype and on values that are not finite.
+    xyxy, source pixels, `dashed` where nothing was reported. `strip` sets the untouched scan before
+    the overlay. Raises ValueError on another shape or dtype and on values that are not finite.
     """
-    sheet = _Sheet(pixels, box)
+    sheet = _Sheet(pixels, box, dashed)
     smooth = sheet.smooth(attribution)
     ramps = (FOR, AGAINST)
     half = len(_colours(ramps)) // 2
@@ -83,6 +83,7 @@ def draw(
 def draw_edges(
     pixels: Pixels, maps: Mapping[str, Map], *, box: Box, label: str, score: float,
     caption: str = "", warning: str | None = None, strip: bool = False, unit: str = "px",
+    dashed: bool = False,
 ) -> Image.Image:  # fmt: skip
     """Overlay of what holds the edges of a box: every pixel in the tint of the edge it moves most.
 
@@ -91,7 +92,7 @@ def draw_edges(
     """
     if not maps or set(maps) - set(EDGES):
         raise ValueError(f"maps must be named {', '.join(EDGES)}; got {', '.join(maps) or 'none'}")
-    sheet = _Sheet(pixels, box)
+    sheet = _Sheet(pixels, box, dashed)
     used = {name: tint for name, tint in EDGES.items() if name in maps}
     key: Flow = []
     for name, tint in used.items():
@@ -112,12 +113,12 @@ def encode(image: Image.Image) -> bytes:
 class _Sheet:
     """One page: its zoom, type size and smoothing, and how the parts are put together."""
 
-    def __init__(self, pixels: Pixels, box: Box) -> None:
+    def __init__(self, pixels: Pixels, box: Box, dashed: bool = False) -> None:
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise ValueError(f"pixels must be (H, W, 3) uint8, got {pixels.shape} {pixels.dtype}")
         if not np.isfinite(box).all():
             raise ValueError(f"the box has corners that are not finite: {box}")
-        self.pixels, self.box = pixels, box
+        self.pixels, self.box, self.dash = pixels, box, DASH if dashed else None
         self.size = width, height = pixels.shape[1], pixels.shape[0]
         short, long = sorted(self.size)
         self.zoom = zoom = max(1, -(-MIN_LONG_SIDE // long))
@@ -186,7 +187,7 @@ class _Sheet:
         panels = [Image.new("RGB", (width, height), FOOTER) for _ in range(1 + strip)]
         panels[0].paste(scan, at)
         panels[-1].paste(overlay.convert("RGB"), at)
-        frame = _outline(panels[-1], self._corners(at), tints, line)
+        frame = _outline(panels[-1], self._corners(at), tints, line, self.dash)
         _tag(panels[-1], frame, tag, self.em)
         stacked, gap = columns > STACK_ASPECT * rows, 2 * line
         shift = (0, height + gap) if stacked else (width + gap, 0)
@@ -211,7 +212,9 @@ class _Sheet:
         return x0 + at[0], y0 + at[1], x1 + at[0], y1 + at[1]
 
 
-def _outline(panel: Image.Image, inner: Rect, tints: Sequence[RGB], line: int) -> Rect:
+def _outline(
+    panel: Image.Image, inner: Rect, tints: Sequence[RGB], line: int, dash: tuple[int, int] | None = None
+) -> Rect:
     """Dark-tint-dark lines around the box, kept within the panel; returns their outer corners."""
     pen = ImageDraw.Draw(panel)
     x0, y0 = max(inner[0] - 3 * line, 0), max(inner[1] - 3 * line, 0)
@@ -222,8 +225,20 @@ def _outline(panel: Image.Image, inner: Rect, tints: Sequence[RGB], line: int) -
     sides = [(left, top, x0 + far, bottom), (left, top, right, y0 + far),
              (x1 - far, top, right, bottom), (left, y1 - far, right, bottom)]  # fmt: skip
     for side, tint in zip(sides, tints, strict=True):
-        pen.rectangle(side, fill=tint)
+        for part in _dashes(side, dash[0] * line, dash[1] * line) if dash else [side]:
+            pen.rectangle(part, fill=tint)
     return x0, y0, x1 + 1, y1 + 1
+
+
+def _dashes(side: Rect, length: int, gap: int) -> list[Rect]:
+    """The thin rectangle `side` (first and last pixels) in dashes with gaps between; both its ends are drawn."""
+    x0, y0, x1, y1 = side
+    along = 0 if x1 - x0 > y1 - y0 else 1
+    first, last = side[along], side[along + 2]
+    count = max(1, round((last - first - length) / (length + gap)))
+    starts = [first + round(i * max(last - first - length, 0) / count) for i in range(count + 1)]
+    ends = [min(start + length, last) for start in starts]
+    return [(s, y0, e, y1) if along == 0 else (x0, s, x1, e) for s, e in zip(starts, ends, strict=True)]
 
 
 def _tag(panel: Image.Image, frame: Rect, tag: tuple[str, float], em: int) -> None:

@@ -118,25 +118,64 @@ class AttributionRecord(_Part):
     evidence: Evidence | None = Field(default=None, description="of a class asked for; else null")
 
 
+class MatchRecord(_Part):
+    """How a box meets the labels of its image."""
+
+    status: Literal["true", "duplicate", "wrong-class", "badly-placed", "background", "missed"] = Field(
+        description="true: on a free label of its class (IoU >= 0.5, best score first); duplicate: on a taken one;"
+        " wrong-class: on one of another class; badly-placed: IoU >= 0.1 with one of its class; background: none of"
+        " these; missed: a label that no detection is on"
+    )
+    label: int | None = Field(description="number of the label it meets, in labels; null: background")
+    iou: Number = Field(description="IoU with that label; background: the best with any; missed: that of nearest")
+
+
+class NearestRecord(_Part):
+    """Where a box is explained that is not the model's own: at the prediction of its class with the best IoU.
+
+    Of those within 0.1 of the best IoU, the best score: neighbouring anchors give all but the same box.
+    """
+
+    box: tuple[Number, Number, Number, Number] = Field(description="of that prediction, in source pixels")
+    iou: Number = Field(description="IoU of that box with this one")
+    score: Number = Field(description="the model's score of the class there")
+
+
 class DetectionRecord(_Part):
     """One box."""
 
-    left_out = frozenset({"obb"})
+    left_out = frozenset({"obb", "match", "nearest"})
 
-    id: int = Field(description="number in this image, by falling score")
-    kind: Literal["detection", "candidate", "missed"] = Field(description="why it is here")
+    id: int = Field(description="number in this image: detections by falling score, then candidates, then misses")
+    kind: Literal["detection", "candidate", "missed"] = Field(
+        description="detection: reported (or given); candidate: score not above the threshold; missed: a label's box"
+    )
     class_id: int = Field(description="predicted class")
     class_name: Text = Field(description="its name")
-    score: Number = Field(description="score of the predicted class in [0, 1]")
-    logit: Number = Field(description="log-odds of the score")
+    score: Number = Field(description="score of the predicted class in [0, 1]; of a given box as given")
+    logit: Number = Field(description="log-odds of the model's score")
     top_classes: tuple[ClassScoreRecord, ...] = Field(description="best classes by falling score")
     box: tuple[Number, Number, Number, Number] = Field(description="left, top, right, bottom in source pixels")
     obb: tuple[Number, Number, Number, Number, Number] | None = Field(
         default=None, description="rotated boxes only: cx, cy, w, h, radians; box is its hull"
     )
+    match: MatchRecord | None = Field(default=None, description="labelled images only")
+    nearest: NearestRecord | None = Field(default=None, description="misses and given boxes only")
     attributions: tuple[AttributionRecord, ...] = Field(description="one for each map")
     evidence: Evidence | None = Field(
         default=None, description="for the predicted class under the first method; null: --evidence none"
+    )
+
+
+class LabelRecord(_Part):
+    """What somebody says is in the image."""
+
+    class_id: int | None = Field(description="its class in the model; null: the model has no such class")
+    class_name: Text = Field(description="its name")
+    box: tuple[Number, Number, Number, Number] = Field(description="left, top, right, bottom in source pixels")
+    status: Literal["found", "missed", "unknown-class", "not-asked"] = Field(
+        description="found: a detection is on it; missed: none is; unknown-class: the model has no such class, so that"
+        " nothing can be explained; not-asked: its class was left out of the run"
     )
 
 
@@ -150,7 +189,7 @@ class ErrorInfo(_Part):
 class Record(_Part):
     """One image: what was detected and why, or why it failed."""
 
-    left_out = frozenset({"fingerprint", "model", "error", "detections"})
+    left_out = frozenset({"fingerprint", "model", "error", "labels", "detections"})
 
     schema_: Literal["detxai.record/1"] = Field(
         default=RECORD_SCHEMA, alias="schema", description="name and number of this format"
@@ -160,8 +199,9 @@ class Record(_Part):
     image: ImageInfo = Field(description="the picture, as far as it is known")
     model: ModelInfo | None = Field(default=None, description="the detector; not in failed records")
     error: ErrorInfo | None = Field(default=None, description="failed records only")
+    labels: tuple[LabelRecord, ...] | None = Field(default=None, description="labelled images only")
     detections: tuple[DetectionRecord, ...] | None = Field(
-        default=None, description="by falling score, possibly none; not in failed records"
+        default=None, description="detections, candidates, misses, each by falling score; not in failed records"
     )
 
     model_config = ConfigDict(json_schema_extra=_require_by_status)
@@ -190,7 +230,9 @@ class ImageCounts(_Part):
 
 
 class ClassStatistics(_Part):
-    """What a run saw of one class."""
+    """What a run saw of one class: its detections, not candidates and misses."""
+
+    left_out = frozenset({"labels", "true", "false", "missed"})
 
     class_id: int = Field(description="id of the class in the model")
     class_name: Text = Field(description="its name")
@@ -198,6 +240,10 @@ class ClassStatistics(_Part):
     mean_score: Number | None = Field(default=None, description="mean score of these boxes")
     mean_inside_share: Number | None = Field(default=None, description="mean inside_share of their maps")
     converged_share: Number | None = Field(default=None, description="share of their maps that converged")
+    labels: int | None = Field(default=None, description="labels of this class; runs with labels only, as are the next")
+    true: int | None = Field(default=None, description="detections that are on one of these labels")
+    false: int | None = Field(default=None, description="other detections of this class on labelled images")
+    missed: int | None = Field(default=None, description="of these labels, those that no detection is on")
 
 
 class Failure(_Part):
@@ -215,7 +261,12 @@ class Summary(_Part):
         default=SUMMARY_SCHEMA, alias="schema", description="name and number of this format"
     )
     images: ImageCounts = Field(default_factory=lambda: ImageCounts(), description="images by end")
-    detections: int = Field(default=0, description="boxes explained in this run")
+    detections: int = Field(default=0, description="reported or given boxes in this run")
+    candidates: int = Field(default=0, description="boxes below the threshold that were explained")
+    labelled: int | None = Field(default=None, description="images with labels; null: no labels were asked for")
+    matches: dict[str, int] | None = Field(
+        default=None, description="detections on labelled images by match.status, and labels that were missed"
+    )
     attributions: int = Field(default=0, description="maps computed in this run")
     unconverged: int = Field(default=0, description="maps that missed the wanted tolerance")
     evaluations: int = Field(default=0, description="gradient evaluations in this run")
@@ -280,8 +331,30 @@ def detection_record(
         top_classes=tuple(top),
         box=detection.box,
         obb=detection.obb,
+        match=MatchRecord(**vars(detection.match)) if detection.match else None,
+        nearest=NearestRecord(**vars(detection.nearest)) if detection.nearest else None,
         attributions=tuple(attributions),
         evidence=evidence,
+    )
+
+
+def label_records(
+    drawn: Sequence[data.Label] | None, detections: Sequence[data.Detection]
+) -> tuple[LabelRecord, ...] | None:
+    """The labels of an image with what became of each; None for an image without labels."""
+    if drawn is None:
+        return None
+    met = [(d.match.label, d) for d in detections if d.match is not None]
+    found = {k for k, d in met if d.kind == "detection" and d.match and d.match.status == "true"}
+    missed = {k for k, d in met if d.kind == "missed"}
+
+    def status(k: int, label: data.Label) -> Any:
+        unmet = "unknown-class" if label.class_id is None else "not-asked"
+        return "found" if k in found else "missed" if k in missed else unmet
+
+    return tuple(
+        LabelRecord(class_id=label.class_id, class_name=label.class_name, box=label.box, status=status(k, label))
+        for k, label in enumerate(drawn)
     )
 
 
