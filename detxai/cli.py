@@ -108,6 +108,8 @@ def _root(
 
 
 INPUT, MODEL, WHAT, OUTPUT, RUN = "Input", "Model and detection", "Attribution", "Output", "Run"
+PARCHGRAD = "ParchGrad (with --gradient parchgrad-cls or parchgrad-ins)"
+JUDGING = "Judging"
 
 
 def _option(*flags: str, panel: str, help: str, **more: Any) -> Any:
@@ -197,7 +199,7 @@ def explain(
     ] = None,
     baseline: Annotated[
         str | None,
-        _option("--baseline", panel=WHAT, help="auto, black, white, gray, blur, mean or an image file. [auto]"),
+        _option("--baseline", panel=WHAT, help="auto, black, white, gray, blur, mean, a file (expected: a folder)."),
     ] = None,
     layer: Annotated[
         int | None, _option("--layer", panel=WHAT, help="Layer for gradcam to odam; default: by the box's scale.")
@@ -214,6 +216,27 @@ def explain(
     calibration: Annotated[
         list[str] | None,
         _option("--calibration", panel=WHAT, help="Files of `detxai calibrate`; default: found by the model's sha256."),
+    ] = None,
+    parchgrad_gamma: Annotated[
+        float | None, _option("--parchgrad-gamma", panel=PARCHGRAD, help="Kept against pruned channels, or inf. [inf]")
+    ] = None,
+    parchgrad_variance: Annotated[
+        str | None, _option("--parchgrad-variance", panel=PARCHGRAD, help="Conserved: on, off, exact. [on]")
+    ] = None,
+    parchgrad_alpha: Annotated[
+        float | None, _option("--parchgrad-alpha", panel=PARCHGRAD, help="Level of the channels' tests. [0.05]")
+    ] = None,
+    parchgrad_quantile: Annotated[
+        float | None, _option("--parchgrad-quantile", panel=PARCHGRAD, help="Keep this share of channels instead.")
+    ] = None,
+    parchgrad_ratio: Annotated[
+        float | None, _option("--parchgrad-ratio", panel=PARCHGRAD, help="Upper share of convolutions modified. [0.5]")
+    ] = None,
+    parchgrad_normality: Annotated[
+        float | None, _option("--parchgrad-normality", panel=PARCHGRAD, help="Shapiro-Wilk p of kept channels. [0.05]")
+    ] = None,
+    parchgrad_region: Annotated[
+        str | None, _option("--parchgrad-region", panel=PARCHGRAD, help="Channels over: whole, detection. [detection]")
     ] = None,
     output: Annotated[Path | None, _option("-o", "--output", panel=OUTPUT, help="[runs/explain]")] = None,
     overlays: Annotated[
@@ -258,10 +281,14 @@ def explain(
         "model": model, "names": names, "sha256": sha256, "trust_pickle": trust_pickle,
         "head": head, "conf": conf, "iou": iou, "imgsz": imgsz,
         "max_det": max_det, "classes": classes, "method": method, "target": target, "as_class": as_class,
-        "baseline": baseline, "tolerance": tolerance, "layer": layer, "max_evaluations": max_evaluations, "window": window,
-        "max_pixels": max_pixels, "candidates": candidates, "predictions": predictions and str(predictions),
+        "baseline": baseline, "layer": layer, "tolerance": tolerance, "max_evaluations": max_evaluations,
+        "window": window, "max_pixels": max_pixels, "candidates": candidates,
+        "predictions": predictions and str(predictions),
         "labels": labels and str(labels), "gradient": gradient, "evidence": evidence, "calibration": calibration,
-        "fail_on": fail_on,
+        "fail_on": fail_on, "parchgrad_gamma": parchgrad_gamma, "parchgrad_variance": parchgrad_variance,
+        "parchgrad_alpha": parchgrad_alpha, "parchgrad_quantile": parchgrad_quantile,
+        "parchgrad_ratio": parchgrad_ratio, "parchgrad_normality": parchgrad_normality,
+        "parchgrad_region": parchgrad_region,
         "output": output, "overlays": overlays, "strip": strip, "maps": maps, "lock_timeout": lock_timeout,
         "json": json_lines, "device": device, "precision": precision, "batch": _number(batch), "force": force,
         "dry_run": dry_run, "shard": shard, "max_failures": max_failures, "max_seconds": max_seconds,
@@ -331,6 +358,175 @@ app.add_typer(calibrate, name="calibrate")
 @calibrate.callback()
 def _calibrate() -> None:
     """Gather the statistics that a method needs, in one pass over a folder, into one file."""
+
+
+@calibrate.command(name="parchgrad")
+def _calibrate_parchgrad(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="File, folder (recursive), 'glob', or - for paths on stdin."),
+    ],
+    config: Annotated[Path | None, _option("-c", "--config", panel=INPUT, help="YAML run config.")] = None,
+    sets: Annotated[
+        list[str] | None, _option("--set", panel=INPUT, help="Override any config key.", metavar="KEY.PATH=VALUE")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        _option("--labels", panel=INPUT, help="YOLO txt labels; default: what the model reports.", metavar="DIR"),
+    ] = None,
+    limit: Annotated[int | None, _option("--limit", panel=INPUT, help="Only the first N images.", min=1)] = None,
+    model: Annotated[
+        str | None,
+        _option("-m", "--model", panel=MODEL, help="Checkpoint; default: the bundled one.", metavar="PATH"),
+    ] = None,
+    trust_pickle: Annotated[
+        bool | None,
+        _option("--trust-pickle", panel=MODEL, help="Unpickle this checkpoint fully, in this run only."),
+    ] = None,
+    imgsz: Annotated[int | None, _option("--imgsz", panel=MODEL, help="Network input; default: as trained.")] = None,
+    conf: Annotated[float | None, _option("--conf", panel=MODEL, help="Without labels: lowest score. [0.25]")] = None,
+    output: Annotated[
+        Path | None,
+        _option("-o", "--output", panel=OUTPUT, help="Default: MODEL.parchgrad.safetensors.", metavar="FILE"),
+    ] = None,
+    note: Annotated[str, _option("--note", panel=OUTPUT, help="Kept in the file: where the images came from.")] = "",
+    device: Annotated[str | None, _option("--device", panel=RUN, help="auto, cpu, cuda:N, mps. [auto]")] = None,
+    quiet: Annotated[bool, _option("-q", "--quiet", panel=RUN, help="Errors only.")] = False,
+) -> int:
+    """Channel statistics for --gradient parchgrad-cls and parchgrad-ins, beside the model."""
+    from detxai import config as configuration
+    from detxai import sources as places
+    from detxai.console import Console
+
+    options = {
+        "model": model, "trust_pickle": trust_pickle, "imgsz": imgsz, "conf": conf, "device": device,
+        "labels": labels and str(labels), "verbosity": -1 if quiet else None,
+    }  # fmt: skip
+    settings = configuration.load(config, sets or (), os.environ, options)
+    found = places.find(sources, sys.stdin.buffer if "-" in sources else None)
+    from detxai.calibrate import parchgrad
+
+    return int(parchgrad(settings, found, Console(settings.talk.verbosity), output, limit, note))
+
+
+@app.command()
+def evaluate(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="File, folder (recursive), 'glob', or - for paths on stdin."),
+    ],
+    config: Annotated[Path | None, _option("-c", "--config", panel=INPUT, help="YAML run config.")] = None,
+    sets: Annotated[
+        list[str] | None,
+        _option("--set", panel=INPUT, help="Override any config key.", metavar="KEY.PATH=VALUE"),
+    ] = None,
+    null: Annotated[bool, _option("-0", "--null", panel=INPUT, help="Paths on stdin end in NUL.")] = False,
+    labels: Annotated[
+        Path | None, _option("--labels", panel=INPUT, help="YOLO txt labels: also judge by their boxes.", metavar="DIR")
+    ] = None,
+    masks: Annotated[
+        Path | None, _option("--masks", panel=INPUT, help="Part masks of labelled items: STEM.LINE.png.", metavar="DIR")
+    ] = None,
+    limit: Annotated[int | None, _option("--limit", panel=INPUT, help="Only the first images.", metavar="N")] = None,
+    window: Annotated[str | None, _option("--window", panel=INPUT, help="16-bit and float images. [auto]")] = None,
+    model: Annotated[
+        str | None,
+        _option("-m", "--model", panel=MODEL, help="Checkpoint; default: the bundled one.", metavar="PATH"),
+    ] = None,
+    trust_pickle: Annotated[
+        bool | None,
+        _option("--trust-pickle", panel=MODEL, help="Unpickle this checkpoint fully, in this run only."),
+    ] = None,
+    names: Annotated[
+        Path | None,
+        _option("--names", panel=MODEL, help="Class names, one a line (Darknet, ONNX).", metavar="FILE"),
+    ] = None,
+    conf: Annotated[float | None, _option("--conf", panel=MODEL, help="Lowest score judged. [0.25]")] = None,
+    iou: Annotated[float | None, _option("--iou", panel=MODEL, help="NMS overlap. [0.7]")] = None,
+    imgsz: Annotated[int | None, _option("--imgsz", panel=MODEL, help="Network input; default: as trained.")] = None,
+    max_det: Annotated[int | None, _option("--max-det", panel=MODEL, help="Most boxes an image. [2]")] = None,
+    classes: Annotated[
+        list[str] | None, _option("--classes", panel=MODEL, help="Only these classes (ids or names).")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        _option("--method", panel=WHAT, help="Methods to judge, as in `detxai explain`. [ig]"),
+    ] = None,
+    gradient: Annotated[
+        list[str] | None,
+        _option("--gradient", panel=WHAT, help="plain, parchgrad-cls, parchgrad-ins: each with every method. [plain]"),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        _option("--baseline", panel=WHAT, help="auto, black, white, gray, blur, mean or an image file. [auto]"),
+    ] = None,
+    tolerance: Annotated[
+        float | None, _option("--tolerance", panel=WHAT, help="Wanted bound on the completeness error. [0.05]")
+    ] = None,
+    max_evaluations: Annotated[
+        int | None, _option("--max-evaluations", panel=WHAT, help="Most gradient evaluations a detection. [256]")
+    ] = None,
+    calibration: Annotated[
+        list[str] | None, _option("--calibration", panel=WHAT, help="Files of `detxai calibrate`.")
+    ] = None,
+    steps: Annotated[int, _option("--steps", panel=JUDGING, help="Steps of a curve, squares of equal ones.")] = 16,
+    smooth: Annotated[
+        float, _option("--smooth", panel=JUDGING, help="Blur of a map before its pixels are ranked, in box sides.")
+    ] = 0.0,
+    seed: Annotated[int, _option("--seed", panel=JUDGING, help="Of the random map, noise and resampling.")] = 0,
+    baselines: Annotated[
+        bool,
+        _option("--baselines/--no-baselines", panel=JUDGING, help="Random map, box prior, gradient, Ultralytics' map."),
+    ] = True,
+    stability: Annotated[
+        int, _option("--stability", panel=JUDGING, help="Maps under small noise, on the first images.", metavar="N")
+    ] = 0,
+    sanity: Annotated[
+        bool, _option("--sanity", panel=JUDGING, help="Shuffled weights and another class, on the first 8 images.")
+    ] = False,
+    score_precision: Annotated[
+        str, _option("--score-precision", panel=JUDGING, help="Scores of altered pictures: fp32 or bf16.")
+    ] = "fp32",
+    output: Annotated[
+        Path, _option("-o", "--output", panel=OUTPUT, help="Folder of figures, tables and pictures.")
+    ] = Path("runs/evaluate"),
+    force: Annotated[bool, _option("--force", panel=RUN, help="Judge images again that are done.")] = False,
+    device: Annotated[str | None, _option("--device", panel=RUN, help="auto, cpu, cuda:N, mps. [auto]")] = None,
+    precision: Annotated[
+        str | None, _option("--precision", panel=RUN, help="Of the maps: auto, fp32, bf16, fp16. [auto]")
+    ] = None,
+    quiet: Annotated[bool, _option("-q", "--quiet", panel=RUN, help="Errors only.")] = False,
+    verbose: Annotated[int, _option("-v", "--verbose", panel=RUN, count=True, help="More; twice: tracebacks.")] = 0,
+    color: Annotated[str | None, _option("--color", panel=RUN, help="auto, always, never. [auto]")] = None,
+    log_format: Annotated[str | None, _option("--log-format", panel=RUN, help="text or json. [text]")] = None,
+) -> int:
+    """Judge attribution methods on your own images: faithfulness, localisation, cost, with intervals."""
+    from detxai import config as configuration
+    from detxai import sources as places
+    from detxai.console import Console
+
+    settings = configuration.load(config, sets or (), os.environ, {
+        "model": model, "names": names, "trust_pickle": trust_pickle, "conf": conf, "iou": iou, "imgsz": imgsz,
+        "max_det": max_det, "classes": classes, "method": method, "gradient": gradient, "baseline": baseline,
+        "tolerance": tolerance, "max_evaluations": max_evaluations, "calibration": calibration, "window": window,
+        "labels": labels and str(labels), "device": device, "precision": precision,
+        "verbosity": -1 if quiet else min(verbose, 2) or None, "color": color, "log_format": log_format,
+    })  # fmt: skip
+    console = Console(settings.talk.verbosity, settings.talk.color, settings.talk.log_format)
+    try:
+        from detxai.evaluation.options import SANITY_IMAGES, Options
+
+        checked = SANITY_IMAGES if sanity else 0
+        options = Options(
+            output, steps, smooth, seed, limit, stability, checked, masks, baselines, score_precision, force
+        )
+        found = places.find(sources, sys.stdin.buffer if "-" in sources else None, null, exclude=output)
+        from detxai.evaluation.job import evaluate as judge
+
+        return int(judge(settings, options, console, found))
+    except DetxaiError as error:
+        console.error(error)
+        return int(error.exit_code)
 
 
 @app.command()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
+import math
 import os
-import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -23,9 +22,12 @@ from pydantic import (
     Field,
     FilePath,
     ValidationError,
+    field_serializer,
     field_validator,
+    model_validator,
 )
 
+from detxai import typed
 from detxai.errors import UsageError
 
 METHODS = (
@@ -38,100 +40,19 @@ TARGETS = ("class", "objectness", "left", "top", "right", "bottom", "box")
 BASELINES = ("auto", "black", "white", "gray", "blur", "mean")
 
 
-def _items(value: Any) -> Any:
-    """A list from a scalar, from text with commas, or as it is."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return [value] if isinstance(value, int) else value
-
-
-def _names(value: Any) -> Any:
-    """As `_items`, and a repeated option may have commas in each of its values."""
-    value = _items(value)
-    if not isinstance(value, (list, tuple)):
-        return value
-    return [name for item in value for name in (_items(item) if isinstance(item, str) else [item])]
-
-
-def _selectors(value: Any) -> Any:
-    """Class ids and names; names keep their commas when given as a list."""
-    value = _items(value)
-    if not isinstance(value, (list, tuple)):
-        return value
-    return [int(v) if isinstance(v, str) and v.isdecimal() else v for v in value]
-
-
-def _distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(dict.fromkeys(value))
-
-
-def _known(what: str, known: Sequence[str], least: int = 1) -> AfterValidator:
-    """Accept the `known` names only, `least` of them, and say which they are."""
-
-    def check(names: tuple[str, ...]) -> tuple[str, ...]:
-        if len(names) < least:
-            raise ValueError(f"must name at least one {what} (known: {', '.join(known)})")
-        for name in names:
-            if name not in known:
-                raise ValueError(f"unknown {what} {name!r}{_nearest(name, known)} (known: {', '.join(known)})")
-        return _distinct(names)
-
-    return AfterValidator(check)
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?` where something known is near, comparing last components too."""
-    names = {name.lower(): name for name in known}
-    tails = {name.rpartition(".")[2]: name for name in names}
-    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
-    near = difflib.get_close_matches(word.lower().rpartition(".")[2], tails, n=1, cutoff=0.75)
-    best = names[tails[near[0]]] if near else names[close[0]] if close else None
-    return f"; did you mean {best!r}?" if best else ""
-
-
-def _window(value: Any) -> Any:
-    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-    if not isinstance(text, str):
-        return value
-    number = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
-    match = re.fullmatch(rf"(percentile\s+)?{number}\s*,\s*{number}", text.strip(), re.IGNORECASE)
-    if text.strip().lower() in ("auto", "full"):
-        return text.strip().lower()
-    if match is None:
-        raise ValueError("must be 'auto', 'full', 'LOW,HIGH' or 'percentile P,Q'")
-    low, high = float(match[2]), float(match[3])
-    if low >= high or (match[1] and not 0 <= low < high <= 100):
-        raise ValueError("the first number must be below the second (percentiles: 0 to 100)")
-    return f"{'percentile ' if match[1] else ''}{low:.15g},{high:.15g}"
-
-
-def _device(value: Any) -> Any:
-    name = f"cuda:{value}" if str(value).isdecimal() else str(value).strip().lower()
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise ValueError("must be 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'")
-    return name
-
-
-def _shard(value: str) -> str:
-    match = re.fullmatch(r"(\d+)/(\d+)", value)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise ValueError("must be I/N with 1 <= I <= N, for example 1/4")
-    return f"{int(match[1])}/{int(match[2])}"
-
-
 def _baseline(value: str) -> str:
-    if value not in BASELINES and not Path(value).is_file():
+    if value not in BASELINES and not Path(value).exists():
         known = ", ".join(BASELINES)
-        raise ValueError(f"is neither a file nor one of {known}{_nearest(value, BASELINES)}")
+        raise ValueError(f"is neither a file, a folder nor one of {known}{typed.nearest(value, BASELINES)}")
     return value
 
 
-Selectors = Annotated[tuple[int | str, ...], BeforeValidator(_selectors), AfterValidator(_distinct)]
-Methods = Annotated[tuple[str, ...], BeforeValidator(_names), _known("method", METHODS)]
-Targets = Annotated[tuple[str, ...], BeforeValidator(_names), _known("target", TARGETS)]
-Gradients = Annotated[tuple[str, ...], BeforeValidator(_names), _known("gradient", GRADIENTS)]
-Verdicts = Annotated[tuple[str, ...], BeforeValidator(_names), _known("verdict", VERDICTS, 0)]
-Files = Annotated[tuple[FilePath, ...], BeforeValidator(_items), AfterValidator(_distinct)]
+Selectors = Annotated[tuple[int | str, ...], BeforeValidator(typed.selectors), AfterValidator(typed.distinct)]
+Methods = Annotated[tuple[str, ...], BeforeValidator(typed.names), typed.known("method", METHODS)]
+Targets = Annotated[tuple[str, ...], BeforeValidator(typed.names), typed.known("target", TARGETS)]
+Gradients = Annotated[tuple[str, ...], BeforeValidator(typed.names), typed.known("gradient", GRADIENTS)]
+Verdicts = Annotated[tuple[str, ...], BeforeValidator(typed.names), typed.known("verdict", VERDICTS, 0)]
+Files = Annotated[tuple[FilePath, ...], BeforeValidator(typed.items), AfterValidator(typed.distinct)]
 
 
 class _Section(BaseModel):
@@ -204,8 +125,8 @@ class AttributionConfig(_Section):
     as_class: Selectors = Field(default=(), description="also explain each box as these classes (ids or names)")
     baseline: Annotated[str, AfterValidator(_baseline)] = Field(
         default="auto",
-        description=f"the picture that shows nothing: {', '.join(BASELINES)}, or an image file;"
-        " auto follows the picture's own ground",
+        description=f"the picture that shows nothing: {', '.join(BASELINES)}, an image file, or"
+        " (expected only) a folder of them; auto follows the picture's own ground",
     )
     layer: int | None = Field(
         default=None,
@@ -222,10 +143,49 @@ class AttributionConfig(_Section):
     )
 
 
+class ParchGradConfig(_Section):
+    """ParchGrad: which channels of the gradient are kept, and how much the others are held back."""
+
+    gamma: float = Field(
+        default=math.inf,
+        gt=0,
+        allow_inf_nan=True,
+        description="weight of kept channels against pruned ones, by their standard deviations; .inf prunes them",
+    )
+    variance: Literal["on", "off", "exact"] = Field(
+        default="on",
+        description="variance conservation: on (of the two groups), off, or exact (of their sum, as measured)",
+    )
+    alpha: float = Field(default=0.05, gt=0, lt=1, description="level of the tests by which channels are kept")
+    quantile: float | None = Field(
+        default=None, gt=0, le=1, description="keep this share of each convolution's channels instead; null: use alpha"
+    )
+    ratio: float = Field(default=0.5, gt=0, le=1, description="upper share of the convolutions that is modified")
+    normality: float = Field(
+        default=0.05, gt=0, le=1, description="parchgrad-cls keeps channels with a Shapiro-Wilk p below this only"
+    )
+    region: Literal["whole", "detection"] = Field(
+        default="detection", description="what channels are averaged over: the whole picture or the detection's box"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words(cls, values: Any) -> Any:
+        """YAML reads `on` and `off` as truth values."""
+        if isinstance(values, dict) and isinstance(values.get("variance"), bool):
+            return values | {"variance": "on" if values["variance"] else "off"}
+        return values
+
+    @field_serializer("gamma", when_used="json")
+    def _finite(self, gamma: float) -> float | str:
+        """JSON knows no infinity."""
+        return gamma if math.isfinite(gamma) else "inf"
+
+
 class ImagesConfig(_Section):
     """How files become pictures."""
 
-    window: Annotated[str, BeforeValidator(_window)] = Field(
+    window: Annotated[str, BeforeValidator(typed.window)] = Field(
         default="auto",
         description="16-bit and float images to 8 bits: 'auto', 'full', 'LOW,HIGH' or 'percentile P,Q'",
     )
@@ -253,7 +213,7 @@ class OutputConfig(_Section):
 class BatchConfig(_Section):
     """How the run goes; nothing here but precision changes a result."""
 
-    device: Annotated[str, BeforeValidator(_device)] = Field(
+    device: Annotated[str, BeforeValidator(typed.device)] = Field(
         default="auto", description="auto, cpu, mps, cuda or cuda:N"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="arithmetic of the network")
@@ -261,7 +221,7 @@ class BatchConfig(_Section):
         default="auto", description="images in flight: auto or a number"
     )
     force: bool = Field(default=False, description="do images again that are done already")
-    shard: Annotated[str, AfterValidator(_shard)] | None = Field(
+    shard: Annotated[str, AfterValidator(typed.shard)] | None = Field(
         default=None, description="do only part I of N of the images: I/N, from 1/N to N/N"
     )
     fail_on: Verdicts = Field(
@@ -297,6 +257,7 @@ class RunConfig(_Section):
     model: ModelConfig = ModelConfig()
     detection: DetectionConfig = DetectionConfig()
     attribution: AttributionConfig = AttributionConfig()
+    parchgrad: ParchGradConfig = ParchGradConfig()
     images: ImagesConfig = ImagesConfig()
     output: OutputConfig = OutputConfig()
     run: BatchConfig = BatchConfig()
@@ -311,6 +272,7 @@ SECTIONS: dict[str, type[_Section]] = {
     "model": ModelConfig,
     "detection": DetectionConfig,
     "attribution": AttributionConfig,
+    "parchgrad": ParchGradConfig,
     "images": ImagesConfig,
     "output": OutputConfig,
     "run": BatchConfig,
@@ -321,9 +283,11 @@ DESCRIPTIONS: dict[str, str] = {
     for section, model in SECTIONS.items()
     for name, field in model.model_fields.items()
 }
-#: Option name -> dotted key. Options are the last component of their key but for these two.
+#: Option name -> dotted key. Options are the last component of their key but for these.
 OPTIONS: dict[str, str] = {
-    {"model.path": "model", "output.dir": "output"}.get(key, key.partition(".")[2]): key for key in DESCRIPTIONS
+    {"model.path": "model", "output.dir": "output"}.get(key)
+    or (key.replace(".", "_") if key.startswith("parchgrad.") else key.partition(".")[2]): key
+    for key in DESCRIPTIONS
 }
 #: Environment variable -> dotted key, for every option.
 ENVIRONMENT: dict[str, str] = {f"DETXAI_{name.upper()}": key for name, key in OPTIONS.items()}
@@ -358,7 +322,7 @@ def _parse(text: str, origin: str) -> Any:
 def _check_key(key: str, origin: str, known: Sequence[str], what: str = "key") -> None:
     if key not in known:
         raise UsageError(
-            f"{origin}: unknown {what} {key!r}{_nearest(key, known) or '.'}",
+            f"{origin}: unknown {what} {key!r}{typed.nearest(key, known) or '.'}",
             "`detxai schema config` lists every key.",
         )
 
@@ -390,7 +354,7 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, str, An
             if name not in ENVIRONMENT:
                 raise UsageError(
                     f"Unknown environment variable {name}"
-                    f"{_nearest(name, [*ENVIRONMENT, *ENVIRONMENT_ELSEWHERE]) or '.'}",
+                    f"{typed.nearest(name, [*ENVIRONMENT, *ENVIRONMENT_ELSEWHERE]) or '.'}",
                     "Names are DETXAI_ and an option's name.",
                 )
             if environ[name] != "":
@@ -458,8 +422,11 @@ def _digest(file: str, _changed: int) -> str:
 
 
 def _content(file: str | Path | None) -> str | None:
-    """SHA-256 of a file (read once while it does not change); None where there is none."""
+    """SHA-256 of a file (read once while it does not change) or of a folder's files; None where there is none."""
     path = Path(file) if file is not None else None
+    if path and path.is_dir():
+        parts = [f"{part.name} {_content(part)}" for part in sorted(path.iterdir()) if part.is_file()]
+        return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
     return _digest(str(path), path.stat().st_mtime_ns) if path and path.is_file() else None
 
 
@@ -484,6 +451,8 @@ def fingerprint_keys(cfg: RunConfig) -> dict[str, Any]:
     if cfg.attribution.baseline not in BASELINES:
         keys["attribution.baseline"] = _content(cfg.attribution.baseline)
         keys["attribution.baseline.name"] = Path(cfg.attribution.baseline).name
+    if cfg.attribution.gradient != ("plain",):
+        keys.update({f"parchgrad.{name}": value for name, value in sections["parchgrad"].items()})
     keys.update({f"output.{name}": sections["output"][name] for name in ("overlays", "maps")})
     keys["output.strip"] = cfg.output.strip and cfg.output.overlays
     return keys
@@ -518,6 +487,7 @@ def to_yaml(cfg: RunConfig | None = None) -> str:
             comment = DESCRIPTIONS[f"{section}.{name}"]
             lines += textwrap.wrap(comment, 96, initial_indent="  # ", subsequent_indent="  # ")
             flow = None if isinstance(value, list) else False
+            value = math.inf if value == "inf" else value
             lines.append("  " + yaml.safe_dump({name: value}, default_flow_style=flow).rstrip())
     return "\n".join(lines) + "\n"
 

@@ -78,6 +78,23 @@ def encode_map(values: Map, kind: Literal["npz", "png"]) -> tuple[str, bytes]:
     return ".map.png", buffer.getvalue()
 
 
+def write_file(file: Path, content: bytes) -> None:
+    """Write a file that is no part of a tree, whole or not at all. Raises OutputError."""
+    place = Store(file.parent)
+    with place._explained():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        place._put(file, [content])
+
+
+def require_writable(file: Path) -> None:
+    """Raise OutputError where `write_file` would, before there is anything to write."""
+    place = Store(file.parent)
+    with place._explained():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with place._temporary(file.parent, [b"probe"]):
+            pass
+
+
 class Store:
     """An output tree, held by this process alone while entered.
 

@@ -230,8 +230,7 @@ def _from_safetensors(name: str, digest: str, data: bytes) -> Checkpoint:
 
     try:
         deserialize(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        about = header.get("__metadata__", {})
+        about = metadata(data)
         if about.get("format") != FORMAT:
             raise ModelError(
                 f"{name} holds tensors but no architecture ({FORMAT} is missing in its header).",
@@ -314,8 +313,6 @@ def _fit(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
 
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
     """Write `checkpoint` as `.safetensors` with its architecture in the header: a model without a pickle."""
-    from safetensors.torch import save as packed
-
     if checkpoint.kind != "ultralytics":
         raise ModelError(
             f"{checkpoint.name}: {checkpoint.kind} models are not converted; detxai reads them as they are."
@@ -335,13 +332,26 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
         "imgsz": str(checkpoint.imgsz or 640),
         "name": checkpoint.name,
     }
-    data = packed(tensors, metadata=about)
-    # safetensors orders its metadata by chance; the same model has the same bytes here.
+    path.write_bytes(packed(tensors, about))
+
+
+def packed(tensors: dict[str, torch.Tensor], about: dict[str, str]) -> bytes:
+    """The bytes of a safetensors file with `about` as its metadata: the same content gives the same bytes."""
+    from safetensors.torch import save as serialized
+
+    data = serialized(tensors, metadata=about)
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
+    # safetensors orders its metadata by chance.
     text = json.dumps(header | {"__metadata__": about}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file. Raises ValueError where there is no header."""
+    header: dict[str, dict[str, str]] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return header.get("__metadata__", {})
 
 
 # -- pickles ------------------------------------------------------------------------------------

@@ -35,6 +35,10 @@ class Statistics:
     mean: Tensor
     std: Tensor
 
+    def to(self, device: torch.device) -> Statistics:
+        """The same on `device`."""
+        return Statistics(*(getattr(self, f.name).to(device) for f in fields(self)))
+
     def upper(self, start: int) -> Statistics:
         """The same without the first `start` channels."""
         return Statistics(self.count, *(getattr(self, f.name)[..., start:] for f in fields(self)[1:]))

@@ -1,0 +1,120 @@
+"""ParchGrad in a run: the hooked convolutions of the detector, and which channels are kept for each target."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from detxai import detectors
+from detxai.attribution.channels import FEWEST, Choice, Statistics, first, gap, outputs
+from detxai.attribution.methods import METHODS, Settings
+from detxai.attribution.parchgrad import ParchGrad, with_channels
+from detxai.attribution.path import Ask, Path
+from detxai.calibration import Calibration
+from detxai.config import ParchGradConfig
+from detxai.data import Box, Target
+from detxai.errors import UsageError
+
+CLASS, INSTANCE = "parchgrad-cls", "parchgrad-ins"
+
+
+class Selection:
+    """What the statistics `made` say under the settings `config`: only of the convolutions that are hooked."""
+
+    def __init__(self, config: ParchGradConfig, made: Calibration) -> None:
+        self.config, self.made = config, made
+        self.choice = Choice(config.alpha, config.quantile, config.normality)
+        start = first(len(made.layers), config.ratio)
+        self.names, self.widths = [name for name, _ in made.layers[start:]], made.widths[start:]
+        self._below = sum(made.widths[:start])
+        self.classes = list(made.names)
+
+    def statistics(self, region: str) -> Statistics:
+        """Those over `whole` pictures or over the box of a `detection`."""
+        return self.made.statistics[region].upper(self._below)
+
+    def of_class(self, class_id: int, region: str) -> Tensor:
+        """(channels,) bool: what parchgrad-cls keeps for a class of the model."""
+        return self.choice.of_class(self.statistics(region), self.classes.index(class_id), self.widths)
+
+
+class Keeping:
+    """ParchGrad for one detector on its device, with the statistics `made` for it.
+
+    `hooks` is what the engine needs. Raises UsageError where the statistics name convolutions that it has not.
+    """
+
+    def __init__(
+        self, config: ParchGradConfig, made: Calibration, detector: detectors.Detector, size: int, device: torch.device
+    ) -> None:
+        self.selection, self.region, self.size, self.device = Selection(config, made), config.region, size, device
+        convolutions = detectors.convolutions(detector)
+        widths = {name: conv.out_channels for name, conv in convolutions.items()}
+        if any(widths.get(name) != width for name, width in made.layers):
+            raise UsageError(
+                f"The channel statistics of {detector.info.name} name convolutions that it has not.",
+                "Make new ones with: detxai calibrate parchgrad SOURCE",
+            )
+        self.hooks = ParchGrad([convolutions[name] for name in self.selection.names], config.gamma, config.variance)
+        self._of_class: dict[int, Tensor] = {}
+
+    @cached_property
+    def _statistics(self) -> Statistics:
+        return self.selection.statistics(self.region).to(self.device)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[dict[int, Tensor]]:
+        """What the hooked convolutions put out in a forward pass in here, (batch, channels, h, w) by index."""
+        with outputs(self.hooks.convolutions) as seen:
+            yield seen
+
+    def ask(
+        self,
+        gradient: str,
+        method: str,
+        paths: Sequence[Path],
+        targets: Sequence[Target],
+        settings: Settings,
+        seen: dict[int, Tensor],
+        picture: Box,
+    ) -> Ask:
+        """The coroutine of `method` with the modified `gradient`, in float32.
+
+        `seen`: what the hooked convolutions put out at the image; `picture`: its place in the letterbox, xyxy.
+        """
+        masks = [self._kept(gradient, target, seen, picture) for target in targets]
+        settings = replace(settings, modified=True, dtype=torch.float32)
+        kept = {id(target): mask for target, mask in zip(targets, masks, strict=True)}
+        found = yield from with_channels(METHODS[method](paths, targets, settings), kept)
+        return [
+            one if bool(mask.any()) else replace(one, notes=(*one.notes, self._why(gradient, one.target)))
+            for one, mask in zip(found, masks, strict=True)
+        ]
+
+    def _kept(self, gradient: str, target: Target, seen: dict[int, Tensor], picture: Box) -> Tensor:
+        """(channels,) bool on the device."""
+        if gradient == CLASS:
+            if target.class_id not in self._of_class:
+                mask = self.selection.of_class(target.class_id, self.region)
+                self._of_class[target.class_id] = mask.to(self.device)
+            return self._of_class[target.class_id]
+        box = picture if self.region == "whole" else target.box
+        features = [seen[i][0] for i in range(len(self.hooks.convolutions))]
+        found = gap(features, torch.tensor([box], device=self.device), self.size)[0]
+        return self.selection.choice.of_instance(self._statistics, found, self.selection.widths)
+
+    def _why(self, gradient: str, target: Target) -> str:
+        """Why nothing is kept, for the record."""
+        plain = "the plain gradient is shown"
+        if gradient == INSTANCE:
+            return f"{gradient}: no channel is above its calibration; {plain}"
+        name = self.selection.made.names[target.class_id]
+        count = int(self._statistics.count[self.selection.classes.index(target.class_id)])
+        if count < FEWEST:
+            return f"{gradient}: {count} samples of {name} in the calibration are too few; {plain}"
+        return f"{gradient}: no channel passes the tests for {name}; {plain}"
