@@ -1,0 +1,1 @@
+"""`detxai evaluate`: attribution methods judged on the user's own images, against baselines that keep them honest."""

@@ -1,0 +1,64 @@
+"""Networks that were tampered with: a map that does not mind shows something else than the network.
+
+Adebayo et al. 2018 ("Sanity checks for saliency maps", arXiv:1810.03292): with weights randomised from the output
+down, and for another class, an attribution must change; under a little noise it must not.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detxai.detectors import Detector
+
+#: Shares of the layers with weights that are randomised, counted from the head.
+CASCADE = (0.1, 0.25, 0.5, 0.75, 1.0)
+#: Standard deviation of the noise of a stability test, in units of the full range [0, 1]: two and a half grey levels.
+NOISE = 0.01
+
+
+def randomised(detector: Detector, share: float, seed: int) -> Detector:
+    """A copy of `detector` with the weights of the last `share` of its layers shuffled within each tensor.
+
+    Shuffled, not drawn anew: the network keeps the scale of its activations, and loses what it learned. The copy
+    reports the original's predictions, so that the same ones are explained.
+    """
+    result = _copy(detector)
+    layers = [m for m in result.module.modules() if any(True for _ in m.parameters(recurse=False))]
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in layers[len(layers) - math.ceil(share * len(layers)) :]:
+            for weights in layer.parameters(recurse=False):
+                order = torch.randperm(weights.numel(), generator=generator).to(weights.device)
+                weights.copy_(weights.flatten()[order].view_as(weights))
+    return result
+
+
+def noisy(detector: Detector, size: int, seed: int) -> Detector:
+    """A copy of `detector` that sees seeded noise on top of every picture, and reports the original's predictions."""
+    result = _copy(detector)
+    first = next(m for m in result.module.modules() if isinstance(m, nn.Conv2d))
+    noise = NOISE * torch.randn(3, size, size, generator=torch.Generator().manual_seed(seed))
+
+    def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return inputs[0] + noise.to(inputs[0]), *inputs[1:]
+
+    first.register_forward_pre_hook(add)
+    return result
+
+
+def _copy(detector: Detector) -> Detector:
+    result: Any = copy.deepcopy(detector)
+    result.predict = detector.predict
+    return result  # type: ignore[no-any-return]
+
+
+def cascade(detector: Detector, seed: int) -> Iterator[tuple[float, Detector]]:
+    """(share of layers, detector randomised so far), from the head down to the whole network."""
+    for share in CASCADE:
+        yield share, randomised(detector, share, seed)
