@@ -75,17 +75,21 @@ def ig(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> 
 
 
 def expected(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
-    """Expected gradients (Erion et al. 2021, arXiv:1906.10670) as the mean of converged IG over all baselines.
+    """Expected gradients (Erion et al. 2021, arXiv:1906.10670) as the mean of IG over all baselines.
 
-    Sum, value at baseline and errors are means too; converged when every one is.
+    Sum, value at baseline and errors are means too: all paths together keep to the tolerance and to the evaluations
+    that are allowed; what easy ones leave, the later ones may use.
     """
     runs: list[list[TargetMap]] = []
-    for path in paths:
-        runs.append((yield from ig([path], targets, settings)))
-    return [_mean(column) for column in zip(*runs, strict=True)]
+    left = settings.max_evaluations
+    for i, path in enumerate(paths):
+        share = replace(settings, max_evaluations=max(left // (len(paths) - i), 2))
+        runs.append((yield from ig([path], targets, share)))
+        left -= max(found.evaluations for found in runs[-1])
+    return [_mean(column, settings.tolerance) for column in zip(*runs, strict=True)]
 
 
-def _mean(maps: Sequence[TargetMap]) -> TargetMap:
+def _mean(maps: Sequence[TargetMap], tolerance: float) -> TargetMap:
     n = len(maps)
     total = torch.stack([m.map for m in maps]).mean(0)
     baseline = sum(m.value_at_baseline or 0.0 for m in maps) / n
@@ -93,12 +97,11 @@ def _mean(maps: Sequence[TargetMap]) -> TargetMap:
     mean = replace(maps[0], map=total, value_at_baseline=baseline, evaluations=sum(m.evaluations for m in maps))
     if maps[0].error_bound is None:
         return mean
-    return replace(
-        mean,
-        completeness_error=abs(float(total.sum()) - delta) / max(abs(delta), 1.0),
-        error_bound=sum(m.error_bound or 0.0 for m in maps) / n,
-        converged=all(m.converged for m in maps),
-    )
+    own = (max(abs(m.value_at_input - (m.value_at_baseline or 0.0)), 1.0) * (m.error_bound or 0.0) for m in maps)
+    scale = max(abs(delta), 1.0)
+    bound = sum(own) / n / scale
+    error = abs(float(total.sum()) - delta) / scale
+    return replace(mean, completeness_error=error, error_bound=bound, converged=bound <= tolerance)
 
 
 def grad(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
