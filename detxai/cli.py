@@ -168,7 +168,12 @@ def explain(
         list[str] | None, _option("--classes", panel=MODEL, help="Only these classes (ids or names).")
     ] = None,
     candidates: Annotated[
-        float | None, _option("--candidates", panel=MODEL, help="Also explain boxes from this score up to --conf.")
+        float | None,
+        _option(
+            "--candidates",
+            panel=MODEL,
+            help="Also explain boxes from this score up to --conf; an image without any box gives its strongest.",
+        ),
     ] = None,
     predictions: Annotated[
         Path | None,
