@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.float32]
 Box = tuple[float, float, float, float]
+#: The targets that are edges of the box, in the order of xyxy.
+EDGES = ("left", "top", "right", "bottom")
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Target:
     (`left`, `top`, `right`, `bottom`); the letterbox value times `scale` plus `offset` is in source pixels.
     `box` is the prediction's own box, xyxy letterbox pixels, for methods that see only what is detected.
     `context` is whatever else pins the prediction (RT-DETR: the queries selected on the image).
+    `contrast` is a kind too: the logit of `class_id` less that of the class `other`.
     """
 
     anchor: int
@@ -114,6 +117,7 @@ class Target:
     offset: float = 0.0
     context: Any = None
     box: Box | None = None
+    other: int | None = None
 
 
 @dataclass(frozen=True)
@@ -202,4 +206,5 @@ class Attribution:
     converged: bool | None = None
     notes: tuple[str, ...] = ()
     padding_mass: float = 0.0
+    gradient: str = "plain"
     extra: dict[str, Any] = field(default_factory=dict)

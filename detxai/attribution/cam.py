@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from detxai.attribution.path import Ask, Path, Point, TargetMap
-from detxai.data import Target
+from detxai.data import EDGES, Target
 
 #: Gradient and activation (c, h, w) of a target -> weighted activation, summed over channels (h, w).
 Weighing = Callable[[Tensor, Tensor, Target, float], Tensor]
@@ -74,7 +74,7 @@ def activation_maps(
 
     def combine(gradient: Tensor, activation: Tensor, target: Target) -> Tensor:
         cells = weigh(gradient, activation, target, size / activation.shape[-1])
-        if target.kind in ("class", "objectness"):
+        if target.kind not in EDGES:
             cells = cells.clamp(min=0)
         large = interpolate(cells[None, None], size=(size, size), mode="bilinear", align_corners=False)
         return large[0, 0] * (cells.numel() / size**2)

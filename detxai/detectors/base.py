@@ -10,10 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from detxai.data import EDGES as EDGES
 from detxai.data import Target
-
-#: The targets that are edges of the box, in the order of xyxy.
-EDGES = ("left", "top", "right", "bottom")
 
 
 class Pin(NamedTuple):
@@ -126,7 +124,7 @@ class Trunk:
 
     @contextlib.contextmanager
     def tap(self, layer: int) -> Iterator[list[Tensor]]:
-        """While open, the output of `layer` is cut off from what made it; the list then holds it, to be differentiated in.
+        """While open, the output of `layer` is cut off from what made it; the list holds it, to be differentiated in.
 
         It stays empty where the layer does not run, or gives no tensor (batch, channels, height, width).
         """
