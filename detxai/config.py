@@ -36,7 +36,7 @@ METHODS = (
 )
 GRADIENTS = ("plain", "parchgrad-cls", "parchgrad-ins")
 VERDICTS = ("supported", "weak", "unsupported", "unknown")
-TARGETS = ("class", "objectness", "left", "top", "right", "bottom", "box")
+TARGETS = ("class", "contrast", "objectness", "left", "top", "right", "bottom", "box")
 BASELINES = ("auto", "black", "white", "gray", "blur", "mean")
 
 
@@ -103,7 +103,11 @@ class DetectionConfig(_Section):
     max_det: int = Field(default=300, ge=1, le=100_000, description="most boxes reported an image")
     classes: Selectors | None = Field(default=None, description="report only these classes (ids or names); null: all")
     candidates: float | None = Field(
-        default=None, ge=0, le=1, description="also explain boxes from this score up to conf; null: off"
+        default=None,
+        ge=0,
+        le=1,
+        description="also explain boxes from this score up to conf (an image without any box gives its strongest);"
+        " null: off",
     )
     predictions: Path | None = Field(
         default=None,
@@ -459,9 +463,18 @@ def fingerprint_keys(cfg: RunConfig) -> dict[str, Any]:
 
 
 def fingerprint(
-    cfg: RunConfig, image_sha256: str, model_sha256: str, schema: str, drawn: Sequence[str | None] = ()
+    cfg: RunConfig,
+    image_sha256: str,
+    model_sha256: str,
+    schema: str,
+    drawn: Sequence[str | None] = (),
+    calibrations: Sequence[str] = (),
 ) -> str:
-    """Hex SHA-256 of all that decides an image's files; `drawn`: digests of its labels and given predictions."""
+    """Hex SHA-256 of all that decides an image's files.
+
+    `drawn`: digests of its labels and given predictions; `calibrations`: of the statistics that are used, given or
+    found beside the model.
+    """
     parts: dict[str, Any] = {
         "config": fingerprint_keys(cfg),
         "image": image_sha256,
@@ -470,6 +483,8 @@ def fingerprint(
     }
     if any(drawn):
         parts["drawn"] = list(drawn)
+    if calibrations:
+        parts["calibrations"] = list(calibrations)
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -21,6 +21,8 @@ from detxai.data import Box, Target
 from detxai.errors import UsageError
 
 CLASS, INSTANCE = "parchgrad-cls", "parchgrad-ins"
+#: id of a target -> the channels that are kept for it.
+Masks = dict[int, Tensor]
 
 
 class Selection:
@@ -46,7 +48,8 @@ class Selection:
 class Keeping:
     """ParchGrad for one detector on its device, with the statistics `made` for it.
 
-    `hooks` is what the engine needs. Raises UsageError where the statistics name convolutions that it has not.
+    `hooks` is what the engine needs; `sha256` is that of the statistics. Raises UsageError where these name
+    convolutions that the detector has not.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Keeping:
                 "Make new ones with: detxai calibrate parchgrad SOURCE",
             )
         self.hooks = ParchGrad([convolutions[name] for name in self.selection.names], config.gamma, config.variance)
+        self.sha256 = made.sha256
         self._of_class: dict[int, Tensor] = {}
 
     @cached_property
@@ -68,45 +72,51 @@ class Keeping:
         return self.selection.statistics(self.region).to(self.device)
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[dict[int, Tensor]]:
-        """What the hooked convolutions put out in a forward pass in here, (batch, channels, h, w) by index."""
-        with outputs(self.hooks.convolutions) as seen:
+    def watching(self, gradients: Sequence[str]) -> Iterator[dict[int, Tensor]]:
+        """What the hooked convolutions put out in a forward pass in here, if any of `gradients` needs it, by index."""
+        with outputs(self.hooks.convolutions if INSTANCE in gradients else ()) as seen:
             yield seen
 
-    def ask(
-        self,
-        gradient: str,
-        method: str,
-        paths: Sequence[Path],
-        targets: Sequence[Target],
-        settings: Settings,
-        seen: dict[int, Tensor],
-        picture: Box,
-    ) -> Ask:
-        """The coroutine of `method` with the modified `gradient`, in float32.
+    def masks(self, gradient: str, targets: Sequence[Target], seen: dict[int, Tensor], picture: Box) -> Masks:
+        """Which channels the modified `gradient` keeps for `targets`, (channels,) bool by their ids.
 
         `seen`: what the hooked convolutions put out at the image; `picture`: its place in the letterbox, xyxy.
         """
-        masks = [self._kept(gradient, target, seen, picture) for target in targets]
-        settings = replace(settings, modified=True, dtype=torch.float32)
-        kept = {id(target): mask for target, mask in zip(targets, masks, strict=True)}
-        found = yield from with_channels(METHODS[method](paths, targets, settings), kept)
-        return [
-            one if bool(mask.any()) else replace(one, notes=(*one.notes, self._why(gradient, one.target)))
-            for one, mask in zip(found, masks, strict=True)
-        ]
-
-    def _kept(self, gradient: str, target: Target, seen: dict[int, Tensor], picture: Box) -> Tensor:
-        """(channels,) bool on the device."""
         if gradient == CLASS:
-            if target.class_id not in self._of_class:
-                mask = self.selection.of_class(target.class_id, self.region)
-                self._of_class[target.class_id] = mask.to(self.device)
-            return self._of_class[target.class_id]
-        box = picture if self.region == "whole" else target.box
-        features = [seen[i][0] for i in range(len(self.hooks.convolutions))]
-        found = gap(features, torch.tensor([box], device=self.device), self.size)[0]
-        return self.selection.choice.of_instance(self._statistics, found, self.selection.widths)
+            return {id(target): self._class(target.class_id) for target in targets}
+        if not targets:
+            return {}
+        boxes = torch.tensor([picture if self.region == "whole" else t.box for t in targets], device=self.device)
+        rows = gap([seen[i][0] for i in range(len(self.hooks.convolutions))], boxes, self.size)
+        choice, widths = self.selection.choice, self.selection.widths
+        return {
+            id(target): choice.of_instance(self._statistics, row, widths)
+            for target, row in zip(targets, rows, strict=True)
+        }
+
+    def _class(self, class_id: int) -> Tensor:
+        if class_id not in self._of_class:
+            self._of_class[class_id] = self.selection.of_class(class_id, self.region).to(self.device)
+        return self._of_class[class_id]
+
+    def ask(
+        self,
+        method: str,
+        gradient: str,
+        paths: Sequence[Path],
+        targets: Sequence[Target],
+        settings: Settings,
+        masks: Masks,
+    ) -> Ask:
+        """The coroutine of `method` with the modified `gradient`, in float32: its range is too wide for less."""
+        settings = replace(settings, modified=True, dtype=torch.float32)
+        found = yield from with_channels(METHODS[method](paths, targets, settings), masks)
+        return [
+            one
+            if bool(masks[id(one.target)].any())
+            else replace(one, notes=(*one.notes, self._why(gradient, one.target)))
+            for one in found
+        ]
 
     def _why(self, gradient: str, target: Target) -> str:
         """Why nothing is kept, for the record."""

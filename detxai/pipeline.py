@@ -5,6 +5,7 @@ Threads decode and write; the calling thread owns the device. One image's failur
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -12,7 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from detxai.attribution.methods import METHODS
 from detxai.attribution.path import Path as IntegrationPath
 from detxai.attribution.path import TargetMap
 from detxai.config import RunConfig, fingerprint
-from detxai.data import Checkpoint, ClassScore, Detection, ImageRef, Letterbox, Pixels, Target
+from detxai.data import Checkpoint, Detection, ImageRef, Letterbox, Pixels, Target
 from detxai.errors import DeviceError, ImageError
+from detxai.keeping import Masks
+from detxai.labels import Drawn
 from detxai.plan import EXPECTED_BASELINES, Plan
-from detxai.publish import Explained, Prepared, Result, publish
-
+from detxai.publish import Explained, Prepared, Result, Variant, publish
+from detxai.selection import selected
 
 #: What trials show beside the baseline, and what instead where that is the baseline.
 FILLS = ("blur", "gray")
@@ -88,7 +91,9 @@ class Explainer:
         """
         in_flight = self.plan.in_flight
         rows = rows_for(self.plan.device, self.plan.size)
-        engine = Engine(self.plan.detector.values, self.plan.device, rows, self._similarity)
+        values = detectors.contrasting(self.plan.detector.values)
+        engine = Engine(values, self.plan.device, rows, self._similarity, tap=self.plan.detector.tap)
+        engine.parchgrad = None if self.plan.keeping is None else self.plan.keeping.hooks
         self._detecting = 0.0
         waiting: dict[int, Future[Result]] = {}
         turn = 0
@@ -154,25 +159,39 @@ class Explainer:
 
     def _prepare(self, ref: ImageRef, tree: store.Store | None) -> Prepared | Result:
         try:
-            if tree is not None and not self.plan.config.run.force and (done := self._done(ref, tree)):
+            labels, given = self._drawn(ref)
+            digests = [None if d is None else d.digest for d in (labels, given)]
+            if tree is not None and not self.plan.config.run.force and (done := self._done(ref, tree, digests)):
                 return Result(ref, done, skipped=True)
             settings = self.plan.config.images
             image = images.load(ref, settings.window, settings.max_pixels)
             square, box = images.letterbox(
                 image.pixels, self.plan.size, self.plan.info.antialias, self.plan.info.stretch
             )
-            file = None if self.plan.baseline_image is None else images.fitted(self.plan.baseline_image, box)
-            name = self.plan.config.attribution.baseline
-            b, name = baselines.baseline(name if file is None else Path(name).name, square, box, file)
-            more = EXPECTED_BASELINES if "expected" in self.plan.config.attribution.method else ()
-            others = [baselines.baseline(other, square, box)[0] for other in more if other != name]
+            compared = self._baselines(square, box)
+            name, b = next(iter(compared.items()))
             x = torch.from_numpy(square).permute(2, 0, 1).float() / 255
             fills, ground = self._fills(square, box, name, b)
+            mark = self._fingerprint(image.sha256, digests)
+            drawn, boxes = (None if d is None else d.at(image.width, image.height) for d in (labels, given))
             return Prepared(
-                ref, image, box, x, (b, *others), name, self._fingerprint(image.sha256), fills=fills, ground=ground
+                ref, image, box, x, compared, mark, fills=fills, ground=ground, labels=drawn, given=boxes
             )
         except ImageError as error:
             return Result(ref, records.failed_record(ref, error))
+
+    def _baselines(self, square: Pixels, box: Letterbox) -> dict[str, torch.Tensor]:
+        """The pictures that show nothing by name, the one asked for first; more than one for `expected` only."""
+        wanted, given = self.plan.config.attribution, self.plan.baseline_images
+        found = {n: baselines.baseline(n, square, box, images.fitted(p, box))[0] for n, p in given.items()}
+        if not given:
+            b, name = baselines.baseline(wanted.baseline, square, box)
+            found[name] = b
+        if "expected" in wanted.method and not Path(wanted.baseline).is_dir():
+            for name in EXPECTED_BASELINES:
+                if name not in {known.removeprefix("auto:") for known in found}:
+                    found[name], _ = baselines.baseline(name, square, box)
+        return found
 
     def _fills(
         self, square: Pixels, box: Letterbox, name: str, b: torch.Tensor
@@ -184,7 +203,12 @@ class Explainer:
         inner = square[box.top : box.top + box.inner_height, box.left : box.left + box.inner_width]
         return {name: b, other: baselines.baseline(other, square, box)[0]}, baselines.ground(inner)
 
-    def _done(self, ref: ImageRef, tree: store.Store) -> records.Record | None:
+    def _drawn(self, ref: ImageRef) -> tuple[Drawn | None, Drawn | None]:
+        """The image's labels, if it has any, and the boxes given for it. Raises ImageError for malformed ones."""
+        labels, given = self.plan.labels, self.plan.given
+        return None if labels is None else labels.read(ref), None if given is None else given.read(ref) or Drawn()
+
+    def _done(self, ref: ImageRef, tree: store.Store, drawn: Sequence[str | None]) -> records.Record | None:
         """The record of an earlier run if it still holds: the same bytes, model and settings."""
         known = tree.existing(ref.path)
         if known is None or known.status != "ok":
@@ -193,10 +217,11 @@ class Explainer:
             digest = hashlib.sha256(ref.file.read_bytes()).hexdigest()
         except OSError:
             return None
-        return tree.done(ref.path, self._fingerprint(digest))
+        return tree.done(ref.path, self._fingerprint(digest, drawn))
 
-    def _fingerprint(self, image_sha256: str) -> str:
-        return fingerprint(self.plan.config, image_sha256, self.plan.info.sha256, records.RECORD_SCHEMA)
+    def _fingerprint(self, image_sha256: str, drawn: Sequence[str | None]) -> str:
+        used = () if self.plan.keeping is None else (self.plan.keeping.sha256,)
+        return fingerprint(self.plan.config, image_sha256, self.plan.info.sha256, records.RECORD_SCHEMA, drawn, used)
 
     # -- on the device --------------------------------------------------------------------------
 
@@ -209,50 +234,45 @@ class Explainer:
             return item
         try:
             x = item.x.to(self.plan.device)
-            paths = [IntegrationPath(x, b.to(self.plan.device)) for b in item.baselines]
-            detections, context = self._detect(x, item.letterbox)
+            paths = [IntegrationPath(x, b.to(self.plan.device)) for b in item.baselines.values()]
+            keeping, shown = self.plan.keeping, self.plan.config.attribution
+            nobody: contextlib.AbstractContextManager[dict[int, torch.Tensor]] = contextlib.nullcontext({})
+            with keeping.watching(shown.gradient) if keeping else nobody as seen:
+                detections, context = self._detect(x, item)
             wanted = tuple(self._wanted(detections, item.letterbox, context))
-            maps: dict[str, list[TargetMap]] = {name: [] for name in self.plan.config.attribution.method}
+            maps: dict[Variant, list[TargetMap]] = {(m, g): [] for m in shown.method for g in shown.gradient}
+            masks = self._masks(tuple(target for _, target, _ in wanted), seen, item.letterbox)
+            seen.clear()
             for start in range(0, len(wanted), self.plan.targets_at_once):
                 targets = [target for _, target, _ in wanted[start : start + self.plan.targets_at_once]]
-                for name, found in maps.items():
-                    found += yield from METHODS[name](paths, targets, self.plan.settings)
+                for (method, gradient), found in maps.items():
+                    if keeping and gradient != "plain":
+                        parchgrad = keeping.ask(method, gradient, paths, targets, self.plan.settings, masks[gradient])
+                        found += yield from parchgrad
+                    else:
+                        found += yield from METHODS[method](paths, targets, self.plan.settings)
             fills = {name: fill.to(self.plan.device) for name, fill in item.fills.items()}
             tried = yield from judge.tried(self.plan, x, fills, detections, wanted, maps)
-            return Explained(item, detections, wanted, maps, tried)
+            again = yield from judge.again(self.plan, x, fills, wanted, maps)
+            return Explained(item, detections, wanted, maps, tried, again)
         except (ValueError, IndexError, KeyError, ArithmeticError, AssertionError) as error:
             return _bug(item.ref, error)
 
+    def _masks(self, targets: Sequence[Target], seen: dict[int, torch.Tensor], box: Letterbox) -> dict[str, Masks]:
+        """What each of ParchGrad's gradients keeps for `targets`."""
+        keeping, gradients = self.plan.keeping, self.plan.config.attribution.gradient
+        if keeping is None:
+            return {}
+        picture = (box.left, box.top, box.left + box.inner_width, box.top + box.inner_height)
+        return {g: keeping.masks(g, targets, seen, picture) for g in gradients if g != "plain"}
+
     @torch.no_grad()
-    def _detect(self, x: torch.Tensor, box: Letterbox) -> tuple[tuple[Detection, ...], Any]:
+    def _detect(self, x: torch.Tensor, item: Prepared) -> tuple[tuple[Detection, ...], Any]:
         start = time.perf_counter()
         found = self.plan.detector.predict(x[None].contiguous(memory_format=torch.channels_last))[0]
-        d = self.plan.config.detection
-        kept = detectors.reported(found, conf=d.conf, iou=d.iou, max_det=d.max_det, classes=self.plan.classes)
-        boxes = images.boxes_to_source(found.boxes[[a for a, _ in kept]].cpu().numpy().reshape(-1, 4), box)
-        detections = tuple(
-            self._detection(found, anchor, class_id, tuple(map(float, xyxy)), box)
-            for (anchor, class_id), xyxy in zip(kept, boxes, strict=True)
-        )
+        detections = selected(self.plan, found, item.letterbox, item.labels, item.given)
         self._detecting += time.perf_counter() - start
         return detections, found.context
-
-    def _detection(
-        self, found: detectors.Candidates, anchor: int, class_id: int, xyxy: Any, box: Letterbox
-    ) -> Detection:
-        scores, logits = found.scores[anchor].cpu(), found.logits[anchor].cpu()
-        order = torch.argsort(scores, descending=True, stable=True).tolist()
-        names = self.plan.info.names
-        classes = tuple(ClassScore(i, names[i], float(scores[i]), float(logits[i])) for i in order)
-        obb = None
-        if found.rotated is not None:
-            cx, cy, w, h, angle = (float(v) for v in found.rotated[anchor].cpu())
-            gain = box.gain
-            obb = ((cx - box.left) / gain, (cy - box.top) / gain, w / gain, h / gain, angle)
-        return Detection(
-            anchor, int(found.levels[anchor]), class_id, names[class_id], float(scores[class_id]),
-            float(logits[class_id]), xyxy, classes, obb=obb,
-        )  # fmt: skip
 
     def _wanted(
         self, detections: Sequence[Detection], box: Letterbox, context: Any
@@ -263,13 +283,21 @@ class Explainer:
         shift = {"left": box.left, "right": box.left, "top": box.top, "bottom": box.top}
         for i, d in enumerate(detections):
             own: Any = tuple(images.boxes_to_letterbox([d.box], box)[0].tolist())
+            pinned = Target(d.anchor, d.level, "class", d.class_id, context=context, box=own)
             for kind in self.plan.targets:
+                if kind == "contrast":
+                    continue
                 factor = scale.get(kind, 1.0)
                 offset = -shift.get(kind, 0) * factor
                 yield i, Target(d.anchor, d.level, kind, d.class_id, factor, offset, context, own), False
             for other in self.plan.as_class:
                 if other != d.class_id and "class" in self.plan.targets:
-                    yield i, Target(d.anchor, d.level, "class", other, context=context, box=own), True
+                    yield i, replace(pinned, class_id=other), True
+            if self.plan.contrasts:
+                others = [c.class_id for c in d.classes if c.class_id != d.class_id][:1] + self.plan.as_class
+                for other in dict.fromkeys(others):
+                    if other != d.class_id:
+                        yield i, replace(pinned, kind="contrast", other=other), False
 
     # -- behind the device ----------------------------------------------------------------------
 

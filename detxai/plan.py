@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from detxai import detectors, images, weights
-from detxai.attribution.methods import PERTURBATION, Settings
+from detxai import calibration, detectors, images, labels, sources, weights
+from detxai.attribution.methods import ACTIVATION, GRADIENT, ONE_SIDED, PERTURBATION, Settings
 from detxai.config import BASELINES, RunConfig
-from detxai.data import Checkpoint, ImageRef, Pixels
+from detxai.data import Checkpoint, ImageRef, Pixels, Target
 from detxai.errors import ImageError, UsageError
+from detxai.keeping import Keeping
 
 #: Bytes for the gradients that wait for their weights, over all images in flight at about 24 nodes a target.
 GRADIENT_BYTES, NODES = 2**31, 24
@@ -26,6 +28,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALF_TOLERANCE = 0.05
 #: What `expected` averages over beside the baseline asked for.
 EXPECTED_BASELINES = ("black", "white", "gray", "blur")
+#: Pictures of a baseline folder that it averages over, at most.
+MOST_BASELINES = 8
 #: Seed of every random choice of a method.
 SEED = 0
 
@@ -67,11 +71,15 @@ class Plan:
         self.classes = self._class_ids(self.config.detection.classes, "--classes")
         self.as_class = self._class_ids(self.config.attribution.as_class, "--as-class") or []
         self.targets = self._target_kinds()
+        self.contrasts = "contrast" in self.targets or self._full()
+        self.labels, self.given = self._drawn()
+        self._check_evidence()
         self._check_methods()
-        self.baseline_image = self._baseline_image()
+        self.keeping = self._keeping()
+        self.baseline_images = self._baseline_images()
         self.dtype = self._dtype()
         a = self.config.attribution
-        self.settings = Settings(a.tolerance, a.max_evaluations, self.dtype, SEED)
+        self.settings = Settings(a.tolerance, a.max_evaluations, self.dtype, SEED, layer_of=self._layer_of())
         batch = self.config.run.batch
         self.in_flight = IN_FLIGHT[self.device.type] if batch == "auto" else int(batch)
         share = GRADIENT_BYTES // (self.in_flight * NODES * 4 * self.size**2)
@@ -106,16 +114,42 @@ class Plan:
                 )
         return found
 
+    def _check_evidence(self) -> None:
+        """Raise UsageError for a policy gate on verdicts that nobody gives."""
+        a = self.config.attribution
+        if self.config.run.fail_on and (a.evidence == "none" or "class" not in self.targets):
+            raise UsageError("--fail-on needs verdicts.", "Leave out --evidence none, and keep class among --target.")
+
+    def _full(self) -> bool:
+        """Whether there is evidence that costs more maps: contrasts, and a second baseline."""
+        a = self.config.attribution
+        gradients = not any(name in PERTURBATION for name in a.method)
+        return a.evidence == "full" and gradients and "class" in a.target and len(self.info.names) > 1
+
     def _target_kinds(self) -> tuple[str, ...]:
         wanted = self.config.attribution.target
         expanded = [k for name in wanted for k in (detectors.EDGES if name == "box" else (name,))]
         for kind in expanded:
-            if kind not in self.info.targets:
+            if kind == "contrast" and len(self.info.names) == 1:
+                raise UsageError("--target contrast: the model has one class, and nothing to tell it from.")
+            if kind not in (*self.info.targets, "contrast"):
                 raise UsageError(
                     f"--target {kind}: a {self.info.family} model with its {self.info.head} head has none.",
                     f"It has: {', '.join(self.info.targets)}.",
                 )
         return tuple(dict.fromkeys(expanded))
+
+    def _drawn(self) -> tuple[labels.Folder | None, labels.Folder | labels.Results | None]:
+        """Who reads labels and given predictions. Raises UsageError where they or --candidates make no sense."""
+        d, names = self.config.detection, self.info.names
+        if d.candidates is not None and d.predictions is not None:
+            raise UsageError("--candidates asks the model for boxes, --predictions brings its own.", "Leave one out.")
+        if d.candidates is not None and d.candidates >= d.conf:
+            raise UsageError(f"--candidates {d.candidates:g} must be below --conf {d.conf:g}.")
+        folder = labels.Folder(d.labels, names) if d.labels is not None else None
+        if d.predictions is None or not d.predictions.is_dir():
+            return folder, labels.Results(d.predictions, names) if d.predictions is not None else None
+        return folder, labels.Folder(d.predictions, names, scored=True)
 
     def _check_methods(self) -> None:
         """Raise UsageError for methods that make no sense here, ModelError where gradients do not work."""
@@ -127,15 +161,66 @@ class Plan:
                     f"--method {name} needs gradients, and {self.info.name} is a black box ({self.info.family}).",
                     f"These methods work for it: --method {', '.join(PERTURBATION)}.",
                 )
+            if name in ONE_SIDED and any(kind in detectors.EDGES for kind in self.targets):
+                raise UsageError(
+                    f"--method {name} keeps what pushes a score up, and an edge has no up.",
+                    "For edges: --method gradcam or odam.",
+                )
         if any(name not in PERTURBATION for name in self.config.attribution.method):
             gray = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)
             detectors.self_test(self.detector, gray)
 
-    def _baseline_image(self) -> Pixels | None:
-        name = self.config.attribution.baseline
-        if name in BASELINES:
+    def _keeping(self) -> Keeping | None:
+        """ParchGrad's part of the run, None where every gradient is plain. Raises UsageError where there is none."""
+        wanted = self.config.attribution
+        gradients = [name for name in wanted.gradient if name != "plain"]
+        if not gradients:
             return None
+        for name in wanted.method:
+            if name not in GRADIENT:
+                raise UsageError(
+                    f"--gradient {gradients[0]} changes the gradient at the picture; --method {name} shows none.",
+                    f"It goes with --method {', '.join(GRADIENT)}.",
+                )
+        made = calibration.found_for(
+            self.config.model.path, self.info.name, self.info.sha256, self.size, wanted.calibration
+        )
+        return Keeping(self.config.parchgrad, made, self.detector, self.size, self.device)
+
+    def _layer_of(self) -> Callable[[Target], int]:
+        """Where activation methods look for a target. Raises UsageError for a --layer without a feature map."""
+        wanted = self.config.attribution.layer
+        if wanted is None or not any(name in ACTIVATION for name in self.config.attribution.method):
+            return self.detector.layer_of
+        gray = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)
+        with self.detector.tap(wanted) as found, torch.no_grad():
+            self.detector.predict(gray)
+        if not found:
+            raise UsageError(
+                f"--layer {wanted}: below its head the {self.info.family} model has no such layer with a feature map.",
+                "Without --layer it is chosen by the prediction's scale.",
+            )
+        return lambda _: wanted
+
+    def _baseline_images(self) -> dict[str, Pixels]:
+        """The picture of --baseline FILE by its name, or a seeded choice of those in --baseline FOLDER."""
+        name, methods = self.config.attribution.baseline, self.config.attribution.method
+        if name in BASELINES:
+            return {}
+        files = [Path(name)]
+        if Path(name).is_dir():
+            if methods != ("expected",):
+                other = next(m for m in methods if m != "expected")
+                raise UsageError(
+                    f"--baseline {name} is a folder: only --method expected averages over pictures, {other} takes one.",
+                    "Give a file, or only --method expected.",
+                )
+            known = sources.IMAGE_SUFFIXES
+            files = sorted(f for f in Path(name).iterdir() if f.suffix.lower() in known and f.is_file())
+            if not files:
+                raise UsageError(f"--baseline {name}: the folder has no image in it.")
+            files = sorted(random.Random(SEED).sample(files, min(MOST_BASELINES, len(files))))
         try:
-            return images.load(ImageRef(Path(name).name, Path(name))).pixels
+            return {file.name: images.load(ImageRef(file.name, file)).pixels for file in files}
         except ImageError as error:
-            raise UsageError(f"--baseline {name}: {error.message}") from error
+            raise UsageError(f"--baseline {name}: {error}") from error

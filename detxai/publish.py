@@ -10,21 +10,27 @@ import numpy as np
 import torch
 
 from detxai import detectors, images, judge, overlays, records, store
-from detxai.attribution.methods import PERTURBATION
+from detxai.attribution.methods import ACTIVATION, PERTURBATION
 from detxai.attribution.path import TargetMap
 from detxai.attribution.trials import Trial
-from detxai.data import Attribution, Detection, Image, ImageRef, Letterbox, Target
+from detxai.data import Attribution, Detection, Image, ImageRef, Label, Letterbox, Target
 from detxai.evidence.measures import ground_mask
 from detxai.evidence.model import Evidence
-from detxai.plan import DTYPES, EXPECTED_BASELINES, Plan
+from detxai.plan import DTYPES, Plan
 
-#: Methods that compare with nothing, or with more than one baseline.
+#: Methods that compare with nothing, or always with the same.
 BASELINE_OF = {
     "grad": "none",
     "smoothgrad": "none",
     "inputxgrad": "black",
-    "expected": "+".join(EXPECTED_BASELINES),
+    **dict.fromkeys(ACTIVATION, "none"),
 }
+
+
+#: (method, gradient): what a map is made with.
+Variant = tuple[str, str]
+#: More baselines than these are counted, not named, in a caption.
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +63,10 @@ class Prepared:
     image: Image
     letterbox: Letterbox
     x: torch.Tensor
-    baselines: tuple[torch.Tensor, ...]
-    baseline: str
+    baselines: dict[str, torch.Tensor]
     fingerprint: str
+    labels: tuple[Label, ...] | None = None
+    given: tuple[Label, ...] | None = None
     fills: dict[str, torch.Tensor] = field(default_factory=dict)
     ground: tuple[int, int, int] | None = None
 
@@ -69,16 +76,17 @@ class Explained:
     prepared: Prepared
     detections: tuple[Detection, ...]
     wanted: tuple[tuple[int, Target, bool], ...]
-    maps: dict[str, list[TargetMap]]
+    maps: dict[Variant, list[TargetMap]]
     tried: dict[judge.Key, list[Trial]] = field(default_factory=dict)
+    again: dict[judge.Key, tuple[str, TargetMap]] = field(default_factory=dict)
 
 
 def publish(plan: Plan, e: Explained, *, files: bool = True) -> tuple[Result, dict[str, bytes]]:
     """The result of one image and its `files` by name. Raises ValueError where a map is not finite."""
     p, output = e.prepared, plan.config.output
     explanations = tuple(
-        _explanation(plan, p, method, i, as_class, found)
-        for method, column in e.maps.items()
+        _explanation(plan, p, variant, i, as_class, found)
+        for variant, column in e.maps.items()
         for (i, _, as_class), found in zip(e.wanted, column, strict=True)
     )
     explanations = _with_evidence(plan, e, explanations)
@@ -88,22 +96,24 @@ def publish(plan: Plan, e: Explained, *, files: bool = True) -> tuple[Result, di
     for item in explanations:
         a, d = item.attribution, e.detections[item.detection]
         as_class = a.target.class_id if item.as_class else None
+        if a.target.other is not None and a.target.other != judge.runner_up(d):
+            as_class = a.target.other
         edge = a.target.kind in detectors.EDGES
         shown = "box" if edge and boxed and a.target.kind not in plan.config.attribution.target else a.target.kind
-        stem = store.picture_stem(p.ref.path, item.detection, a.method, target=shown, as_class=as_class)
+        stem = store.picture_stem(p.ref.path, item.detection, a.method, a.gradient, shown, as_class)
         overlay = f"{stem}.png" if files and output.overlays else None
         if overlay and overlay not in pictures:
             group = [
                 o
                 for o in explanations
                 if o.detection == item.detection
-                and o.attribution.method == a.method
+                and (o.attribution.method, o.attribution.gradient) == (a.method, a.gradient)
                 and o.attribution.target.kind in detectors.EDGES
             ]
             pictures[overlay] = _overlay(plan, p.image, d, group if shown == "box" else [item])
         map_name = None
         if files and output.maps != "none":
-            own = store.picture_stem(p.ref.path, item.detection, a.method, target=a.target.kind, as_class=as_class)
+            own = store.picture_stem(p.ref.path, item.detection, a.method, a.gradient, a.target.kind, as_class)
             suffix, content = store.encode_map(a.map, output.maps)
             map_name = own + suffix
             pictures[map_name] = content
@@ -116,6 +126,7 @@ def publish(plan: Plan, e: Explained, *, files: bool = True) -> tuple[Result, di
                 overlay=overlay,
                 map_name=map_name,
                 evidence=item.evidence if item.as_class else None,
+                against=judge.rival(d, a.target.other),
             )
         )
     verdicts = {o.detection: o.evidence for o in explanations if o.evidence and not o.as_class}
@@ -127,6 +138,7 @@ def publish(plan: Plan, e: Explained, *, files: bool = True) -> tuple[Result, di
         model=records.ModelInfo(
             name=info.name, sha256=info.sha256, family=info.family, head=info.head, imgsz=plan.size
         ),
+        labels=records.label_records(p.labels, e.detections),
         detections=tuple(records.detection_record(d, i, rows[i], verdicts.get(i)) for i, d in enumerate(e.detections)),
     )
     return Result(p.ref, record, p.image, explanations), pictures
@@ -141,24 +153,34 @@ def _with_evidence(plan: Plan, e: Explained, explanations: tuple[Explanation, ..
     known = dict(zip(keys, explanations, strict=True))
     for key in judge.judged(e.wanted, list(e.maps)):
         item = known[key]
-        found = judge.evidence(e.detections[item.detection], item.attribution, ground, e.tried.get(key, ()))
+        d = e.detections[item.detection]
+        found = judge.evidence(d, item.attribution, ground, e.tried.get(key, ()))
+        if plan.config.attribution.evidence == "full":
+            mates = [known[key[0], j].attribution for j, (i, _, _) in enumerate(e.wanted) if i == item.detection]
+            name, second = e.again.get(key, ("", None))
+            other = None if second is None else images.map_to_source(second.map.cpu(), e.prepared.letterbox)
+            found = judge.full(found, d, item.attribution, mates, name, other)
         known[key] = replace(item, evidence=found)
     return tuple(known.values())
 
 
-def _explanation(plan: Plan, p: Prepared, method: str, index: int, as_class: bool, found: TargetMap) -> Explanation:
+def _explanation(
+    plan: Plan, p: Prepared, variant: Variant, index: int, as_class: bool, found: TargetMap
+) -> Explanation:
+    method, gradient = variant
     square = found.map.cpu().numpy()
     source = images.map_to_source(square, p.letterbox)
     total = float(square.sum())
     notes = found.notes
-    if found.dtype != plan.dtype:
+    if found.dtype != plan.dtype and gradient == "plain":
         notes += ("half precision did not converge: done again in fp32",)
     attribution = Attribution(
         method=method,
+        gradient=gradient,
         target=found.target,
-        baseline=BASELINE_OF.get(method, p.baseline),
+        baseline=BASELINE_OF.get(method) or "+".join(list(p.baselines)[: None if method == "expected" else 1]),
         precision=next(name for name, dtype in DTYPES.items() if dtype == found.dtype),
-        path="black box" if method in PERTURBATION else "sparse" if plan.info.sparse else "full",
+        path=_path(plan, method, found),
         map=source,
         total=total,
         padding_sum=total - float(source.sum(dtype=np.float64)),
@@ -174,24 +196,46 @@ def _explanation(plan: Plan, p: Prepared, method: str, index: int, as_class: boo
     return Explanation(index, plan.info.names[found.target.class_id], as_class, attribution)
 
 
+def _path(plan: Plan, method: str, found: TargetMap) -> str:
+    if method in PERTURBATION:
+        return "black box"
+    if found.layer is not None:
+        return f"layer {found.layer}"
+    return "sparse" if plan.info.sparse else "full"
+
+
 def _padding_mass(square: Any, box: Letterbox) -> float:
     magnitude = np.abs(square)
     inner = magnitude[box.top : box.top + box.inner_height, box.left : box.left + box.inner_width]
     return max(float(magnitude.sum()) - float(inner.sum()), 0.0)
 
 
+def _compared(a: Attribution) -> str:
+    """What a caption names beside the method: the layer it looked at, or the pictures that show nothing."""
+    if a.path.startswith("layer "):
+        return a.path
+    names = a.baseline.removeprefix("none").removeprefix("auto:").split("+")
+    return "+".join(names) if len(names) <= MOST_NAMED else f"{len(names)} pictures"
+
+
 def _overlay(plan: Plan, image: Image, d: Detection, group: Sequence[Explanation]) -> bytes:
     first = group[0].attribution
     bounds = [g.attribution.error_bound for g in group if g.attribution.error_bound is not None]
     converged = all(g.attribution.converged is not False for g in group)
-    what = f"{first.method} · {first.baseline.removeprefix('auto:')}"
+    made = first.method if first.gradient == "plain" else f"{first.method} · {first.gradient}"
+    what = " · ".join(part for part in (made, _compared(first)) if part)
     if group[0].as_class:
         what = f"as {group[0].class_name} · {what}"
+    elif first.target.other is not None:
+        what = f"{d.class_name}, not {plan.info.names[first.target.other]} · {what}"
     elif first.target.kind != "class" and len(group) == 1:
         what = f"{first.target.kind} · {what}"
+    if d.match is not None and d.kind != "missed":
+        what += f" · by the labels: {d.match.status}"
     common: dict[str, Any] = {
         "box": d.box,
-        "label": d.class_name,
+        "label": d.class_name if d.kind == "detection" else f"{d.kind} {d.class_name}",
+        "dashed": d.kind != "detection",
         "score": d.score,
         "caption": f"{what} · error ≤ {100 * max(bounds):.1f} %" if bounds else what,
         "warning": None if converged else "not converged: read with care",
@@ -205,5 +249,6 @@ def _overlay(plan: Plan, image: Image, d: Detection, group: Sequence[Explanation
         unit = (
             "similarity" if first.method in PERTURBATION else "px" if first.target.kind in detectors.EDGES else "logits"
         )
+        unit = "activation" if first.method in ACTIVATION else unit
         drawn = overlays.draw(image.pixels, first.map, unit=unit, **common)
     return overlays.encode(drawn)

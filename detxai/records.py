@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from detxai import data
 from detxai.errors import ImageError
 from detxai.evidence.maps import GRID, grid, peak
-from detxai.evidence.model import Evidence
+from detxai.evidence.model import Evidence, Rival
 from detxai.fields import Number, Text, require_written
 from detxai.fields import Part as _Part
 
@@ -82,14 +82,15 @@ class Grid(_Part):
 class AttributionRecord(_Part):
     """How one target of one detection is explained by one method."""
 
-    left_out = frozenset({"notes"})
+    left_out = frozenset({"against", "notes"})
 
     method: str = Field(description="attribution method")
     gradient: str = Field(default="plain", description="the gradient that the method uses")
-    target: str = Field(description="explained output: class, objectness or a box edge")
+    target: str = Field(description="explained output: class, contrast, objectness or a box edge")
     class_id: int = Field(description="class that is explained")
     class_name: Text = Field(description="name of that class")
     as_class: bool = Field(default=False, description="asked for, not the predicted class")
+    against: Rival | None = Field(default=None, description="contrast only: the other class, whose logit is taken away")
     baseline: Text = Field(description="the picture that shows nothing")
     precision: str = Field(description="arithmetic of the network")
     path: str = Field(description="how the gradient was computed")
@@ -232,7 +233,7 @@ class ImageCounts(_Part):
 class ClassStatistics(_Part):
     """What a run saw of one class: its detections, not candidates and misses."""
 
-    left_out = frozenset({"labels", "true", "false", "missed"})
+    left_out = frozenset({"verdicts", "mean_grid", "grid_spread", "labels", "true", "false", "missed"})
 
     class_id: int = Field(description="id of the class in the model")
     class_name: Text = Field(description="its name")
@@ -240,6 +241,9 @@ class ClassStatistics(_Part):
     mean_score: Number | None = Field(default=None, description="mean score of these boxes")
     mean_inside_share: Number | None = Field(default=None, description="mean inside_share of their maps")
     converged_share: Number | None = Field(default=None, description="share of their maps that converged")
+    verdicts: dict[str, int] | None = Field(default=None, description="their verdicts, and how many have each")
+    mean_grid: ValueGrid | None = Field(default=None, description="mean of their grids, target class: 8 x 8, logits")
+    grid_spread: ValueGrid | None = Field(default=None, description="standard deviation of each cell of these grids")
     labels: int | None = Field(default=None, description="labels of this class; runs with labels only, as are the next")
     true: int | None = Field(default=None, description="detections that are on one of these labels")
     false: int | None = Field(default=None, description="other detections of this class on labelled images")
@@ -364,10 +368,10 @@ def attribution_record(
     class_name: str,
     *,
     as_class: bool = False,
-    gradient: str = "plain",
     overlay: str | None = None,
     map_name: str | None = None,
     evidence: Evidence | None = None,
+    against: Rival | None = None,
 ) -> AttributionRecord:
     """The record of one map; `box` is xyxy in source pixels.
 
@@ -379,11 +383,12 @@ def attribution_record(
     share = min(float(grid(positive, box, 1).sum()) / whole, 1.0) if whole > 0 else None
     return AttributionRecord(
         method=attribution.method,
-        gradient=gradient,
+        gradient=attribution.gradient,
         target=attribution.target.kind,
         class_id=attribution.target.class_id,
         class_name=class_name,
         as_class=as_class,
+        against=against,
         baseline=attribution.baseline,
         precision=attribution.precision,
         path=attribution.path,

@@ -339,7 +339,7 @@ def packed(tensors: dict[str, torch.Tensor], about: dict[str, str]) -> bytes:
     """The bytes of a safetensors file with `about` as its metadata: the same content gives the same bytes."""
     from safetensors.torch import save as serialized
 
-    data = serialized(tensors, metadata=about)
+    data: bytes = serialized(tensors, metadata=about)
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     # safetensors orders its metadata by chance.
