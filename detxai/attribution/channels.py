@@ -68,7 +68,8 @@ class Choice:
         """(channels,) bool: those whose `gap` (channels,) is above the calibration's, by a one-sided z-test."""
         spread = statistics.std > 0
         z = (gap - statistics.mean) / torch.where(spread, statistics.std, 1.0)
-        level = torch.special.ndtri(torch.tensor(1 - self.alpha, dtype=torch.float64))
+        z = torch.where(spread, z, -torch.inf)
+        level = float(torch.special.ndtri(torch.tensor(1 - self.alpha, dtype=torch.float64)))
         passed = z.double() >= level if self.quantile is None else _top(z, self.quantile, widths)
         return passed & spread
 
