@@ -187,7 +187,8 @@ class Attribution:
     """A signed map of one target with the account of how it was computed.
 
     `map`: (height, width) float32 in source pixels, summed over colour; its sum plus `padding_sum` is
-    `total` (target units), and `padding_mass` the sum of |attribution| on the padding. The last three fields are None for methods without a completeness promise.
+    `total` (target units), and `padding_mass` the sum of |attribution| on the padding. `completeness_error`,
+    `error_bound` and `converged` are None for methods without a completeness promise.
     """
 
     method: str

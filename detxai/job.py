@@ -17,6 +17,7 @@ from detxai.config import RunConfig
 from detxai.console import Console, ReaderGone, Stopped, guarded_stdout, signals, write_line
 from detxai.data import ImageRef
 from detxai.errors import DetxaiError, ExitCode, NoInputError, worst
+from detxai.evidence.typicality import GridSums
 from detxai.sources import Found
 
 #: Failures listed in the summary; all of them are in records.jsonl.
@@ -35,12 +36,19 @@ class _ClassSums:
     labels: int = 0
     missed: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
+    verdicts: Counter[str] = field(default_factory=Counter)
+    grids: GridSums = field(default_factory=GridSums)
 
     def add(self, detection: records.DetectionRecord) -> None:
         self.count += 1
         self.score += detection.score
         if detection.match is not None:
             self.statuses[detection.match.status] += 1
+        if detection.evidence is not None:
+            self.verdicts[detection.evidence.verdict] += 1
+        own = next((a for a in detection.attributions if a.target == "class" and not a.as_class), None)
+        if own is not None:
+            self.grids.add(own.grid.values)
         for a in detection.attributions:
             if a.inside_share is not None:
                 self.inside, self.shares = self.inside + a.inside_share, self.shares + 1
@@ -61,6 +69,8 @@ class Tally:
     attributions: int = 0
     unconverged: int = 0
     evaluations: int = 0
+    fail_on: tuple[str, ...] = ()
+    gated: int = 0
     codes: set[ExitCode] = field(default_factory=set)
     failures: list[records.Failure] = field(default_factory=list)
     _sums: dict[int, _ClassSums] = field(default_factory=dict)
@@ -89,11 +99,15 @@ class Tally:
             self.candidates += detection.kind == "candidate"
             if detection.kind == "detection":
                 self.detections += 1
+                self.gated += detection.evidence is not None and detection.evidence.verdict in self.fail_on
                 self._of(detection.class_id, detection.class_name).add(detection)
             for attribution in detection.attributions:
                 self.attributions += 1
                 self.unconverged += attribution.converged is False
                 self.evaluations += 0 if skipped else attribution.evaluations
+
+        if self.gated:
+            self.codes.add(ExitCode.GATE)
 
     def _of(self, class_id: int, name: str) -> _ClassSums:
         return self._sums.setdefault(class_id, _ClassSums(name))
@@ -113,6 +127,9 @@ class Tally:
                 mean_score=sums.score / sums.count if sums.count else None,
                 mean_inside_share=sums.inside / sums.shares if sums.shares else None,
                 converged_share=sums.converged / sums.judged if sums.judged else None,
+                verdicts=dict(sorted(sums.verdicts.items())) or None,
+                mean_grid=tuple(map(tuple, sums.grids.mean.tolist())) if sums.grids.count else None,
+                grid_spread=tuple(map(tuple, sums.grids.spread.tolist())) if sums.grids.count else None,
                 labels=sums.labels if self.labelled else None,
                 true=sums.statuses["true"] if self.labelled else None,
                 false=sums.statuses.total() - sums.statuses["true"] if self.labelled else None,
@@ -127,7 +144,7 @@ class Job:
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.config, self.console = config, console
-        self.tally = Tally()
+        self.tally = Tally(fail_on=config.run.fail_on)
         self.stopped: str | None = None
 
     def run(self, found: Found, started: float) -> ExitCode:
@@ -262,20 +279,24 @@ class Job:
                 "–" if c.mean_score is None else f"{c.mean_score:.2f}",
                 "–" if c.mean_inside_share is None else f"{100 * c.mean_inside_share:.0f} %",
                 "–" if c.converged_share is None else f"{100 * c.converged_share:.0f} %",
+                "–" if c.verdicts is None else str(c.verdicts.get("supported", 0)),
                 *(str(n) for n in (c.true, c.false, c.missed) if n is not None),
             )
             for c in summary.classes
         ]
         i = summary.images
         title = f"{i.ok} explained, {i.skipped} already done, {i.failed} failed, in {summary.seconds:.1f} s"
-        columns: tuple[str, ...] = ("class", "detections", "mean score", "evidence inside box", "converged")
+        columns: tuple[str, ...] = ("class", "detections", "mean score", "inside box", "converged", "supported")
         if summary.labelled:  # more columns, shorter titles
-            columns = ("class", "boxes", "score", "inside box", "converged", "true", "false", "missed")
+            columns = ("class", "boxes", "score", "inside box", "converged", "supported", "true", "false", "missed")
         self.console.table(title, columns, rows)
         if summary.labelled == 0 and self.tally.done:
             self.console.say("no image has a label file in --labels: see its names in the README", kind="warning")
         if self.config.detection.predictions is not None and self.tally.done and not summary.detections:
             self.console.say("no box in --predictions belongs to any of these images: check its names", kind="warning")
+        if self.tally.gated:
+            words = " or ".join(self.config.run.fail_on)
+            self.console.say(f"look again: {self.tally.gated} detections are {words} (--fail-on)", kind="warning")
         if summary.stopped:
             self.console.say(f"stopped early: {summary.stopped}; run the same command again to go on", kind="warning")
         self.console.say(f"records and pictures: {self.config.output.dir}")

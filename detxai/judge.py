@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detxai.attribution.path import Point, Reply, TargetMap
+from detxai.attribution.methods import ig
+from detxai.attribution.path import Path, Point, Reply, TargetMap
 from detxai.attribution.trials import Case, Trial, trials
-from detxai.data import Attribution, Detection, Target
+from detxai.data import Attribution, Detection, Map, Target
 from detxai.evidence import measures
-from detxai.evidence.model import Evidence, Rival
+from detxai.evidence.maps import grid
+from detxai.evidence.model import Contrast, Evidence, Rival
 from detxai.evidence.verdict import verdict
 from detxai.plan import Plan
 
@@ -69,20 +71,70 @@ def tried(
     }
 
 
+def again(
+    plan: Plan,
+    x: Tensor,
+    fills: Mapping[str, Tensor],
+    wanted: Sequence[Wanted],
+    maps: Mapping[Any, Sequence[TargetMap]],
+) -> Generator[list[Point], list[Reply], dict[Key, tuple[str, TargetMap]]]:
+    """Coroutine, `--evidence full`: integrals from the second of `fills` for every integral that gets evidence."""
+    if plan.config.attribution.evidence != "full":
+        return {}
+    keys = [key for key in judged(wanted, list(maps)) if maps[key[0]][key[1]].converged is not None]
+    name = list(fills)[-1]
+    found: dict[Key, tuple[str, TargetMap]] = {}
+    for start in range(0, len(keys), plan.targets_at_once):
+        part = keys[start : start + plan.targets_at_once]
+        column = yield from ig([Path(x, fills[name])], [wanted[j][1] for _, j in part], plan.settings)
+        found |= {key: (name, second) for key, second in zip(part, column, strict=True)}
+    return found
+
+
+def runner_up(d: Detection) -> int | None:
+    """The best class at `d` beside its own; None where the model has one."""
+    return next((c.class_id for c in d.classes if c.class_id != d.class_id), None)
+
+
+def rival(d: Detection, class_id: int | None) -> Rival | None:
+    """The class `class_id` at `d`, as records name it."""
+    names = {c.class_id: c.class_name for c in d.classes}
+    return None if class_id is None else Rival(class_id=class_id, class_name=names[class_id])
+
+
+def full(
+    found: Evidence,
+    d: Detection,
+    a: Attribution,
+    mates: Sequence[Attribution],
+    baseline: str,
+    second: Map | None,
+) -> Evidence:
+    """`found` with its contrasts among `mates`, and how well `a` agrees with the map `second` from `baseline`."""
+    contrasts = []
+    for mate in mates:
+        other = rival(d, mate.target.other)
+        if other is not None and mate.target.class_id == a.target.class_id:
+            numbers: dict[str, Any] = measures.of_map(mate, d.box, None) | other.model_dump()
+            contrasts.append(Contrast(**numbers, converged=mate.converged))
+    more: dict[str, Any] = {"contrasts": tuple(contrasts) or None}
+    if second is not None:
+        cells = [grid(values, d.box) for values in (a.map, second)]
+        more |= {"second_baseline": baseline, "baseline_agreement": measures.rank_correlation(*cells)}
+    return Evidence(**(dict(found) | more))
+
+
 def evidence(d: Detection, a: Attribution, ground: NDArray[np.bool_] | None, tried: Sequence[Trial]) -> Evidence:
     """The evidence for the class that `a` explains at `d`. `ground` (height, width): where the picture is empty."""
     class_id = a.target.class_id
     order = [c.class_id for c in d.classes]
     logits = {c.class_id: c.logit for c in d.classes}
     others = measures.rivals(class_id, order)
+    next_best = rival(d, next(iter(others), None))
     numbers: dict[str, Any] = measures.of_map(a, d.box, ground)
     rows = [(t.what, t.fill, t.logits) for t in tried]
     numbers |= measures.of_trials(class_id, others, logits[class_id], rows)
-    if others:
-        next_best = next(c for c in d.classes if c.class_id == others[0])
-        numbers["runner_up"] = Rival(class_id=next_best.class_id, class_name=next_best.class_name)
-        numbers["margin"] = logits[class_id] - next_best.logit
-    else:
-        numbers |= {"runner_up": None, "margin": None}
+    numbers["runner_up"] = next_best
+    numbers["margin"] = None if next_best is None else logits[class_id] - logits[next_best.class_id]
     word, reasons = verdict(numbers, a.converged)
     return Evidence(verdict=word, reasons=tuple(reasons), calibrated=False, **numbers)

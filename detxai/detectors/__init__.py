@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "Pin",
     "build",
     "closeness",
+    "contrasting",
     "convolutions",
     "reported",
     "self_test",
@@ -73,6 +75,22 @@ def build(checkpoint: Checkpoint, branch: str | None = None) -> Detector:
         return HEADS[head](checkpoint, branch)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{checkpoint.name}: its {head} head is not built as expected: {error!s:.200}") from error
+
+
+def contrasting(values: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor]) -> Callable[..., Tensor]:
+    """`values` of a detector, for targets of the kind `contrast` too: the difference of two class logits."""
+
+    def both(x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        differences = [i for i, (_, target) in enumerate(pins) if target.kind == "contrast"]
+        if not differences:
+            return values(x, pins)
+        first = [(row, replace(t, kind="class") if t.kind == "contrast" else t) for row, t in pins]
+        others = [(row, replace(t, kind="class", class_id=t.other or 0)) for row, t in (pins[i] for i in differences)]
+        found = values(x, [*first, *others])
+        at = torch.tensor(differences, device=found.device)
+        return found[: len(pins)].index_add(0, at, found[len(pins) :], alpha=-1)
+
+    return both
 
 
 def self_test(detector: Detector, x: Tensor) -> float:

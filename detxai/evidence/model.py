@@ -12,9 +12,9 @@ Word = Literal["supported", "weak", "unsupported", "unknown"]
 
 
 class Rival(Part):
-    """The class that comes next at this prediction."""
+    """Another class than the one in question."""
 
-    class_id: int = Field(description="id of the other class with the best score at this prediction")
+    class_id: int = Field(description="id of the other class")
     class_name: Text = Field(description="its name")
 
 
@@ -32,11 +32,9 @@ class Trial(Part):
     )
 
 
-class Contrast(Part):
+class Contrast(Rival):
     """Why this class and not another: the map of the difference of two logits."""
 
-    class_id: int = Field(description="the other class")
-    class_name: Text = Field(description="its name")
     net_inside: Number = Field(description="signed attribution of the difference inside the box, in logits")
     positive_inside: Number = Field(description="what speaks for this class there, in logits")
     negative_inside: Number = Field(description="what speaks for the other class there, in logits, at most 0")
