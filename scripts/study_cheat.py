@@ -10,7 +10,8 @@
 To the first detector two classes of one shape differ by a tag that lies elsewhere in the bag; the
 second learned the classes by shape, the tag strewn over both alike. Each sees the same bags with the
 tag and with the tag painted out: a detection *cheats* if that changes its class. Asked of both is what
-the evidence says of the picture with the tag. Intervals are 95 %: Wilson's, and bootstrap for AUROC.
+the evidence says of the picture with the tag; and of the cheats' other picture, where what decides is
+that there is no tag, which no map of what is there can show. Intervals are 95 %: Wilson's, and bootstrap for AUROC.
 """
 
 from __future__ import annotations
@@ -37,13 +38,15 @@ from detxai.sources import find
 TAG_RIM = 9
 """Pixels around the mask of a tag that count as the tag: its edge is evidence too."""
 NO_MEASURE = {"runner_up", "calibrated"}
+"""Fields of the evidence whose numbers measure nothing."""
+OTHER = {"always": "never", "never": "always"}
 
 
 @dataclass
 class Case:
     """One bag seen by one detector: the class it reports with the tag and without, and its evidence.
 
-    ``verdict`` and ``measures`` speak of the detection in the picture with the tag.
+    ``verdict`` and ``measures`` speak of the detection in the picture that was explained.
     """
 
     name: str
@@ -101,13 +104,13 @@ def measured(result: Result, index: int, tag: np.ndarray) -> dict[str, float]:
     return figures | {f"contrast: {k}": v for k, v in shares(contrast, found.box, tag).items()}
 
 
-def study(model: str, folder: Path) -> list[Case]:
-    """What the detector does with every bag in ``folder`` (of ``make``), and the evidence."""
+def study(model: str, folder: Path, shown: str = "always") -> list[Case]:
+    """What the detector does with every bag in ``folder`` (of ``make``), the ``shown`` pictures explained."""
     names = (folder / "always" / "classes.txt").read_text().split()
     drawn = labels.Folder(folder / "always" / "labels", dict(enumerate(names)))
     explainer = Explainer(RunConfig(model={"path": model}, attribution={"as_class": names}, output={"overlays": False}))
     cases = []
-    for result in explainer.explain(find([str(folder / "always" / "images")]).refs):
+    for result in explainer.explain(find([str(folder / shown / "images")]).refs):
         assert result.image is not None, result.record.error
         stem = Path(result.ref.path).stem
         found = drawn.read(result.ref)
@@ -116,13 +119,14 @@ def study(model: str, folder: Path) -> list[Case]:
         tag = cv2.imread(str(folder / "always" / "tags" / f"{stem}.png"), cv2.IMREAD_GRAYSCALE)
         tag = cv2.dilate(tag, np.ones((2 * TAG_RIM + 1,) * 2, np.uint8)) > 0
         case = Case(stem, item.class_name)
-        case.without_tag = class_at(explainer, folder / "never" / "images" / f"{stem}.jpg", item.box)
+        classes = {OTHER[shown]: class_at(explainer, folder / OTHER[shown] / "images" / f"{stem}.jpg", item.box)}
         there = [d for d in result.record.detections if labels.overlaps([d.box], [item.box])[0, 0] >= labels.ON]
         if there:
             best = max(there, key=lambda d: d.score)
-            case.with_tag = best.class_name
+            classes[shown] = best.class_name
             case.verdict, case.reasons = best.evidence.verdict, list(best.evidence.reasons)
             case.measures = measured(result, best.id, tag)
+        case.with_tag, case.without_tag = classes.get("always"), classes.get("never")
         cases.append(case)
     return cases
 
@@ -188,7 +192,8 @@ def markdown(report: dict[str, Any]) -> str:
         for name, row in apart["measures"].items()
     ]
     head = ["measure alone", "cheat, median (5 to 95 %)", "control", "AUROC"]
-    both = f"Told apart: {cell(apart['told apart'])}."
+    words = ", ".join(f"{n} {word}" for word, n in report["tag painted out"].items())
+    both = f"Told apart: {cell(apart['told apart'])}. The cheats again, with the tag painted out: {words}."
     return "\n\n".join([tools.table(rows, ["", *kinds]), both, tools.table(alone, head)])
 
 
@@ -209,6 +214,7 @@ def main(argv: list[str] | None = None) -> None:
             folder = (args.work or Path(scratch)) / kind
             make(folder, kind, args.seed, args.count)
             cases[kind] = study(getattr(args, kind), folder)
+        without = study(args.cheat, (args.work or Path(scratch)) / "cheat", "never")
     cheats = [c for c in cases["cheat"] if c.cheats]
     honest = [c for c in cases["control"] if c.with_tag == c.truth and not c.cheats]
     report = {
@@ -216,6 +222,7 @@ def main(argv: list[str] | None = None) -> None:
         "cheat": behaviour(cases["cheat"], truth_is_tag=True),
         "control": behaviour(cases["control"], truth_is_tag=False),
         "apart": told_apart(cheats, honest),
+        "tag painted out": Counter(c.verdict for c in without if c.cheats),
     }
     print(markdown(report))
     if args.json:

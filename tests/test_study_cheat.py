@@ -58,5 +58,6 @@ def test_verdicts_and_measures_tell_apart() -> None:
     assert apart["cheat not supported"]["hits"] == 9
     assert apart["told apart"]["value"] == 0.95
     assert apart["measures"]["share"]["auroc"]["value"] == 1.0
-    report = {"cheat": behaviour(cheats, True), "control": behaviour(honest, False), "apart": apart}
+    report = {"cheat": behaviour(cheats, True), "control": behaviour(honest, False), "apart": apart,
+              "tag painted out": {"supported": 10}}
     assert "Told apart: 95.0 % (76.4 to 99.1), 19 of 20." in markdown(report)
