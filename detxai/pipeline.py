@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from detxai.errors import DeviceError, ImageError
 from detxai.keeping import Masks
 from detxai.labels import Drawn
 from detxai.plan import EXPECTED_BASELINES, Plan
-from detxai.publish import Explained, Prepared, Result, Variant, publish
+from detxai.publish import Explained, Part, Prepared, Result, Variant, part, publish
 from detxai.selection import selected
 
 #: What trials show beside the baseline, and what instead where that is the baseline.
@@ -48,6 +49,15 @@ class Timings:
     points: int = 0
     padded: int = 0
     packs_halved: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """An image behind the device: what is kept of its detections is being made."""
+
+    prepared: Prepared
+    detections: tuple[Detection, ...]
+    parts: tuple[Future[Part], ...]
 
 
 class Explainer:
@@ -99,7 +109,8 @@ class Explainer:
         turn = 0
         with ThreadPoolExecutor(self.workers) as readers, ThreadPoolExecutor(self.workers) as writers:
             prepared = enumerate(self._ahead(readers, refs, tree, 2 * in_flight, over))
-            jobs = ((index, self._job(item)) for index, item in prepared)
+            kept = partial(part, self.plan, files=tree is not None)
+            jobs = ((index, self._job(item, partial(writers.submit, kept))) for index, item in prepared)
             try:
                 for index, outcome in engine.run(jobs, in_flight):
                     waiting[index] = writers.submit(self._finish, outcome, tree)
@@ -228,8 +239,13 @@ class Explainer:
     def _similarity(self, x: torch.Tensor, pins: Sequence[tuple[int, Target]]) -> torch.Tensor:
         return detectors.closeness(self.plan.detector, x, pins)
 
-    def _job(self, item: Prepared | Result) -> Generator[Any, Any, Explained | Result]:
-        """Coroutine of one image: detect, then ask every method for the maps of all targets."""
+    def _job(
+        self, item: Prepared | Result, keep: Callable[[Explained], Future[Part]]
+    ) -> Generator[Any, Any, Outcome | Result]:
+        """Coroutine of one image: detect, then ask every method for the maps of a few detections at a time.
+
+        `keep` turns maps into what is kept of them, behind the device; two groups of maps are in memory at most.
+        """
         if isinstance(item, Result):
             return item
         try:
@@ -240,23 +256,37 @@ class Explainer:
             with keeping.watching(shown.gradient) if keeping else nobody as seen:
                 detections, context = self._detect(x, item)
             wanted = tuple(self._wanted(detections, item.letterbox, context))
-            maps: dict[Variant, list[TargetMap]] = {(m, g): [] for m in shown.method for g in shown.gradient}
             masks = self._masks(tuple(target for _, target, _ in wanted), seen, item.letterbox)
             seen.clear()
-            for start in range(0, len(wanted), self.plan.targets_at_once):
-                targets = [target for _, target, _ in wanted[start : start + self.plan.targets_at_once]]
-                for (method, gradient), found in maps.items():
-                    if keeping and gradient != "plain":
-                        parchgrad = keeping.ask(method, gradient, paths, targets, self.plan.settings, masks[gradient])
-                        found += yield from parchgrad
-                    else:
-                        found += yield from METHODS[method](paths, targets, self.plan.settings)
             fills = {name: fill.to(self.plan.device) for name, fill in item.fills.items()}
-            tried = yield from judge.tried(self.plan, x, fills, detections, wanted, maps)
-            again = yield from judge.again(self.plan, x, fills, wanted, maps)
-            return Explained(item, detections, wanted, maps, tried, again)
+            parts: list[Future[Part]] = []
+            for group in _groups(wanted, self.plan.targets_at_once):
+                maps = yield from self._maps(paths, [target for _, target, _ in group], masks)
+                tried = yield from judge.tried(self.plan, x, fills, detections, group, maps)
+                again = yield from judge.again(self.plan, x, fills, group, maps)
+                if parts:
+                    self._waited(parts[-1].result)
+                parts.append(keep(Explained(item, detections, group, maps, tried, again)))
+            return Outcome(item, detections, tuple(parts))
         except (ValueError, IndexError, KeyError, ArithmeticError, AssertionError) as error:
             return _bug(item.ref, error)
+
+    def _maps(
+        self, paths: Sequence[IntegrationPath], wanted: Sequence[Target], masks: dict[str, Masks]
+    ) -> Generator[Any, Any, dict[Variant, list[TargetMap]]]:
+        """Coroutine: the maps of the targets `wanted` by every method with every gradient."""
+        keeping, shown = self.plan.keeping, self.plan.config.attribution
+        maps: dict[Variant, list[TargetMap]] = {(m, g): [] for m in shown.method for g in shown.gradient}
+        for start in range(0, len(wanted), self.plan.targets_at_once):
+            targets = wanted[start : start + self.plan.targets_at_once]
+            for (method, gradient), found in maps.items():
+                if keeping and gradient != "plain":
+                    found += yield from keeping.ask(
+                        method, gradient, paths, targets, self.plan.settings, masks[gradient]
+                    )
+                else:
+                    found += yield from METHODS[method](paths, targets, self.plan.settings)
+        return maps
 
     def _masks(self, targets: Sequence[Target], seen: dict[int, torch.Tensor], box: Letterbox) -> dict[str, Masks]:
         """What each of ParchGrad's gradients keeps for `targets`."""
@@ -301,13 +331,14 @@ class Explainer:
 
     # -- behind the device ----------------------------------------------------------------------
 
-    def _finish(self, outcome: Explained | Result, tree: store.Store | None) -> Result:
+    def _finish(self, outcome: Outcome | Result, tree: store.Store | None) -> Result:
         """The record and pictures of one image, written if there is a tree."""
-        result: Result | Explained = outcome
+        result: Result | Outcome = outcome
         pictures: dict[str, bytes] = {}
-        if isinstance(outcome, Explained):
+        if isinstance(outcome, Outcome):
             try:
-                result, pictures = publish(self.plan, outcome, files=tree is not None)
+                parts = [one.result() for one in outcome.parts]
+                result, pictures = publish(self.plan, outcome.prepared, outcome.detections, parts)
             except (ValueError, IndexError, KeyError, ArithmeticError) as error:
                 result = _bug(outcome.prepared.ref, error)
         assert isinstance(result, Result)
@@ -319,6 +350,19 @@ class Explainer:
             result = Result(result.ref, records.failed_record(result.ref, error))
             tree.write_image(result.ref.path, {}, result.record)
         return result
+
+
+def _groups(wanted: Sequence[judge.Wanted], most: int) -> Iterator[tuple[judge.Wanted, ...]]:
+    """`wanted` in groups of whole detections with at most `most` targets; more only where one detection has them."""
+    group: tuple[judge.Wanted, ...] = ()
+    for _, of_one in groupby(wanted, lambda w: w[0]):
+        own = tuple(of_one)
+        if group and len(group) + len(own) > most:
+            yield group
+            group = ()
+        group += own
+    if group:
+        yield group
 
 
 def _bug(ref: ImageRef, error: Exception) -> Result:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from detxai import detectors, images, judge, overlays, records, store
 from detxai.attribution.methods import ACTIVATION, PERTURBATION
 from detxai.attribution.path import TargetMap
 from detxai.attribution.trials import Trial
-from detxai.data import Attribution, Detection, Image, ImageRef, Label, Letterbox, Target
+from detxai.data import Attribution, Detection, Image, ImageRef, Label, Letterbox
 from detxai.evidence.measures import ground_mask
 from detxai.evidence.model import Evidence
 from detxai.plan import DTYPES, Plan
@@ -46,8 +48,8 @@ class Explanation:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What came of one image. `record` is what the output tree holds; `image` and `maps` are None/empty if skipped
-    or failed. `skipped`: an earlier run had done it."""
+    """What came of one image. `record` is what the output tree holds; `image` is None if skipped or failed.
+    `explanations`: with their maps, where there is no tree to write. `skipped`: an earlier run had done it."""
 
     ref: ImageRef
     record: records.Record
@@ -73,51 +75,75 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class Explained:
+    """Some detections of an image with their maps: `wanted` are their targets, `detections` all of the image."""
+
     prepared: Prepared
     detections: tuple[Detection, ...]
-    wanted: tuple[tuple[int, Target, bool], ...]
+    wanted: tuple[judge.Wanted, ...]
     maps: dict[Variant, list[TargetMap]]
     tried: dict[judge.Key, list[Trial]] = field(default_factory=dict)
     again: dict[judge.Key, tuple[str, TargetMap]] = field(default_factory=dict)
 
 
-def publish(plan: Plan, e: Explained, *, files: bool = True) -> tuple[Result, dict[str, bytes]]:
-    """The result of one image and its `files` by name. Raises ValueError where a map is not finite."""
-    p, output = e.prepared, plan.config.output
-    explanations = tuple(
-        _explanation(plan, p, variant, i, as_class, found)
-        for variant, column in e.maps.items()
-        for (i, _, as_class), found in zip(e.wanted, column, strict=True)
-    )
-    explanations = _with_evidence(plan, e, explanations)
-    pictures: dict[str, bytes] = {}
-    rows: list[list[records.AttributionRecord]] = [[] for _ in e.detections]
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What is kept of some detections: by detection its records, and the files by name. `explanations`: see Result."""
+
+    rows: dict[int, list[records.AttributionRecord]] = field(default_factory=dict)
+    verdicts: dict[int, Evidence] = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    explanations: list[Explanation] = field(default_factory=list)
+
+
+def part(plan: Plan, e: Explained, *, files: bool = True) -> Part:
+    """What is kept of some detections, made one after the other: maps in source pixels are large.
+
+    Raises ValueError where a map is not finite.
+    """
+    p, judging = e.prepared, plan.config.attribution.evidence != "none"
+    ground = ground_mask(p.image.pixels, p.ground) if judging else None
+    found = Part()
+    for i, numbers in groupby(range(len(e.wanted)), lambda j: e.wanted[j][0]):
+        own = tuple(numbers)
+        known: dict[judge.Key, Explanation] = {
+            (variant, j): _explanation(plan, p, variant, i, e.wanted[j][2], column[j])
+            for variant, column in e.maps.items()
+            for j in own
+        }
+        known |= _evidence(plan, e, known, ground)
+        _keep(plan, e, i, list(known.values()), found, files)
+    return found
+
+
+def _keep(plan: Plan, e: Explained, i: int, explanations: list[Explanation], found: Part, files: bool) -> None:
+    """Add the records, files and (without `files`) maps of detection `i` to `found`."""
+    p, output, d, pictures = e.prepared, plan.config.output, e.detections[i], found.pictures
+    rows = found.rows[i] = []
     boxed = "box" in plan.config.attribution.target
     for item in explanations:
-        a, d = item.attribution, e.detections[item.detection]
+        a = item.attribution
         as_class = a.target.class_id if item.as_class else None
         if a.target.other is not None and a.target.other != judge.runner_up(d):
             as_class = a.target.other
         edge = a.target.kind in detectors.EDGES
         shown = "box" if edge and boxed and a.target.kind not in plan.config.attribution.target else a.target.kind
-        stem = store.picture_stem(p.ref.path, item.detection, a.method, a.gradient, shown, as_class)
+        stem = store.picture_stem(p.ref.path, i, a.method, a.gradient, shown, as_class)
         overlay = f"{stem}.png" if files and output.overlays else None
         if overlay and overlay not in pictures:
             group = [
                 o
                 for o in explanations
-                if o.detection == item.detection
-                and (o.attribution.method, o.attribution.gradient) == (a.method, a.gradient)
+                if (o.attribution.method, o.attribution.gradient) == (a.method, a.gradient)
                 and o.attribution.target.kind in detectors.EDGES
             ]
             pictures[overlay] = _overlay(plan, p.image, d, group if shown == "box" else [item])
         map_name = None
         if files and output.maps != "none":
-            own = store.picture_stem(p.ref.path, item.detection, a.method, a.gradient, a.target.kind, as_class)
+            own = store.picture_stem(p.ref.path, i, a.method, a.gradient, a.target.kind, as_class)
             suffix, content = store.encode_map(a.map, output.maps)
             map_name = own + suffix
             pictures[map_name] = content
-        rows[item.detection].append(
+        rows.append(
             records.attribution_record(
                 a,
                 d.box,
@@ -129,7 +155,18 @@ def publish(plan: Plan, e: Explained, *, files: bool = True) -> tuple[Result, di
                 against=judge.rival(d, a.target.other),
             )
         )
-    verdicts = {o.detection: o.evidence for o in explanations if o.evidence and not o.as_class}
+        if item.evidence and not item.as_class:
+            found.verdicts[i] = item.evidence
+    if not files:
+        found.explanations.extend(explanations)
+
+
+def publish(
+    plan: Plan, p: Prepared, detections: Sequence[Detection], parts: Sequence[Part]
+) -> tuple[Result, dict[str, bytes]]:
+    """The result of one image, and its files by name."""
+    rows = {i: found for one in parts for i, found in one.rows.items()}
+    verdicts = {i: found for one in parts for i, found in one.verdicts.items()}
     info = plan.info
     record = records.Record(
         status="ok",
@@ -138,30 +175,32 @@ def publish(plan: Plan, e: Explained, *, files: bool = True) -> tuple[Result, di
         model=records.ModelInfo(
             name=info.name, sha256=info.sha256, family=info.family, head=info.head, imgsz=plan.size
         ),
-        labels=records.label_records(p.labels, e.detections),
-        detections=tuple(records.detection_record(d, i, rows[i], verdicts.get(i)) for i, d in enumerate(e.detections)),
+        labels=records.label_records(p.labels, detections),
+        detections=tuple(
+            records.detection_record(d, i, rows.get(i, ()), verdicts.get(i)) for i, d in enumerate(detections)
+        ),
     )
-    return Result(p.ref, record, p.image, explanations), pictures
+    explanations = tuple(item for one in parts for item in one.explanations)
+    return Result(p.ref, record, p.image, explanations), {k: v for one in parts for k, v in one.pictures.items()}
 
 
-def _with_evidence(plan: Plan, e: Explained, explanations: tuple[Explanation, ...]) -> tuple[Explanation, ...]:
-    """`explanations`, in the order of methods and of what is wanted, those that are judged with their evidence."""
-    if plan.config.attribution.evidence == "none":
-        return explanations
-    ground = ground_mask(e.prepared.image.pixels, e.prepared.ground)
-    keys: list[judge.Key] = [(method, j) for method in e.maps for j in range(len(e.wanted))]
-    known = dict(zip(keys, explanations, strict=True))
-    for key in judge.judged(e.wanted, list(e.maps)):
+def _evidence(
+    plan: Plan, e: Explained, known: Mapping[judge.Key, Explanation], ground: NDArray[np.bool_] | None
+) -> dict[judge.Key, Explanation]:
+    """Those of `known`, the explanations of one detection, that are judged, with their evidence."""
+    judged = {}
+    wanted = judge.judged(e.wanted, list(e.maps)) if plan.config.attribution.evidence != "none" else []
+    for key in (key for key in wanted if key in known):
         item = known[key]
         d = e.detections[item.detection]
         found = judge.evidence(d, item.attribution, ground, e.tried.get(key, ()))
         if plan.config.attribution.evidence == "full":
-            mates = [known[key[0], j].attribution for j, (i, _, _) in enumerate(e.wanted) if i == item.detection]
+            mates = [other.attribution for (variant, _), other in known.items() if variant == key[0]]
             name, second = e.again.get(key, ("", None))
             other = None if second is None else images.map_to_source(second.map.cpu(), e.prepared.letterbox)
             found = judge.full(found, d, item.attribution, mates, name, other)
-        known[key] = replace(item, evidence=found)
-    return tuple(known.values())
+        judged[key] = replace(item, evidence=found)
+    return judged
 
 
 def _explanation(

@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from detxai.attribution.path import integrated_gradients
 from detxai.config import RunConfig
 from detxai.pipeline import Explainer
 from detxai.plan import DTYPES, Plan, device_of
+from detxai.publish import Explained, Part
 from detxai.store import Store
 
 #: Side of the square matrices of the ceiling.
@@ -78,6 +80,13 @@ def copies(folder: Path, images: Path, count: int) -> None:
         shutil.copyfile(file, folder / f"{i:05d}{file.suffix}")
 
 
+def nothing(_: Explained) -> Future[Part]:
+    """Maps are dropped as soon as they are there."""
+    dropped: Future[Part] = Future()
+    dropped.set_result(Part())
+    return dropped
+
+
 def batch_job(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The main job on `--count` files and the same work on preloaded tensors."""
     run = {"device": options.device, "precision": options.precision}
@@ -88,9 +97,11 @@ def batch_job(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     refs = list(sources.find([str(folder)], exclude=config.output.dir).refs)
     list(explainer.explain(refs[: plan.in_flight]))  # warmed up
     prepared = [explainer._prepare(ref, None) for ref in refs]
-    engine = Engine(plan.detector.values, plan.device, rows_for(plan.device, plan.size))
+    values = detectors.contrasting(plan.detector.values)
+    engine = Engine(values, plan.device, rows_for(plan.device, plan.size))
     start = time.perf_counter()
-    done = list(engine.run(((i, explainer._job(item)) for i, item in enumerate(prepared)), plan.in_flight))
+    jobs = ((i, explainer._job(item, nothing)) for i, item in enumerate(prepared))
+    done = list(engine.run(jobs, plan.in_flight))
     preloaded = time.perf_counter() - start
     prepared.clear()
     start = time.perf_counter()

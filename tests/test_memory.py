@@ -1,0 +1,40 @@
+"""Memory does not grow with the number of detections."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+SAMPLE = Path(__file__).parents[1] / "samples" / "images" / "bag-01.jpg"
+#: A map in source pixels takes 12 MB: 200 of them at once would be 2.4 GB.
+SIZE = (2000, 1500)
+MEASURED = """
+import resource, sys
+from detxai.cli import run
+code = run(sys.argv[1:])
+print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)
+"""
+
+
+def most_mib(folder: Path, count: int, *options: str) -> int:
+    """MiB resident at most while `count` detections of one large picture are explained."""
+    picture = folder / "large.png"
+    Image.open(SAMPLE).convert("RGB").resize(SIZE).save(picture)
+    out = folder / str(count)
+    line = ["explain", str(picture), "-o", str(out), "--conf", "0", "--iou", "1", "--max-det", str(count), *options]
+    done = subprocess.run([sys.executable, "-c", MEASURED, *line], capture_output=True, text=True, check=True)
+    code, mib = map(int, done.stderr.splitlines()[-1].split())
+    assert code == 0, done.stderr
+    assert len(json.loads((out / "large.png.json").read_text())["detections"]) == count
+    return mib
+
+
+def test_two_hundred_detections_take_hardly_more_memory_than_two(tmp_path: Path) -> None:
+    options = ("--imgsz", "128", "--method", "grad", "--no-overlays")
+    few, many = (most_mib(tmp_path, count, *options) for count in (2, 200))
+    print(f"2 detections: {few} MiB, 200: {many} MiB")
+    assert many - few < 500
