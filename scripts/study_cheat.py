@@ -39,6 +39,8 @@ TAG_RIM = 9
 """Pixels around the mask of a tag that count as the tag: its edge is evidence too."""
 NO_MEASURE = {"runner_up", "calibrated"}
 """Fields of the evidence whose numbers measure nothing."""
+AGAIN = 50
+"""Cheats that are explained again, with the tag painted out."""
 OTHER = {"always": "never", "never": "always"}
 
 
@@ -104,13 +106,13 @@ def measured(result: Result, index: int, tag: np.ndarray) -> dict[str, float]:
     return figures | {f"contrast: {k}": v for k, v in shares(contrast, found.box, tag).items()}
 
 
-def study(model: str, folder: Path, shown: str = "always") -> list[Case]:
-    """What the detector does with every bag in ``folder`` (of ``make``), the ``shown`` pictures explained."""
+def study(model: str, folder: Path, shown: str = "always", count: int | None = None) -> list[Case]:
+    """What the detector does with the first bags in ``folder`` (of ``make``), the ``shown`` pictures explained."""
     names = (folder / "always" / "classes.txt").read_text().split()
     drawn = labels.Folder(folder / "always" / "labels", dict(enumerate(names)))
     explainer = Explainer(RunConfig(model={"path": model}, attribution={"as_class": names}, output={"overlays": False}))
     cases = []
-    for result in explainer.explain(find([str(folder / shown / "images")]).refs):
+    for result in explainer.explain(list(find([str(folder / shown / "images")]).refs)[:count]):
         assert result.image is not None, result.record.error
         stem = Path(result.ref.path).stem
         found = drawn.read(result.ref)
@@ -214,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
             folder = (args.work or Path(scratch)) / kind
             make(folder, kind, args.seed, args.count)
             cases[kind] = study(getattr(args, kind), folder)
-        without = study(args.cheat, (args.work or Path(scratch)) / "cheat", "never")
+        without = study(args.cheat, (args.work or Path(scratch)) / "cheat", "never", AGAIN)
     cheats = [c for c in cases["cheat"] if c.cheats]
     honest = [c for c in cases["control"] if c.with_tag == c.truth and not c.cheats]
     report = {
