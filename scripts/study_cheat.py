@@ -1,7 +1,8 @@
 """How often a detector cheats, and whether its evidence says so.
 
     python scripts/train_sample.py --catalogue cheat --train-seed 21 --val-seed 22 --out runs/cheat \\
-        --init detxai/models/bags-yolov8n-320.safetensors --count 3600 --epochs 4 --mosaic-share 0
+        --init detxai/models/bags-yolov8n-320.safetensors --count 3600 --epochs 4 --minutes 18 \\
+        --workers 1 --mosaic-share 0 --early-share 0.3 --warmup 80 --lr 1e-3
     python scripts/export_sample.py runs/cheat/last.pt cheat.safetensors --seed 23
     (both again with control in place of cheat)
     python scripts/study_cheat.py --cheat cheat.safetensors --control control.safetensors \\
