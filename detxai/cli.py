@@ -12,6 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from detxai.cli_calibrate import calibrate
+from detxai.cli_options import INPUT, JUDGING, MODEL, OUTPUT, PARCHGRAD, RUN, WHAT
+from detxai.cli_options import option as _option
 from detxai.errors import DetxaiError, ExitCode, NoInputError
 
 ABOUT = """\
@@ -105,15 +108,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-INPUT, MODEL, WHAT, OUTPUT, RUN = "Input", "Model and detection", "Attribution", "Output", "Run"
-PARCHGRAD = "ParchGrad (with --gradient parchgrad-cls or parchgrad-ins)"
-JUDGING = "Judging"
-
-
-def _option(*flags: str, panel: str, help: str, **more: Any) -> Any:
-    return typer.Option(*flags, rich_help_panel=panel, help=help, **more)
 
 
 @app.command()
@@ -356,62 +350,7 @@ def schema(
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
-calibrate = typer.Typer(no_args_is_help=True)
 app.add_typer(calibrate, name="calibrate")
-
-
-@calibrate.callback()
-def _calibrate() -> None:
-    """Gather the statistics that a method needs, in one pass over a folder, into one file."""
-
-
-@calibrate.command(name="parchgrad")
-def _calibrate_parchgrad(
-    sources: Annotated[
-        list[str],
-        typer.Argument(metavar="SOURCE...", help="File, folder (recursive), 'glob', or - for paths on stdin."),
-    ],
-    config: Annotated[Path | None, _option("-c", "--config", panel=INPUT, help="YAML run config.")] = None,
-    sets: Annotated[
-        list[str] | None, _option("--set", panel=INPUT, help="Override any config key.", metavar="KEY.PATH=VALUE")
-    ] = None,
-    labels: Annotated[
-        Path | None,
-        _option("--labels", panel=INPUT, help="YOLO txt labels; default: what the model reports.", metavar="DIR"),
-    ] = None,
-    limit: Annotated[int | None, _option("--limit", panel=INPUT, help="Only the first N images.", min=1)] = None,
-    model: Annotated[
-        str | None,
-        _option("-m", "--model", panel=MODEL, help="Checkpoint; default: the bundled one.", metavar="PATH"),
-    ] = None,
-    trust_pickle: Annotated[
-        bool | None,
-        _option("--trust-pickle", panel=MODEL, help="Unpickle this checkpoint fully, in this run only."),
-    ] = None,
-    imgsz: Annotated[int | None, _option("--imgsz", panel=MODEL, help="Network input; default: as trained.")] = None,
-    conf: Annotated[float | None, _option("--conf", panel=MODEL, help="Without labels: lowest score. [0.25]")] = None,
-    output: Annotated[
-        Path | None,
-        _option("-o", "--output", panel=OUTPUT, help="Default: MODEL.parchgrad.safetensors.", metavar="FILE"),
-    ] = None,
-    note: Annotated[str, _option("--note", panel=OUTPUT, help="Kept in the file: where the images came from.")] = "",
-    device: Annotated[str | None, _option("--device", panel=RUN, help="auto, cpu, cuda:N, mps. [auto]")] = None,
-    quiet: Annotated[bool, _option("-q", "--quiet", panel=RUN, help="Errors only.")] = False,
-) -> int:
-    """Channel statistics for --gradient parchgrad-cls and parchgrad-ins, beside the model."""
-    from detxai import config as configuration
-    from detxai import sources as places
-    from detxai.console import Console
-
-    options = {
-        "model": model, "trust_pickle": trust_pickle, "imgsz": imgsz, "conf": conf, "device": device,
-        "labels": labels and str(labels), "verbosity": -1 if quiet else None,
-    }  # fmt: skip
-    settings = configuration.load(config, sets or (), os.environ, options)
-    found = places.find(sources, sys.stdin.buffer if "-" in sources else None)
-    from detxai.calibrate import parchgrad
-
-    return int(parchgrad(settings, found, Console(settings.talk.verbosity), output, limit, note))
 
 
 @app.command()

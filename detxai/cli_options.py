@@ -1,0 +1,16 @@
+"""How options of all commands are written: headings of the help, and one short call an option."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+INPUT, MODEL, WHAT, OUTPUT, RUN = "Input", "Model and detection", "Attribution", "Output", "Run"
+PARCHGRAD = "ParchGrad (with --gradient parchgrad-cls or parchgrad-ins)"
+JUDGING = "Judging"
+
+
+def option(*flags: str, panel: str, help: str, **more: Any) -> Any:
+    """An option under the heading `panel` of a command's help."""
+    return typer.Option(*flags, rich_help_panel=panel, help=help, **more)
