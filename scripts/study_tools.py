@@ -19,9 +19,11 @@ Numbers = NDArray[np.float64]
 Measure = Callable[[NDArray[np.bool_], Numbers, Numbers], Numbers]
 
 RESAMPLES = 2000
-FOLDS, REPEATS = 5, 5
+FOLDS, INNER_FOLDS, REPEATS = 5, 4, 5
 #: Inverse strengths of the ridge penalty among which each training part chooses by its own cross-validation.
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
+#: Most ranks that are told apart in a column.
+QUANTILES = 100
 
 
 # -- one figure -----------------------------------------------------------------------------------
@@ -152,7 +154,8 @@ def cross_validated(
     """(n,) log-odds from ridge logistic regressions that never saw the row's group, mean over `repeats` splits.
 
     `features` (n, k), or a function of the training rows and a seed that gives them (for features that are
-    themselves learned). Missing values become the training median; columns are standardised on the training rows.
+    themselves learned). Missing values become the training median, and columns the normal scores of their ranks among
+    the training rows, so that heavy tails do not decide.
     """
     y = np.asarray(labels, bool)
     total = np.zeros(len(y))
@@ -166,23 +169,33 @@ def cross_validated(
 
 def _regression(x: Numbers, y: NDArray[np.bool_], groups: NDArray[Any]) -> Any:
     """A ridge logistic regression on (n, k), its penalty chosen by log loss over inner folds by group."""
-    from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    def fitted(penalty: float, rows: NDArray[Any]) -> Any:
-        steps = (SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
-        return make_pipeline(*steps, LogisticRegression(C=penalty, max_iter=1000)).fit(x[rows], y[rows])
+    def fitted(penalty: float, ranks: Numbers, right: NDArray[np.bool_]) -> Any:
+        return LogisticRegression(C=penalty, max_iter=1000).fit(ranks, right)
 
     losses = dict.fromkeys(PENALTIES, 0.0)
-    inner = [(a, b) for a, b in folds(groups.tolist(), min(FOLDS, len(set(groups)))) if 0 < y[a].sum() < len(a)]
-    for penalty in PENALTIES:
-        for a, b in inner:
-            chance = fitted(penalty, a).predict_proba(x[b])[:, 1]
-            losses[penalty] += log_loss(y[b], chance, labels=[False, True], normalize=False)
-    return fitted(min(losses, key=losses.__getitem__), np.arange(len(y)))
+    for a, b in folds(groups.tolist(), min(INNER_FOLDS, len(set(groups)))):
+        if 0 < y[a].sum() < len(a):
+            ranks = _ranks(x[a])
+            seen, unseen = ranks.transform(x[a]), ranks.transform(x[b])
+            for penalty in PENALTIES:
+                chance = fitted(penalty, seen, y[a]).predict_proba(unseen)[:, 1]
+                losses[penalty] += log_loss(y[b], chance, labels=[False, True], normalize=False)
+    ranks = _ranks(x)
+    return make_pipeline(ranks, fitted(min(losses, key=losses.__getitem__), ranks.transform(x), y))
+
+
+def _ranks(x: Numbers) -> Any:
+    """What makes columns like those of x (n, k) normal scores of standard deviation 1, fitted on x."""
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import QuantileTransformer, StandardScaler
+
+    scores = QuantileTransformer(n_quantiles=min(QUANTILES, len(x)), output_distribution="normal")
+    return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), scores, StandardScaler()).fit(x)
 
 
 # -- records --------------------------------------------------------------------------------------

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
+import study_evidence
 import study_tools as tools
+import torch
+from conftest import SAMPLES
+from PIL import Image
+from torchvision.ops import box_iou
+
+from detxai import detectors, sources, weights
 
 
 def test_auroc_counts_pairs_and_halves_ties() -> None:
@@ -92,3 +104,118 @@ def test_learned_features_get_the_training_rows_only() -> None:
 def test_numbers_of_a_record() -> None:
     tree = {"a": 1, "b": {"c": 0.5, "d": None, "e": "x"}, "f": [1, 2], "g": True, "h": float("nan")}
     assert tools.numbers(tree) == {"a": 1.0, "b.c": 0.5, "g": 1.0}
+
+
+# -- evidence beyond the score -------------------------------------------------------------------
+
+
+def detections(informative: bool) -> list[study_evidence.Seen]:
+    """120 detections of 40 photos whose score says something, and whose evidence says more or nothing."""
+    rng = np.random.default_rng(2)
+    pattern = rng.normal(size=(2, 64))
+    made = []
+    for i in range(120):
+        right = bool(rng.random() < 0.5)
+        forwards = {"score": 0.7 * right + rng.normal(), "margin": rng.normal()}
+        evidence = {"lift": 2 * right * informative + rng.normal()}
+        grid = pattern[i % 2] * right + rng.normal(size=64)
+        kind = "clean" if i % 4 else "own"
+        made.append(study_evidence.Seen(f"{i}.jpg", f"{i % 40}", kind, right, i % 2, forwards, evidence, grid, "weak"))
+    return made
+
+
+def test_evidence_adds_only_where_it_knows_more() -> None:
+    pytest.importorskip("sklearn")
+    gains = {}
+    for informative in (True, False):
+        figures = study_evidence.study(detections(informative), repeats=1)
+        rows = {row["what"]: row for row in figures["together"]}
+        gains[informative] = rows["two forwards + evidence"]["auroc difference"]
+        assert rows["two forwards"]["auroc difference"] == {"value": 0, "low": 0, "high": 0}
+        assert rows["two forwards + typicality"]["auroc difference"]["low"] > 0
+        assert "two forwards + evidence" in study_evidence.report(figures)
+    assert gains[True]["low"] > 0
+    assert gains[False]["low"] < 0.01
+
+
+def test_no_photo_teaches_its_own_typicality() -> None:
+    rows = detections(True)
+    typical = study_evidence.Typicality(rows)
+    train = np.array([i for i, d in enumerate(rows) if d.photo != "7"])
+    before = typical(train)
+    for i, d in enumerate(rows):
+        if d.photo == "7":
+            typical.grids[i] = rows[0].grid
+    after = typical(train)
+    others = [i for i, d in enumerate(rows) if d.photo != "7"]
+    np.testing.assert_array_equal(before[others], after[others])
+    lonely = study_evidence.Typicality(rows[:1])(np.array([0]))
+    assert np.isnan(lonely).all()
+
+
+def test_records_are_held_against_labels(tmp_path: Path) -> None:
+    """Real records of two sample bags: one labelled as it is, one with the class of its label changed."""
+    for stem in ("bag-01", "bag-02"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        shutil.copy(SAMPLES / f"{stem}.jpg", tmp_path / "images")
+    labels = tmp_path / "labels"
+    shutil.copytree(SAMPLES.parent / "labels", labels)
+    args = argparse.Namespace(
+        images=tmp_path / "images", labels=labels, model=None, conf=0.25, imgsz=None, classes=None, baseline="auto",
+        evidence="basic", against="wrong-class", sources=None,
+    )  # fmt: skip
+    right = study_evidence.collected(args, tmp_path / "tree")
+    assert right
+    assert {d.right for d in right} == {True}
+    assert {"one_sidedness", "sufficiency", "only box, baseline: lead", "inside_share"} <= set(right[0].evidence)
+    assert not {"score", "margin", "area_share", "trust"} & set(right[0].evidence)
+    assert set(right[0].forwards) == {"score", "logit", "F(b)", "area", "margin"}
+    for file in labels.glob("bag*.txt"):
+        lines = [line.split() for line in file.read_text().splitlines()]
+        file.write_text("".join(f"{(int(c) + 1) % 5} {' '.join(box)}\n" for c, *box in lines))
+    sources_file = tmp_path / "sources.json"
+    sources_file.write_text(json.dumps([{"picture": "bag-01.jpg", "photo": "one", "kind": "other"}]))
+    args.sources = sources_file
+    wrong = study_evidence.collected(args, tmp_path / "tree")
+    assert {(d.right, d.photo, d.kind) for d in wrong} == {(False, "one", "other"), (False, "bag-02.jpg", "picture")}
+
+
+# -- confusions ----------------------------------------------------------------------------------
+
+
+def test_a_push_stays_within_its_bounds_and_reaches_its_class(tmp_path: Path) -> None:
+    import make_confusions
+
+    ref = next(iter(sources.find([str(SAMPLES / "bag-02.jpg")]).refs))
+    detector = detectors.build(weights.load(None))
+    drawn = make_confusions.labels.Folder(SAMPLES.parent / "labels", detector.info.names)
+    picture = make_confusions.photo(ref, drawn, detector.info.imgsz)
+    right = make_confusions.rightly_reported(detector, picture)
+    index, (anchor, logit, margin) = next((i, found) for i, found in right.items() if picture.labels[i][0] == 0)
+    true, wanted = 0, 4
+    push = make_confusions.Push(index, anchor, true, wanted, logit, min(margin, 2.0))
+    done = make_confusions.pushed(detector, picture, push, epsilon=8)
+    assert done is not None
+    pixels, steps = done
+    change = np.abs(pixels.astype(int) - picture.pixels)
+    assert 0 < change.max() <= 8
+    assert steps >= make_confusions.PUSH
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    make_confusions.save(tmp_path, "pushed", pixels, picture, [index])
+    kept = np.asarray(Image.open(tmp_path / "images" / "pushed.png"))
+    np.testing.assert_array_equal(kept, pixels[picture.inner])
+    again = make_confusions.photo(
+        next(iter(sources.find([str(tmp_path / "images")]).refs)),
+        make_confusions.labels.Folder(tmp_path / "labels", detector.info.names),
+        detector.info.imgsz,
+    )
+    assert again.labels[0][1] == pytest.approx(picture.labels[index][1], abs=0.01)
+    (place,) = (torch.tensor([box]) for _, box in again.labels)
+    reported = {
+        class_id
+        for _, class_id, box, _ in make_confusions.reports(detector, again.pixels)
+        if float(box_iou(box[None], place)) >= make_confusions.SAME_PLACE
+    }
+    assert wanted in reported
+    assert true not in reported
