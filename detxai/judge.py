@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detxai.attribution.methods import ig
 from detxai.attribution.path import Path, Point, Reply, TargetMap
-from detxai.attribution.trials import Case, Trial, trials
+from detxai.attribution.trials import ONLY_BOX, Case, Trial, trials
 from detxai.data import Attribution, Detection, Map, Target
 from detxai.evidence import measures
 from detxai.evidence.maps import grid
@@ -136,5 +136,7 @@ def evidence(d: Detection, a: Attribution, ground: NDArray[np.bool_] | None, tri
     numbers |= measures.of_trials(class_id, others, logits[class_id], rows)
     numbers["runner_up"] = next_best
     numbers["margin"] = None if next_best is None else logits[class_id] - logits[next_best.class_id]
-    word, reasons = verdict(numbers, a.converged)
+    alone = [t for t in numbers["trials"] if t["what"] == ONLY_BOX and t["other"] is not None]
+    strongest = rival(d, min(alone, key=lambda t: t["lead"])["other"]) if alone else None
+    word, reasons = verdict(numbers, a.converged, "" if strongest is None else strongest.class_name)
     return Evidence(verdict=word, reasons=tuple(reasons), calibrated=False, **numbers)

@@ -257,6 +257,15 @@ def _compared(a: Attribution) -> str:
     return "+".join(names) if len(names) <= MOST_NAMED else f"{len(names)} pictures"
 
 
+def _warning(converged: bool, judged: Evidence | None) -> str | None:
+    """What must not be missed: in words that ask for another look, and clear nothing."""
+    if not converged:
+        return "not converged: read with care"
+    if judged is None or judged.verdict == "supported":
+        return None
+    return f"{judged.verdict}, look again: {judged.reasons[0]}"
+
+
 def _overlay(plan: Plan, image: Image, d: Detection, group: Sequence[Explanation]) -> bytes:
     first = group[0].attribution
     bounds = [g.attribution.error_bound for g in group if g.attribution.error_bound is not None]
@@ -269,6 +278,9 @@ def _overlay(plan: Plan, image: Image, d: Detection, group: Sequence[Explanation
         what = f"{d.class_name}, not {plan.info.names[first.target.other]} · {what}"
     elif first.target.kind != "class" and len(group) == 1:
         what = f"{first.target.kind} · {what}"
+    judged = group[0].evidence
+    if judged is not None and judged.verdict == "supported":
+        what = f"supported: {judged.reasons[0]} · {what}"
     if d.match is not None and d.kind != "missed":
         what += f" · by the labels: {d.match.status}"
     common: dict[str, Any] = {
@@ -277,7 +289,7 @@ def _overlay(plan: Plan, image: Image, d: Detection, group: Sequence[Explanation
         "dashed": d.kind != "detection",
         "score": d.score,
         "caption": f"{what} · error ≤ {100 * max(bounds):.1f} %" if bounds else what,
-        "warning": None if converged else "not converged: read with care",
+        "warning": _warning(converged, judged),
         "strip": plan.config.output.strip,
     }
     if len(group) > 1:

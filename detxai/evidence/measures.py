@@ -97,8 +97,9 @@ def of_trials(
     leads: list[float] = []
     for what, fill, logits in trials:
         own = logits[class_id]
-        lead = own - max(logits[i] for i in others) if others else None
-        rows.append({"what": what, "fill": fill, "score": sigmoid(own), "logit": own, "lead": lead})
+        other = max(others, key=lambda i: logits[i], default=None)
+        lead = None if other is None else own - logits[other]
+        rows.append({"what": what, "fill": fill, "score": sigmoid(own), "logit": own, "lead": lead, "other": other})
         # As a difference of logarithms: the scores themselves may be too small to divide.
         kept[what].append(math.exp(min(log_sigmoid(own) - log_sigmoid(logit), 0.0)))
         if what == "only box" and lead is not None:

@@ -30,6 +30,7 @@ class Trial(Part):
     lead: Number | None = Field(
         description="logit less that of the best of the next four classes, in logits; null: one class"
     )
+    other: int | None = Field(description="which class that is; null: one class")
 
 
 class Contrast(Rival):

@@ -1,7 +1,7 @@
 """A verdict with its reasons. No rule looks at the score, a logit of the picture itself, or the sum of the map.
 
 By completeness the sum of a map is F(x) − F(b): it restates the score. The rules look at where attribution lies,
-whether it is contradicted there, and what is left of the prediction when parts of the picture are replaced.
+whether parts of the object contradict each other, and what is left when parts of the picture are replaced.
 """
 
 from __future__ import annotations
@@ -14,60 +14,110 @@ from detxai.evidence.model import Word
 
 #: Below this |attribution| in all, in logits, a map holds only rounding.
 DEGENERATE = 1e-3
+#: For each measure: weak beyond the first, unsupported beyond the second.
+Thresholds = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`measure` is good from `weak` on and bad below `bad` (`above`: the other way round); `says` names it in words."""
+    """How `measure` speaks, in words with its value `v` and the class `other`: `good`, or beyond a threshold `poor`.
+
+    `high`: whether high values are the bad ones. `fitted`: whether labelled images may move its thresholds.
+    """
 
     measure: str
-    weak: float
-    bad: float
-    says: str
-    above: bool = False
+    good: str
+    poor: str
+    high: bool = False
+    fitted: bool = True
 
-    def grade(self, value: float) -> int:
-        """0 good, 1 weak, 2 bad."""
-        side = -1.0 if self.above else 1.0
-        return int(side * value < side * self.weak) + int(side * value < side * self.bad)
-
-    def reason(self, value: float) -> str:
-        """The finding with its number and the threshold that it was held against."""
-        grade = self.grade(value)
-        limit = self.bad if grade == 2 else self.weak
-        beyond = "at least" if self.above != (grade == 0) else "at most" if self.above else "below"
-        if grade:
-            beyond = "above" if self.above else "below"
-        return f"{self.says} {value:.2f}, {beyond} {limit:g}"
+    def grade(self, value: float, limits: tuple[float, float]) -> int:
+        """0 good, 1 weak, 2 unsupported."""
+        side = -1.0 if self.high else 1.0
+        return sum(side * value < side * limit for limit in limits)
 
 
-#: Thresholds of `scripts/verdict_thresholds.py`, from generated X-rays and the bundled detector.
 RULES: tuple[Rule, ...] = (
-    Rule("lead_only_box", 0.5, 0.0, "lead over other classes with only the box kept"),
-    Rule("one_sidedness", 0.3, 0.1, "agreement of the parts of the box"),
-    Rule("outside_share", 0.25, 0.5, "share of the net evidence that lies outside the box", above=True),
-    Rule("lift", 1.5, 1.0, "lift of the box"),
-    Rule("sufficiency", 0.2, 0.05, "share of the score that only the box keeps"),
-    Rule("necessity", 0.5, 0.2, "share of the score that goes with the box"),
-    Rule("padding_share", 0.05, 0.2, "share of the attribution on the padding", above=True),
-    Rule("ground_share", 0.3, 0.5, "share of the attribution on empty ground", above=True),
+    Rule(
+        "lead_only_box",
+        "with only the box kept it leads {other} by {v:.1f} logits",
+        "with only the box kept its lead over {other} is {v:.1f} logits",
+    ),
+    Rule(
+        "outside_share",
+        "{w:.0%} of the net evidence is in the box",
+        "{v:.0%} of the net evidence is outside the box",
+        True,
+    ),
+    Rule(
+        "one_sidedness",
+        "the parts of the box agree ({v:.2f})",
+        "the parts of the box contradict each other ({v:.2f})",
+    ),
+    Rule("sufficiency", "the box alone keeps {v:.0%} of the score", "the box alone keeps {v:.0%} of the score"),
+    Rule("necessity", "without the box {v:.0%} of the score goes", "without the box only {v:.0%} of the score goes"),
+    Rule(
+        "typicality",
+        "its evidence lies where this class usually has it ({v:.2f})",
+        "its evidence does not lie where this class usually has it ({v:.2f})",
+    ),
+    Rule(
+        "lift",
+        "attribution is {v:.1f} times denser in the box than spread evenly",
+        "attribution is only {v:.1f} times as dense in the box as spread evenly",
+        fitted=False,
+    ),
+    Rule(
+        "ground_share",
+        "{v:.0%} of the attribution is on empty ground",
+        "{v:.0%} of the attribution is on empty ground",
+        True,
+        fitted=False,
+    ),
+    Rule(
+        "padding_share",
+        "{v:.0%} of the attribution is on the padding",
+        "{v:.0%} of the attribution is on the padding",
+        True,
+        fitted=False,
+    ),
 )
+#: From generated X-rays and detectors trained on them alone, by `scripts/verdict_thresholds.py`; what they cannot show
+#: (lift, ground, padding) is set by what the measure means. Typicality has none without a calibration.
+DEFAULTS: Thresholds = {
+    "lead_only_box": (1.0, 0.0),
+    "outside_share": (0.25, 0.5),
+    "one_sidedness": (0.35, 0.1),
+    "sufficiency": (0.3, 0.05),
+    "necessity": (0.5, 0.2),
+    "lift": (1.0, 0.5),
+    "ground_share": (0.25, 0.5),
+    "padding_share": (0.05, 0.2),
+}
+WORDS: tuple[Word, ...] = ("supported", "weak", "unsupported")
 
 
 def verdict(
-    measures: Mapping[str, Any], converged: bool | None, rules: tuple[Rule, ...] = RULES
+    measures: Mapping[str, Any], converged: bool | None, other: str = "", thresholds: Thresholds = DEFAULTS
 ) -> tuple[Word, list[str]]:
-    """The word and its reasons: the findings that decided, or for `supported` those that speak for it.
+    """The word and its reasons: the findings that decided, or for `supported` all that speak for it.
 
-    `measures` by their names in `Evidence`; `converged` as in the attribution.
+    `measures` by their names in `Evidence`; `converged` as in the attribution; `other`: the strongest rival's name.
     """
     if converged is None:
-        return "unknown", ["this method makes no promise about the sum of its map, so its numbers have no scale"]
+        return "unknown", ["this method makes no promise about the sum of its map: its numbers have no scale"]
     if not converged:
         return "unknown", ["the attribution did not converge"]
-    if measures["positive_inside"] - measures["negative_inside"] + measures["positive_outside"] < DEGENERATE:
-        return "unknown", ["there is no attribution to judge: the class does not depend on the picture"]
-    found = [(rule, measures[rule.measure]) for rule in rules if measures.get(rule.measure) is not None]
-    worst = max((rule.grade(value) for rule, value in found), default=0)
-    words: tuple[Word, ...] = ("supported", "weak", "unsupported")
-    return words[worst], [rule.reason(value) for rule, value in found if rule.grade(value) == worst]
+    if measures["positive_inside"] + measures["positive_outside"] - measures["negative_inside"] < DEGENERATE:
+        return "unknown", ["there is no attribution: this class does not depend on the picture"]
+    grades: list[tuple[int, str]] = []
+    for rule in RULES:
+        value, limits = measures.get(rule.measure), thresholds.get(rule.measure)
+        if value is not None and limits is not None:
+            grade = rule.grade(value, limits)
+            text = (rule.poor if grade else rule.good).format(v=value, w=1 - value, other=other or "others")
+            if grade:
+                text += f", {WORDS[grade]} {'above' if rule.high else 'below'} {limits[grade - 1]:.2g}"
+            grades.append((grade, text))
+    worst = max((grade for grade, _ in grades), default=0)
+    return WORDS[worst], [text for grade, text in grades if grade == worst]
