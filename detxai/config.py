@@ -136,7 +136,7 @@ class AttributionConfig(_Section):
         default=None,
         ge=0,
         description="layer of the network that activation methods look at; null: the one that feeds the head at the"
-        " prediction's scale",
+        " prediction's scale (layercam: the backbone's of that scale)",
     )
     tolerance: float = Field(default=0.05, gt=0, le=1, description="wanted bound on the relative completeness error")
     max_evaluations: int = Field(default=256, ge=2, le=1_000_000, description="most gradient evaluations a detection")

@@ -102,7 +102,7 @@ class Explainer:
         in_flight = self.plan.in_flight
         rows = rows_for(self.plan.device, self.plan.size)
         values = detectors.contrasting(self.plan.detector.values)
-        engine = Engine(values, self.plan.device, rows, self._similarity, tap=self.plan.detector.tap)
+        engine = Engine(values, self.plan.device, rows, self._similarity, tap=self.plan.detector.trunk.tap)
         engine.parchgrad = None if self.plan.keeping is None else self.plan.keeping.hooks
         self._detecting = 0.0
         waiting: dict[int, Future[Result]] = {}

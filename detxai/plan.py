@@ -79,7 +79,10 @@ class Plan:
         self.baseline_images = self._baseline_images()
         self.dtype = self._dtype()
         a = self.config.attribution
-        self.settings = Settings(a.tolerance, a.max_evaluations, self.dtype, SEED, layer_of=self._layer_of())
+        layer_of, early = self._layers()
+        self.settings = Settings(
+            a.tolerance, a.max_evaluations, self.dtype, SEED, layer_of=layer_of, early=early
+        )
         batch = self.config.run.batch
         self.in_flight = IN_FLIGHT[self.device.type] if batch == "auto" else int(batch)
         share = GRADIENT_BYTES // (self.in_flight * NODES * 4 * self.size**2)
@@ -187,20 +190,23 @@ class Plan:
         )
         return Keeping(self.config.parchgrad, made, self.detector, self.size, self.device)
 
-    def _layer_of(self) -> Callable[[Target], int]:
-        """Where activation methods look for a target. Raises UsageError for a --layer without a feature map."""
-        wanted = self.config.attribution.layer
-        if wanted is None or not any(name in ACTIVATION for name in self.config.attribution.method):
-            return self.detector.layer_of
+    @torch.no_grad()
+    def _layers(self) -> tuple[Callable[[Target], int], dict[int, int]]:
+        """Where activation methods look, see `Settings`. Raises UsageError for a --layer without a feature map."""
+        detector, wanted = self.detector, self.config.attribution.layer
+        if not any(name in ACTIVATION for name in self.config.attribution.method):
+            return detector.layer_of, {}
         gray = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)
-        with self.detector.tap(wanted) as found, torch.no_grad():
-            self.detector.predict(gray)
+        if wanted is None:
+            return detector.layer_of, detector.trunk.early(gray)
+        with detector.trunk.tap(wanted) as found:
+            detector.predict(gray)
         if not found:
             raise UsageError(
                 f"--layer {wanted}: below its head the {self.info.family} model has no such layer with a feature map.",
                 "Without --layer it is chosen by the prediction's scale.",
             )
-        return lambda _: wanted
+        return lambda _: wanted, {}
 
     def _baseline_images(self) -> dict[str, Pixels]:
         """The picture of --baseline FILE by its name, or a seeded choice of those in --baseline FOLDER."""

@@ -23,7 +23,7 @@ from detxai.data import Target
 from detxai.detectors import Detector
 
 #: Layers of the tiny YOLOv8n: the three that feed its head, and where they are made in the backbone.
-FEEDS, BACKBONE = (15, 18, 21), 6
+FEEDS, BACKBONE = (15, 18, 21), (4, 6, 9)
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,18 @@ def targets(detector: Detector, *kinds: str) -> list[Target]:
     return chosen
 
 
+def chosen(detector: Detector) -> Settings:
+    """Layers as they are chosen without --layer."""
+    with torch.no_grad():
+        return Settings(layer_of=detector.layer_of, early=detector.trunk.early(picture()[None]))
+
+
 def run(
     detector: Detector, name: str, wanted: list[Target], layer_of: Callable[[Target], int] | None = None
 ) -> list[TargetMap]:
-    settings = Settings(layer_of=layer_of or detector.layer_of)
     x = picture()
-    return solve(detector.values, METHODS[name]([Path(x, x)], wanted, settings), detector.tap)
+    settings = chosen(detector) if layer_of is None else Settings(layer_of=layer_of)
+    return solve(detector.values, METHODS[name]([Path(x, x)], wanted, settings), detector.trunk.tap)
 
 
 def hooked(detector: Any, target: Target, layer: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,11 +123,11 @@ def enlarged(values: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ACTIVATION)
-@pytest.mark.parametrize("layer", [None, BACKBONE])
+@pytest.mark.parametrize("layer", [None, 7])
 def test_maps_are_their_formulas(detector: Detector, name: str, layer: int | None) -> None:
     wanted = targets(detector, "class")
     found = run(detector, name, wanted, layer and (lambda _: layer))
-    assert [m.layer for m in found] == ([layer] * 3 if layer else list(FEEDS))
+    assert [m.layer for m in found] == ([layer] * 3 if layer else list(BACKBONE if name == "layercam" else FEEDS))
     for target, ours in zip(wanted, found, strict=True):
         assert ours.layer is not None
         g, a = hooked(detector, target, ours.layer)
@@ -170,12 +176,12 @@ def test_a_layer_that_the_prediction_does_not_read_gives_nothing_and_says_so(det
 
 def test_what_lies_below_the_layer_is_not_differentiated(detector: Detector) -> None:
     target = targets(detector, "class")[0]
-    with detector.tap(FEEDS[0]) as tapped:
+    with detector.trunk.tap(FEEDS[0]) as tapped:
         value = detector.values(picture()[None], [(0, target)])
     assert len(tapped) == 1
     assert tapped[0].is_leaf and tapped[0].requires_grad
     assert value.requires_grad
-    with detector.tap(99) as tapped, torch.no_grad():
+    with detector.trunk.tap(99) as tapped, torch.no_grad():
         detector.predict(picture()[None])
     assert not tapped
     assert not detector.values(picture()[None], [(0, target)]).requires_grad
@@ -187,8 +193,8 @@ def test_neighbours_do_not_change_a_map(detector: Detector) -> None:
     for name in ("bag-01.jpg", "bag-02.jpg", "bag-03.jpg"):
         x = picture(name)
         for method in ACTIVATION:
-            jobs.append((name + method, METHODS[method]([Path(x, x)], wanted, Settings(layer_of=detector.layer_of))))
-    together = dict(Engine(detector.values, torch.device("cpu"), tap=detector.tap).run(iter(jobs), 6))
+            jobs.append((name + method, METHODS[method]([Path(x, x)], wanted, chosen(detector))))
+    together = dict(Engine(detector.values, torch.device("cpu"), tap=detector.trunk.tap).run(iter(jobs), 6))
     for method in ACTIVATION:
         alone = run(detector, method, wanted)
         for a, b in zip(alone, together["bag-01.jpg" + method], strict=True):
@@ -213,13 +219,13 @@ def test_the_record_names_the_layer(tiny: File, pictures: File, tmp_path: File) 
     found = explained(tmp_path)
     assert [a["method"] for a in found] == list(ACTIVATION)
     for a in found:
-        assert a["path"] in {f"layer {layer}" for layer in FEEDS}
+        assert a["path"] in {f"layer {layer}" for layer in (BACKBONE if a["method"] == "layercam" else FEEDS)}
         assert a["baseline"] == "none"
         assert a["error_bound"] is a["converged"] is a["completeness_error"] is a["value_at_baseline"] is None
         assert (tmp_path / a["overlay"]).stat().st_size > 0
     assert found[1]["overlay"] == "a.png.d00.gradcam++.png"
-    assert explain(*common, "--method", "odam", "--layer", BACKBONE) == 0
-    assert [a["path"] for a in explained(tmp_path)] == [f"layer {BACKBONE}"]
+    assert explain(*common, "--method", "odam", "--layer", 7) == 0
+    assert [a["path"] for a in explained(tmp_path)] == ["layer 7"]
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,10 @@ def activation_maps(
     path: Path,
     targets: Sequence[Target],
     weigh: Weighing,
-    layer_of: Callable[[Target], int],
+    layers: Sequence[int],
     dtype: torch.dtype = torch.float32,
 ) -> Ask:
-    """Coroutine: maps of `targets`, each at its layer; targets that share one share the forward."""
+    """Coroutine: maps of `targets`, each at its own of `layers`; targets that share one share the forward."""
     size = path.x.shape[-1]
 
     def combine(gradient: Tensor, activation: Tensor, target: Target) -> Tensor:
@@ -79,7 +79,6 @@ def activation_maps(
         large = interpolate(cells[None, None], size=(size, size), mode="bilinear", align_corners=False)
         return large[0, 0] * (cells.numel() / size**2)
 
-    layers = [layer_of(target) for target in targets]
     groups = {layer: [k for k, own in enumerate(layers) if own == layer] for layer in layers}
     replies = yield [
         Point(path, 1.0, tuple(targets[k] for k in ks), dtype=dtype, layer=layer, combine=combine)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ class Settings:
     """What a user may ask of a method. `seed` decides every random choice.
 
     `modified`: gradients come from ParchGrad and are none of F; no method then speaks of completeness. `layer_of`:
-    where activation methods look for a target.
+    the layer at which activation methods look for a target; `early`: for such a layer one of the same scale that comes
+    before, where there is more of the network above it.
     """
 
     tolerance: float = 0.05
@@ -41,6 +42,7 @@ class Settings:
     seed: int = 0
     modified: bool = False
     layer_of: Callable[[Target], int] | None = None
+    early: Mapping[int, int] = field(default_factory=dict)
 
 
 #: `paths`: from each baseline to the image; all but `expected` use the first.
@@ -193,19 +195,23 @@ GRADIENT: dict[str, Method] = {
 }
 
 
-def _activation(weigh: cam.Weighing) -> Method:
+def _activation(weigh: cam.Weighing, early: bool = False) -> Method:
     def method(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
         assert settings.layer_of is not None
-        return cam.activation_maps(paths[0], targets, weigh, settings.layer_of, settings.dtype)
+        layers = [settings.layer_of(target) for target in targets]
+        if early:
+            layers = [settings.early.get(layer, layer) for layer in layers]
+        return cam.activation_maps(paths[0], targets, weigh, layers, settings.dtype)
 
     return method
 
 
-#: Methods that weigh what a layer responds to, see `cam`: one forward, gradients down to that layer only.
+#: Methods that weigh what a layer responds to, see `cam`: one forward, gradients down to that layer only. LayerCAM
+#: counts a cell by its own gradient: at the head's input that reaches no farther than the head's few cells.
 ACTIVATION: dict[str, Method] = {
     "gradcam": _activation(cam.gradcam),
     "gradcam++": _activation(cam.gradcam_plus),
-    "layercam": _activation(cam.layercam),
+    "layercam": _activation(cam.layercam, early=True),
     "odam": _activation(cam.odam),
 }
 #: Of these, those that keep what pushes the target up. An edge of a box is as much held by what pushes it down.

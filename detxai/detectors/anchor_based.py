@@ -70,7 +70,6 @@ class AnchorBased:
         network = (legacy_network if checkpoint.kind == "legacy" else darknet_network)(checkpoint)
         self.module = freeze(fuse(network))
         self.trunk = Trunk(self.module.layers)  # type: ignore[arg-type]
-        self.tap = self.trunk.tap
         self.heads: list[AnchorHead] = list(self.module.heads)  # type: ignore[arg-type]
         self.branches = [Branch.of(head.conv) for head in self.heads]
         self.info = ModelInfo(

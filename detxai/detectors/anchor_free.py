@@ -40,7 +40,6 @@ class AnchorFree:
         heads = self._heads(self.branch)
         self.class_heads, self.box_heads, self.angle_heads = heads
         self.trunk = Trunk(layers)
-        self.tap = self.trunk.tap
         self.feeds: list[int] = list(head.f)
         self.strides = [int(s) for s in head.stride]
         self.patches = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -62,10 +63,11 @@ class Candidates:
 
 
 class Detector(Protocol):
-    """A network whose predictions can be pinned and differentiated."""
+    """A network whose predictions can be pinned and differentiated. `trunk`: the layers below its head, if any."""
 
     info: ModelInfo
     module: nn.Module
+    trunk: Trunk
 
     def predict(self, x: Tensor) -> list[Candidates]:
         """All predictions on x (batch, 3, size, size), float RGB in [0, 1]."""
@@ -85,10 +87,6 @@ class Detector(Protocol):
 
     def layer_of(self, target: Target) -> int:
         """The layer below the head whose output it reads for `target`."""
-        ...
-
-    def tap(self, layer: int) -> contextlib.AbstractContextManager[list[Tensor]]:
-        """See `Trunk.tap`."""
         ...
 
 
@@ -134,6 +132,14 @@ class Trunk:
         finally:
             self._tap = None
 
+    def early(self, x: Tensor) -> dict[int, int]:
+        """For every layer with a feature map, the last one of its size before maps grow finer again: the backbone's."""
+        outputs = self(x, range(len(self.layers)))
+        sizes = {i: y.shape[-1] for i, y in sorted(outputs.items()) if isinstance(y, Tensor) and y.dim() == 4}
+        neck = next((j for i, j in itertools.pairwise(sizes) if sizes[j] > sizes[i]), len(self.layers))
+        last = {size: i for i, size in sizes.items() if i < neck}
+        return {i: last.get(size, i) for i, size in sizes.items()}
+
     def __call__(self, x: Tensor, wanted: Iterable[int]) -> dict[int, Tensor]:
         """Outputs of the layers `wanted` for x (batch, 3, size, size)."""
         wanted = frozenset(wanted)
@@ -152,7 +158,7 @@ class Trunk:
             for done in [j for j in outputs if j not in wanted and last_use.get(j, -1) == i]:
                 del outputs[done]
         for i in wanted:
-            if outputs[i].requires_grad:
+            if isinstance(outputs[i], Tensor) and outputs[i].requires_grad:
                 # A patch's gradient comes in another memory layout, for which convolutions round differently: without
                 # this a target's last bits would depend on the scales of those it shares a pack with.
                 outputs[i].register_hook(_channels_last)
@@ -161,10 +167,9 @@ class Trunk:
 
 def convolutions(detector: Detector) -> dict[str, nn.Conv2d]:
     """The convolutions below the head by name, `<layer>.<part>`; none where a detector has no layers (black boxes)."""
-    trunk: Trunk | None = getattr(detector, "trunk", None)
     return {
         f"{i}.{name}": part
-        for i, layer in enumerate(trunk.layers if trunk else ())
+        for i, layer in enumerate(detector.trunk.layers)
         for name, part in layer.named_modules()
         if isinstance(part, nn.Conv2d)
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detxai.data import Checkpoint, Target
-from detxai.detectors.base import Candidates, ModelInfo, scores_of
+from detxai.detectors.base import Candidates, ModelInfo, Trunk, scores_of
 from detxai.errors import ModelError
 
 
@@ -40,6 +39,7 @@ class BlackBox:
             except _UNREADABLE as error:
                 raise ModelError(f"{checkpoint.name} cannot be run: {_first_line(error)}") from error
         self.module: Any = backend
+        self.trunk = Trunk(())
         if backend.task not in ("detect", "segment", "pose", "obb"):
             raise ModelError(f"{checkpoint.name} is a {backend.task} model, not a detector.")
         sizes = backend.metadata.get("imgsz") or [640]
@@ -90,9 +90,6 @@ class BlackBox:
     full_values = values
 
     def layer_of(self, target: Target) -> int:
-        raise ModelError(f"{self.info.name} is a black box: it has no layers.")
-
-    def tap(self, layer: int) -> AbstractContextManager[list[Tensor]]:
         raise ModelError(f"{self.info.name} is a black box: it has no layers.")
 
 

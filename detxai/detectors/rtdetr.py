@@ -34,7 +34,6 @@ class RTDETR:
         *layers, head = self.module.model  # type: ignore[misc]
         self.head: Any = head
         self.trunk = Trunk(layers)
-        self.tap = self.trunk.tap
         self.feeds: list[int] = list(head.f)
         self.info = ModelInfo(
             checkpoint.name,
