@@ -40,6 +40,7 @@ def tried(
     plan: Plan,
     x: Tensor,
     fills: Mapping[str, Tensor],
+    softened: Tensor,
     detections: Sequence[Detection],
     wanted: Sequence[Wanted],
     maps: Mapping[Any, Sequence[TargetMap]],
@@ -63,7 +64,7 @@ def tried(
                 tuple(maps[method][j].map for method, j in keys),
             )
         )
-    found = yield from trials(x, fills, cases, plan.dtype)
+    found = yield from trials(x, fills, softened, cases, plan.dtype)
     return {
         key: [t for t in column if t.map in (None, k)]
         for keys, column in zip(owners.values(), found, strict=True)
@@ -133,7 +134,7 @@ def evidence(d: Detection, a: Attribution, ground: NDArray[np.bool_] | None, tri
     next_best = rival(d, next(iter(others), None))
     numbers: dict[str, Any] = measures.of_map(a, d.box, ground)
     rows = [(t.what, t.fill, t.logits) for t in tried]
-    numbers |= measures.of_trials(class_id, others, logits[class_id], rows)
+    numbers |= measures.of_trials(class_id, others, a.value_at_input, a.value_at_baseline, rows)
     numbers["runner_up"] = next_best
     numbers["margin"] = None if next_best is None else logits[class_id] - logits[next_best.class_id]
     alone = [t for t in numbers["trials"] if t["what"] == ONLY_BOX and t["other"] is not None]

@@ -182,11 +182,11 @@ class Explainer:
             compared = self._baselines(square, box)
             name, b = next(iter(compared.items()))
             x = torch.from_numpy(square).permute(2, 0, 1).float() / 255
-            fills, ground = self._fills(square, box, name, b)
+            fills, soft, ground = self._fills(square, box, name, b)
             mark = self._fingerprint(image.sha256, digests)
             drawn, boxes = (None if d is None else d.at(image.width, image.height) for d in (labels, given))
             return Prepared(
-                ref, image, box, x, compared, mark, fills=fills, ground=ground, labels=drawn, given=boxes
+                ref, image, box, x, compared, mark, fills=fills, softened=soft, ground=ground, labels=drawn, given=boxes
             )
         except ImageError as error:
             return Result(ref, records.failed_record(ref, error))
@@ -206,13 +206,14 @@ class Explainer:
 
     def _fills(
         self, square: Pixels, box: Letterbox, name: str, b: torch.Tensor
-    ) -> tuple[dict[str, torch.Tensor], tuple[int, int, int] | None]:
-        """What takes the place of parts of the picture in trials, and the colour of its empty ground."""
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, tuple[int, int, int] | None]:
+        """What takes the place of parts of the picture in trials, the picture softened, its empty ground's colour."""
         if self.plan.config.attribution.evidence == "none":
-            return {}, None
+            return {}, b, None
         other = next(fill for fill in FILLS if fill != name)
         inner = square[box.top : box.top + box.inner_height, box.left : box.left + box.inner_width]
-        return {name: b, other: baselines.baseline(other, square, box)[0]}, baselines.ground(inner)
+        fills = {name: b, other: baselines.baseline(other, square, box)[0]}
+        return fills, baselines.softened(square, box), baselines.ground(inner)
 
     def _drawn(self, ref: ImageRef) -> tuple[Drawn | None, Drawn | None]:
         """The image's labels, if it has any, and the boxes given for it. Raises ImageError for malformed ones."""
@@ -259,10 +260,11 @@ class Explainer:
             masks = self._masks(tuple(target for _, target, _ in wanted), seen, item.letterbox)
             seen.clear()
             fills = {name: fill.to(self.plan.device) for name, fill in item.fills.items()}
+            soft = item.softened.to(self.plan.device)
             parts: list[Future[Part]] = []
             for group in _groups(wanted, self.plan.targets_at_once):
                 maps = yield from self._maps(paths, [target for _, target, _ in group], masks)
-                tried = yield from judge.tried(self.plan, x, fills, detections, group, maps)
+                tried = yield from judge.tried(self.plan, x, fills, soft, detections, group, maps)
                 again = yield from judge.again(self.plan, x, fills, group, maps)
                 if parts:
                     self._waited(parts[-1].result)

@@ -67,9 +67,10 @@ class Prepared:
     x: torch.Tensor
     baselines: dict[str, torch.Tensor]
     fingerprint: str
+    fills: dict[str, torch.Tensor]
+    softened: torch.Tensor
     labels: tuple[Label, ...] | None = None
     given: tuple[Label, ...] | None = None
-    fills: dict[str, torch.Tensor] = field(default_factory=dict)
     ground: tuple[int, int, int] | None = None
 
 

@@ -20,6 +20,8 @@ PALE, CHROMA = 170, 28
 WHITE = (255, 255, 255)
 #: Standard deviation of the blur, as a share of the longer side.
 BLUR_SIGMA = 0.05
+#: As little blur as leaves an object what it is, and takes away what only single pixels say.
+SOFT_SIGMA = 0.004
 
 
 def baseline(name: str, square: Pixels, box: Letterbox, file: Pixels | None = None) -> tuple[Tensor, str]:
@@ -46,6 +48,14 @@ def baseline(name: str, square: Pixels, box: Letterbox, file: Pixels | None = No
     return torch.from_numpy(result).permute(2, 0, 1).contiguous(), name
 
 
+def softened(square: Pixels, box: Letterbox) -> Tensor:
+    """The image itself under a slight Gaussian, as (3, size, size) float32 in [0, 1]; its padding stays."""
+    rows, cols = slice(box.top, box.top + box.inner_height), slice(box.left, box.left + box.inner_width)
+    result = square.astype(np.float32) / 255
+    result[rows, cols] = _blurred(square[rows, cols], SOFT_SIGMA)
+    return torch.from_numpy(result).permute(2, 0, 1).contiguous()
+
+
 def ground(pixels: Pixels) -> tuple[int, int, int] | None:
     """The colour of the empty ground of a picture (height, width, 3), or None where no colour dominates."""
     flat = pixels.reshape(-1, 3)
@@ -66,10 +76,10 @@ def ground(pixels: Pixels) -> tuple[int, int, int] | None:
     return int(red), int(green), int(blue)
 
 
-def _blurred(inner: Pixels) -> NDArray[np.float32]:
+def _blurred(inner: Pixels, share: float = BLUR_SIGMA) -> NDArray[np.float32]:
     """`inner` (height, width, 3) in [0, 1] under a Gaussian, its border pixels repeated beyond it."""
     image = torch.from_numpy(inner.astype(np.float32) / 255).permute(2, 0, 1)
-    sigma = BLUR_SIGMA * max(inner.shape[:2])
+    sigma = share * max(inner.shape[:2])
     rows, columns = (_gaussian(length, sigma) for length in inner.shape[:2])
     return np.asarray((rows @ image @ columns.T).permute(1, 2, 0))
 

@@ -1,7 +1,8 @@
-"""Trials: what the network says when a box, all but the box, or the box's strongest part shows something else.
+"""Trials: what the network says when parts of the picture, or fine detail in all of it, are not there.
 
-Deletion and preservation in the sense of Fong & Vedaldi (2017, arXiv:1704.03296): the part is *necessary* where its
-loss takes the score away, and *sufficient* where it alone keeps it.
+Deletion and preservation in the sense of Fong & Vedaldi (2017, arXiv:1704.03296): a part is *necessary* where its
+loss takes the score away, and *sufficient* where it alone keeps it. What the class owes to single pixels goes when the
+picture is softened, and shows up late on the path from the baseline.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from detxai.attribution.path import Path, Point, Reply
 from detxai.data import Box, Target
 
 WITHOUT_BOX, ONLY_BOX, WITHOUT_TOP = "without box", "only box", "without top"
+SOFTENED, QUARTER = "softened", "quarter of the way"
 #: Share of the box's pixels that are its top-attributed part.
 TOP_SHARE = 0.2
 #: The map is smoothed over this share of the box's side first: single pixels are noise to a network.
@@ -36,7 +38,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Trial:
-    """The class logits by class id after `what` was replaced by `fill`; `map`: the number of the map, if one chose."""
+    """The class logits by class id after `what` became `fill`; `map`: the number of the map, if one chose the part."""
 
     what: str
     fill: str
@@ -65,9 +67,14 @@ def top_part(values: Tensor, inside: Tensor) -> Tensor:
 
 
 def trials(
-    x: Tensor, fills: Mapping[str, Tensor], cases: Sequence[Case], dtype: torch.dtype = torch.float32
+    x: Tensor, fills: Mapping[str, Tensor], softened: Tensor, cases: Sequence[Case], dtype: torch.dtype = torch.float32
 ) -> Generator[list[Point], list[Reply], list[list[Trial]]]:
-    """Coroutine: the trials of every case, for each of `fills` (name -> picture like `x`, (3, size, size))."""
+    """Coroutine: the trials of every case, for each of `fills` (name -> picture like `x`, (3, size, size)).
+
+    The whole picture is tried as `softened`, and at a quarter of the way to it from the first of the fills.
+    """
+    baseline, picture = next(iter(fills.items()))
+    way = Path(x, picture)
     found: list[list[Trial]] = []
     for start in range(0, len(cases), BOXES_AT_ONCE):
         part = cases[start : start + BOXES_AT_ONCE]
@@ -82,10 +89,17 @@ def trials(
                 for what, mask, k in hidden:
                     asked.append((index, what, fill, k))
                     points.append(Point(path, 1.0, case.targets, False, dtype, hidden=mask))
-        replies = yield points
+        together = tuple(target for case in part for target in case.targets)
+        points.append(Point(way, 1.0, together, False, dtype, picture=softened))
+        points.append(Point(way, 0.25, together, False, dtype))
+        *replies, soft, quarter = yield points
         rows: list[list[Trial]] = [[] for _ in part]
         for (index, what, fill, k), reply in zip(asked, replies, strict=True):
             ids = (target.class_id for target in part[index].targets)
             rows[index].append(Trial(what, fill, dict(zip(ids, reply.values, strict=True)), k))
+        for what, fill, reply in ((SOFTENED, "gaussian", soft), (QUARTER, baseline, quarter)):
+            values = iter(reply.values)
+            for row, case in zip(rows, part, strict=True):
+                row.append(Trial(what, fill, {target.class_id: next(values) for target in case.targets}))
         found += rows
     return found

@@ -16,6 +16,8 @@ from detxai.evidence.maps import grid
 TOP_PIXELS = 0.05
 #: A pixel is ground when every channel is within this many levels of the ground's colour.
 GROUND_NEAR = 16
+#: Below this change from baseline to picture, in logits, shares of it mean nothing.
+TINY = 1e-3
 #: The classes a lead is over: the best this many beside the one in question.
 RIVALS = 4
 
@@ -50,6 +52,7 @@ def of_map(a: Attribution, box: Box, ground: NDArray[np.bool_] | None) -> dict[s
         "negative_outside": min(net_outside - outside, 0.0),
         "one_sidedness": _ratio(net_inside, float(np.abs(cells).sum())),
         "outside_share": _ratio(outer, inner + outer),
+        "coherence": _ratio(float(np.abs(cells).sum()), 2 * inside - net_inside),
         "area_share": share,
         "lift": _ratio(inside, whole * share),
         "concentration": concentration(positive, box),
@@ -86,30 +89,39 @@ def rivals(class_id: int, order: Sequence[int]) -> list[int]:
 
 
 def of_trials(
-    class_id: int, others: Sequence[int], logit: float, trials: Sequence[tuple[str, str, Mapping[int, float]]]
+    class_id: int,
+    others: Sequence[int],
+    logit: float,
+    at_baseline: float | None,
+    trials: Sequence[tuple[str, str, Mapping[int, float]]],
 ) -> dict[str, Any]:
     """The measures of `trials` (what, fill, logits by class id), by their names in `Evidence`.
 
-    `logit` of `class_id` at the picture itself; `others`: the rivals its lead is over.
+    `logit` of `class_id` at the picture itself, and `at_baseline`; `others`: the rivals its lead is over.
     """
     rows: list[dict[str, Any]] = []
-    kept: dict[str, list[float]] = {"without box": [], "only box": [], "without top": []}
-    leads: list[float] = []
+    kept: dict[str, list[float]] = {}
+    leads: dict[str, list[float]] = {}
+    early = None
     for what, fill, logits in trials:
         own = logits[class_id]
         other = max(others, key=lambda i: logits[i], default=None)
         lead = None if other is None else own - logits[other]
         rows.append({"what": what, "fill": fill, "score": sigmoid(own), "logit": own, "lead": lead, "other": other})
         # As a difference of logarithms: the scores themselves may be too small to divide.
-        kept[what].append(math.exp(min(log_sigmoid(own) - log_sigmoid(logit), 0.0)))
-        if what == "only box" and lead is not None:
-            leads.append(lead)
-    lost = {what: 1 - sum(values) / len(values) if values else None for what, values in kept.items()}
+        kept.setdefault(what, []).append(math.exp(min(log_sigmoid(own) - log_sigmoid(logit), 0.0)))
+        if lead is not None:
+            leads.setdefault(what, []).append(lead)
+        if what == "quarter of the way" and at_baseline is not None and abs(logit - at_baseline) > TINY:
+            early = (own - at_baseline) / (logit - at_baseline)
+    mean_kept, mean_lead = ({what: sum(v) / len(v) for what, v in of.items()} for of in (kept, leads))
     return {
-        "necessity": lost["without box"],
-        "necessity_top": lost["without top"],
-        "sufficiency": sum(kept["only box"]) / len(kept["only box"]) if rows else None,
-        "lead_only_box": sum(leads) / len(leads) if leads else None,
+        "necessity": 1 - mean_kept["without box"] if rows else None,
+        "necessity_top": 1 - mean_kept["without top"] if rows else None,
+        "sufficiency": mean_kept["only box"] if rows else None,
+        "lead_only_box": mean_lead.get("only box"),
+        "lead_softened": mean_lead.get("softened"),
+        "early_share": early,
         "trials": rows,
     }
 

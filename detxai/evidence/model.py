@@ -19,12 +19,13 @@ class Rival(Part):
 
 
 class Trial(Part):
-    """One forward on a picture of which a part was replaced."""
+    """One forward on a changed picture."""
 
-    what: Literal["without box", "only box", "without top"] = Field(
-        description="what was replaced: the box, all but the box, or the fifth of the box with the most attribution"
+    what: Literal["without box", "only box", "without top", "softened", "quarter of the way"] = Field(
+        description="what was replaced: the box, all but the box, or the fifth of the box with the most attribution;"
+        " or the whole picture softened (sigma 0.4 % of its longer side), or a quarter of the way from the baseline"
     )
-    fill: Text = Field(description="what it was replaced by: the baseline, or the blurred picture")
+    fill: Text = Field(description="by what: the baseline, the blurred picture, a slight gaussian")
     score: Number = Field(description="score that was left, in [0, 1]")
     logit: Number = Field(description="log-odds of that score")
     lead: Number | None = Field(
@@ -73,6 +74,10 @@ class Evidence(Part):
         description="share of the net evidence that lies outside the box, in [0, 1]: net_outside / (net_inside +"
         " net_outside), each at least 0; null where neither speaks for the class"
     )
+    coherence: Number | None = Field(
+        description="sum of |cell| over the grid / sum of |attribution| in the box, in [0, 1]: low where neighbouring"
+        " pixels cancel; null where there is none"
+    )
     area_share: Number = Field(description="area of the box in the picture / area of the picture, in [0, 1]")
     lift: Number | None = Field(
         description="inside_share / area_share: how much denser positive attribution is in the box than if it were"
@@ -102,12 +107,20 @@ class Evidence(Part):
         description="mean lead over the next four classes with only the box kept, in logits; below 0: what the box"
         " shows looks more like another class"
     )
+    lead_softened: Number | None = Field(
+        description="lead over the next four classes when the whole picture is slightly softened, in logits; below 0:"
+        " the class hangs on single pixels"
+    )
+    early_share: Number | None = Field(
+        description="share of the way from value_at_baseline to value_at_input that the class has come at a quarter of"
+        " the path (1: all of it); null: no baseline"
+    )
     typicality: Number | None = Field(
         default=None,
         description="likeness of the 8 x 8 grid to those of right detections of this class, in [-1, 1];"
         " null without a calibration",
     )
-    trials: tuple[Trial, ...] = Field(description="what was replaced by what, and what came of it")
+    trials: tuple[Trial, ...] = Field(description="what was changed, and what came of it")
     contrasts: tuple[Contrast, ...] | None = Field(
         default=None, description="with --evidence full: against the runner-up and each --as-class"
     )

@@ -44,6 +44,11 @@ RULES: tuple[Rule, ...] = (
         "with only the box kept its lead over {other} is {v:.1f} logits",
     ),
     Rule(
+        "lead_softened",
+        "when the picture is softened it leads by {v:.1f} logits",
+        "when the picture is softened its lead is {v:.1f} logits",
+    ),
+    Rule(
         "outside_share",
         "{w:.0%} of the net evidence is in the box",
         "{v:.0%} of the net evidence is outside the box",
@@ -56,6 +61,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("sufficiency", "the box alone keeps {v:.0%} of the score", "the box alone keeps {v:.0%} of the score"),
     Rule("necessity", "without the box {v:.0%} of the score goes", "without the box only {v:.0%} of the score goes"),
+    Rule(
+        "coherence",
+        "neighbouring pixels agree ({v:.2f})",
+        "neighbouring pixels contradict each other ({v:.2f})",
+    ),
     Rule(
         "typicality",
         "its evidence lies where this class usually has it ({v:.2f})",
@@ -83,9 +93,10 @@ RULES: tuple[Rule, ...] = (
     ),
 )
 #: From generated X-rays and detectors trained on them alone, by `scripts/verdict_thresholds.py`; what they cannot show
-#: (lift, ground, padding) is set by what the measure means. Typicality has none without a calibration.
+#: (lift, ground, padding) is set by what the measure means. Coherence and typicality have none without a calibration.
 DEFAULTS: Thresholds = {
     "lead_only_box": (1.0, 0.0),
+    "lead_softened": (0.5, 0.0),
     "outside_share": (0.25, 0.5),
     "one_sidedness": (0.35, 0.1),
     "sufficiency": (0.3, 0.05),
