@@ -51,9 +51,7 @@ def strongest(detector: Detector, level: int, scale: float = 1.0) -> Target:
 
 def ours(detector: Detector, name: str, target: Target, settings: Settings | None = None) -> np.ndarray[Any, Any]:
     x = picture()
-    (found,) = solve(
-        detector.values, METHODS[name]([Path(x, x)], [target], settings or Settings()), detector.trunk.tap
-    )
+    (found,) = solve(detector.values, METHODS[name]([Path(x, x)], [target], settings or Settings()), detector.trunk.tap)
     return np.asarray(found.map)
 
 
