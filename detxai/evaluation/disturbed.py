@@ -16,23 +16,26 @@ from torch import Tensor, nn
 
 from detxai.detectors import Detector
 
-#: Shares of the layers with weights that are randomised, counted from the head.
-CASCADE = (0.1, 0.25, 0.5, 0.75, 1.0)
+#: Shares of the layers below the head that are randomised with it, counted from the head.
+CASCADE = (0.0, 0.25, 0.5, 0.75, 1.0)
 #: Standard deviation of the noise of a stability test, in units of the full range [0, 1]: two and a half grey levels.
 NOISE = 0.01
 
 
 def randomised(detector: Detector, share: float, seed: int) -> Detector:
-    """A copy of `detector` with the weights of the last `share` of its layers shuffled within each tensor.
+    """A copy of `detector` with shuffled weights in its head and in the last `share` of the layers below, tensor by tensor.
 
     Shuffled, not drawn anew: the network keeps the scale of its activations, and loses what it learned. The copy
     reports the original's predictions, so that the same ones are explained.
     """
     result = _copy(detector)
-    layers = [m for m in result.module.modules() if any(True for _ in m.parameters(recurse=False))]
+    weighted = [m for m in result.module.modules() if any(True for _ in m.parameters(recurse=False))]
+    trunk = {id(m) for layer in result.trunk.layers for m in layer.modules()}
+    below = [m for m in weighted if id(m) in trunk]
+    head = [m for m in weighted if id(m) not in trunk]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for layer in layers[len(layers) - math.ceil(share * len(layers)) :]:
+        for layer in [*below[len(below) - math.ceil(share * len(below)) :], *head]:
             for weights in layer.parameters(recurse=False):
                 order = torch.randperm(weights.numel(), generator=generator).to(weights.device)
                 weights.copy_(weights.flatten()[order].view_as(weights))
@@ -59,6 +62,6 @@ def _copy(detector: Detector) -> Detector:
 
 
 def cascade(detector: Detector, seed: int) -> Iterator[tuple[float, Detector]]:
-    """(share of layers, detector randomised so far), from the head down to the whole network."""
+    """(share of the layers below the head, detector randomised so far), from the head alone to the whole network."""
     for share in CASCADE:
         yield share, randomised(detector, share, seed)

@@ -14,6 +14,7 @@ import torch
 
 from detxai import detectors, images, labels
 from detxai.attribution.engine import out_of_memory, rows_for
+from detxai.attribution.methods import GRADIENT
 from detxai.config import OutputConfig, RunConfig
 from detxai.data import ImageRef, Map
 from detxai.detectors.anchor_free import AnchorFree
@@ -64,7 +65,8 @@ class Judge:
     def __init__(self, config: RunConfig, options: Options) -> None:
         self.options = options
         self.config = _judged(config)
-        self.variants = [Variant(m, g) for m in config.attribution.method for g in config.attribution.gradient]
+        self.variants = _variants(config)
+        self.asked = len(self.variants)
         self.first = self._explainer(self.variants[0])
         self.plan = self.first.plan
         if options.baselines and self.plan.info.differentiable and Variant(GRAD, "plain") not in self.variants:
@@ -83,8 +85,7 @@ class Judge:
     @property
     def names(self) -> dict[str, bool]:
         """Every label of the tables, and whether it is a baseline."""
-        asked = len(self.config.attribution.method) * len(self.config.attribution.gradient)
-        found = {v.label: i >= asked for i, v in enumerate(self.variants)}
+        found = {v.label: i >= self.asked for i, v in enumerate(self.variants)}
         if self.options.baselines:
             found |= {RANDOM: True, BOX: True}
             if isinstance(self.plan.detector, AnchorFree):
@@ -257,6 +258,15 @@ class Judge:
                     own = image.readings[variant.label][e.detection].thumb
                     found[variant.label][e.detection] = _rounded(rank_correlation(own, _thumb(e.attribution.map)))
         return found
+
+
+def _variants(config: RunConfig) -> list[Variant]:
+    """Every method with every gradient; those that show no gradient at the picture, with the plain one where asked."""
+    a = config.attribution
+    return [
+        Variant(m, g) for m in a.method for g in a.gradient
+        if g == "plain" or m in GRADIENT or "plain" not in a.gradient
+    ]  # fmt: skip
 
 
 def _judged(config: RunConfig) -> RunConfig:

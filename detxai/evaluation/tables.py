@@ -217,10 +217,12 @@ def _printed_parts(found: Row, shown: Sequence[str]) -> Printed:
 
 
 def _printed_sanity(found: Row) -> Printed:
-    columns = {f"{100 * s['share']:.0f} %": s["correlation"] for s in found.get("cascade", ())}
+    columns = {
+        f"+{100 * s['share']:.0f} %" if s["share"] else "head": s["correlation"] for s in found.get("cascade", ())
+    }
     more = (("other class", "other_class"), ("noise", "stability"))
     columns |= {name: found[key] for name, key in more if key in found}
     if columns:
         names = list(next(iter(columns.values())))
         rows = [(name, *(_cell(column.get(name), "{:+.2f}") for column in columns.values())) for name in names]
-        yield "Rank correlation of a map with that of shuffled weights (share of layers)", ("method", *columns), rows
+        yield "Rank correlation of a map with that of shuffled weights: head, then layers below", ("method", *columns), rows
