@@ -49,6 +49,11 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def _split(item: int | str) -> list[int | str]:
+    parts = [part.strip() for part in item.split(",")] if isinstance(item, str) else [item]
+    return [int(part) if isinstance(part, str) and part.isdecimal() else part for part in parts]
+
+
 class Plan:
     """What a run does: the detector on its device, class ids, targets, arithmetic, and how much at once.
 
@@ -108,6 +113,8 @@ class Plan:
         if not wanted:
             return None
         by_name: dict[int | str, int] = {name: i for i, name in self.info.names.items()}
+        # A name may hold a comma, so only what is no name is taken apart.
+        wanted = [w for item in wanted for w in ([item] if item in by_name else _split(item))]
         found = [by_name.get(w, w if isinstance(w, int) else -1) for w in wanted]
         for name, class_id in zip(wanted, found, strict=True):
             if class_id not in self.info.names:

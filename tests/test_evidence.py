@@ -1,0 +1,366 @@
+"""Evidence: maps with known numbers, laws of the measures, verdicts, trials on a real network, the gate."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import recompute
+import torch
+from conftest import FAST, SHARED, explain, needs
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from detxai import detectors, records, weights
+from detxai.attribution.engine import solve
+from detxai.attribution.trials import TOP_SHARE, Case, top_part, trials, within
+from detxai.data import Attribution, Target
+from detxai.evidence import measures
+from detxai.evidence.model import Evidence
+from detxai.evidence.typicality import GridSums, typicality
+from detxai.evidence.verdict import DEFAULTS, RULES, verdict
+
+HEIGHT, WIDTH = 24, 32
+BOX = (8.0, 4.0, 24.0, 20.0)
+
+
+def attribution(values: Any, **more: Any) -> Attribution:
+    return Attribution(
+        "ig", Target(0, 0), "black", "fp32", "full", np.asarray(values, np.float32), float(np.sum(values)), 0.0,
+        1.0, 0.0, 9, **more,
+    )  # fmt: skip
+
+
+def blank() -> Any:
+    return np.zeros((HEIGHT, WIDTH))
+
+
+def test_a_map_with_known_numbers() -> None:
+    values = blank()
+    values[4, 8], values[6, 8], values[19, 23] = 3.0, -1.0, 2.0  # three cells of the grid, 2 x 2 pixels each
+    values[0, 0], values[23, 31] = 4.0, -2.0
+    found = measures.of_map(attribution(values, padding_mass=12.0), BOX, None)
+    assert found == pytest.approx(
+        {
+            "net_inside": 4, "positive_inside": 5, "negative_inside": -1,
+            "net_outside": 2, "positive_outside": 4, "negative_outside": -2,
+            "one_sidedness": 4 / 6, "outside_share": 2 / 6, "coherence": 1.0,
+            "area_share": 1 / 3, "lift": 5 / 9 * 3, "concentration": 1.0,
+            "ground_share": None, "padding_share": 0.5, "completeness_error": None,
+        }
+    )  # fmt: skip
+
+
+def test_parts_that_cancel_are_not_coherent() -> None:
+    values = blank()
+    values[4, 8:10] = 3.0, -3.0  # within one cell
+    values[10, 10] = 1.0
+    found = measures.of_map(attribution(values), BOX, None)
+    assert found["coherence"] == pytest.approx(1 / 7)
+    assert found["one_sidedness"] == 1.0
+
+
+def test_evidence_spread_evenly_has_lift_one() -> None:
+    found = measures.of_map(attribution(blank() + 0.5), BOX, None)
+    assert found["lift"] == pytest.approx(1)
+    assert found["concentration"] == pytest.approx(13 / 256)
+    assert found["outside_share"] == pytest.approx(2 / 3)
+
+
+def test_nothing_is_no_number() -> None:
+    found = measures.of_map(attribution(blank()), BOX, np.ones((HEIGHT, WIDTH), bool))
+    for name in ("one_sidedness", "outside_share", "coherence", "lift", "concentration", "ground_share"):
+        assert found[name] is None
+    assert found["padding_share"] == 0
+    assert verdict(found | {"trials": ()}, True)[0] == "unknown"
+
+
+@given(
+    arrays(np.float32, (HEIGHT, WIDTH), elements=st.floats(-2, 2, width=32)),
+    st.tuples(*(st.floats(-5, 40) for _ in range(4))),
+)
+def test_inside_and_outside_are_the_picture(values: Any, corners: tuple[float, ...]) -> None:
+    x, y = sorted(corners[::2]), sorted(corners[1::2])
+    found = measures.of_map(attribution(values), (x[0], y[0], x[1], y[1]), None)
+    for part, whole in (("net", values), ("positive", np.maximum(values, 0)), ("negative", np.minimum(values, 0))):
+        total = float(whole.sum(dtype=np.float64))
+        assert found[f"{part}_inside"] + found[f"{part}_outside"] == pytest.approx(total, abs=1e-4)
+    for name in ("outside_share", "coherence", "area_share", "concentration", "padding_share"):
+        assert found[name] is None or -1e-6 <= found[name] <= 1 + 1e-6, name
+    assert found["one_sidedness"] is None or -1 - 1e-6 <= found["one_sidedness"] <= 1 + 1e-6
+
+
+def test_ground_is_what_has_its_colour() -> None:
+    pixels = np.full((HEIGHT, WIDTH, 3), 250, np.uint8)
+    pixels[:, 16:] = 250 - measures.GROUND_NEAR - 1
+    empty = measures.ground_mask(pixels, (250, 250, 250))
+    assert empty is not None and empty[:, :16].all() and not empty[:, 16:].any()
+    values = blank()
+    values[0, 0], values[0, 20] = -1.0, 3.0
+    assert measures.of_map(attribution(values), BOX, empty)["ground_share"] == pytest.approx(0.25)
+    assert measures.ground_mask(pixels, None) is None
+
+
+def test_trials_in_numbers() -> None:
+    rows = [
+        ("without box", "black", {0: -4.0, 1: 0.0}), ("without box", "blur", {0: -3.0, 1: -9.0}),
+        ("only box", "black", {0: 1.0, 1: 3.0}), ("only box", "blur", {0: 5.0, 1: 4.0}),
+        ("without top", "black", {0: 2.0, 1: 0.0}), ("without top", "blur", {0: 0.0, 1: 0.0}),
+        ("softened", "gaussian", {0: 1.5, 1: 1.0}), ("quarter of the way", "black", {0: -1.0, 1: 0.0}),
+    ]  # fmt: skip
+    found = measures.of_trials(0, [1], 2.0, -10.0, rows)
+
+    def score(logit: float) -> float:
+        return 1 / (1 + math.exp(-logit))
+
+    assert found["necessity"] == pytest.approx(1 - (score(-4) + score(-3)) / 2 / score(2))
+    assert found["necessity_top"] == pytest.approx(1 - (score(2) + score(0)) / 2 / score(2))
+    assert found["sufficiency"] == pytest.approx((score(1) / score(2) + 1) / 2), "more than before counts as all"
+    assert (found["lead_only_box"], found["lead_softened"]) == (-0.5, 0.5)
+    assert found["early_share"] == pytest.approx(9 / 12)
+    assert [row["other"] for row in found["trials"]] == [1] * 8
+    alone = measures.of_trials(0, [], 2.0, None, rows)
+    assert alone["lead_only_box"] is alone["early_share"] is alone["trials"][0]["lead"] is None
+
+
+def test_scores_too_small_to_divide() -> None:
+    rows = [(what, "black", {0: -900.0}) for what in ("without box", "only box", "without top")]
+    found = measures.of_trials(0, [], -899.0, -950.0, rows)
+    assert found["sufficiency"] == pytest.approx(math.exp(-1))
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    a = np.array([1.0, 5, 2, 8])
+    assert measures.rank_correlation(a, a**3) == pytest.approx(1)
+    assert measures.rank_correlation(a, -a) == pytest.approx(-1)
+    assert measures.rank_correlation(a, np.array([1.0, 1, 2, 2])) == pytest.approx(1 / math.sqrt(5))
+    assert measures.rank_correlation(a, a * 0) is None
+
+
+# -- verdicts -------------------------------------------------------------------------------------
+
+GOOD: dict[str, Any] = {
+    "positive_inside": 9.0, "negative_inside": -1.0, "positive_outside": 1.0, "lead_only_box": 5.0,
+    "lead_softened": 4.0, "outside_share": 0.0, "one_sidedness": 0.8, "sufficiency": 0.9, "necessity": 1.0,
+    "lift": 6.0, "ground_share": 0.0, "padding_share": 0.0, "coherence": 0.5, "typicality": 0.9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(DEFAULTS))
+def test_each_rule_has_its_say(name: str) -> None:
+    weak, bad = DEFAULTS[name]
+    step = 0.01 if next(rule.high for rule in RULES if rule.measure == name) else -0.01
+    assert verdict(GOOD, True)[0] == "supported"
+    assert verdict(GOOD | {name: weak}, True)[0] == "supported", "a threshold itself is good enough"
+    for limit, word in ((weak, "weak"), (bad, "unsupported")):
+        found, (reason,) = verdict(GOOD | {name: limit + step * max(abs(limit), 0.01)}, True, "gun")
+        assert found == word
+        assert f"{word} {'above' if step > 0 else 'below'} {limit:.2g}" in reason
+    assert verdict(GOOD | {name: None}, True)[0] == "supported"
+
+
+def test_what_the_verdict_must_not_look_at() -> None:
+    """The sum of a map restates the score: a verdict that looked at one of these would, too."""
+    forbidden = {"score", "logit", "value_at_input", "value_at_baseline", "sum", "net_inside", "margin", "trust"}
+    assert not forbidden & {rule.measure for rule in RULES}
+    assert {rule.measure for rule in RULES} <= set(Evidence.model_fields)
+    assert {rule.measure for rule in RULES} >= set(DEFAULTS)
+
+
+def test_no_verdict_without_an_integral() -> None:
+    assert verdict(GOOD, None)[0] == verdict(GOOD, False)[0] == "unknown"
+    assert "converge" in verdict(GOOD, False)[1][0]
+
+
+# -- trials on a real network ---------------------------------------------------------------------
+
+
+def test_pixels_of_a_box() -> None:
+    cpu = torch.device("cpu")
+    mask = within((1.5, 2.0, 3.0, 4.1), 8, cpu)
+    assert torch.nonzero(mask).tolist() == [[y, x] for y in (2, 3, 4) for x in (1, 2)]
+    for box in ((-9.0, -9.0, -8.0, -8.0), (20.0, 20.0, 30.0, 30.0), (3.2, 3.2, 3.3, 3.3)):
+        assert within(box, 8, cpu).sum() == 1
+
+
+def test_the_top_part_is_a_fifth_of_the_box_where_the_map_is_strongest() -> None:
+    inside = within((8.0, 8.0, 28.0, 28.0), 32, torch.device("cpu"))
+    values = torch.zeros(32, 32, dtype=torch.float64)
+    values[10:14, 10:14] = 1.0
+    values[0:4] = 100.0  # outside the box
+    part = top_part(values, inside)
+    assert part.sum() == round(TOP_SHARE * 400)
+    assert not (part & ~inside).any()
+    assert part[10:14, 10:14].all()
+
+
+def test_trials_show_what_they_say(tiny: Path) -> None:
+    detector = detectors.build(weights.load(str(tiny)))
+    x, b, soft = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = detector.predict(x[None])[0]
+    anchor = int(found.scores.amax(1).argmax())
+    targets = tuple(Target(anchor, int(found.levels[anchor]), "class", i) for i in range(3))
+    inside = within((16.0, 16.0, 40.0, 48.0), 64, x.device)
+    values = torch.rand(64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ask = trials(x, {"noise": b}, soft, [Case((16.0, 16.0, 40.0, 48.0), targets, (values,))])
+    with torch.no_grad():
+        (rows,) = solve(detector.values, ask)
+        shown = {
+            "without box": torch.where(inside, b, x), "only box": torch.where(inside, x, b),
+            "without top": torch.where(top_part(values, inside), b, x), "softened": soft,
+            "quarter of the way": b + 0.25 * (x - b),
+        }  # fmt: skip
+        assert [row.what for row in rows] == list(shown)
+        for row in rows:
+            logits = detector.predict(shown[row.what][None])[0].logits[anchor]
+            assert list(row.logits.values()) == pytest.approx(logits.tolist(), abs=1e-3), row.what
+
+
+def test_a_contrast_is_the_difference_of_two_logits(tiny: Path) -> None:
+    detector = detectors.build(weights.load(str(tiny)))
+    values = detectors.contrasting(detector.values)
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    one, other = (Target(70, 1, "class", i) for i in (2, 0))
+    against = Target(70, 1, "contrast", 2, other=0)
+    found = values(x, [(0, one), (1, against), (1, one), (1, other)])
+    assert found[1].item() == pytest.approx((found[2] - found[3]).item(), abs=1e-6)
+    (whole,) = torch.autograd.grad(found[1], x, retain_graph=True)
+    parts = [torch.autograd.grad(found[i], x, retain_graph=True)[0] for i in (2, 3)]
+    assert whole.norm() > 0
+    assert (whole - (parts[0] - parts[1])).norm() < 1e-5 * whole.norm()
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def full(tiny: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tree = tmp_path_factory.mktemp("full") / "tree"
+    more = ("--evidence", "full", "--as-class", "thing 1", *FAST)
+    assert explain(pictures, "-m", tiny, "-o", tree, *more) == 0
+    return tree
+
+
+def read(tree: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tree / "records.jsonl").read_bytes().splitlines()]
+
+
+def test_records_hold_evidence_of_every_class_asked_for(full: Path) -> None:
+    seen = 0
+    for record in read(full):
+        for d in record["detections"]:
+            assert d["evidence"]["verdict"] in ("supported", "weak", "unsupported", "unknown")
+            assert d["evidence"]["reasons"] and not d["evidence"]["calibrated"]
+            for a in d["attributions"]:
+                assert (a["evidence"] is not None) == a["as_class"]
+            own = d["attributions"][0]
+            assert d["evidence"]["net_inside"] == own["net_inside"]
+            whole = d["evidence"]["positive_inside"] + d["evidence"]["positive_outside"]
+            assert d["evidence"]["positive_inside"] / whole == pytest.approx(own["inside_share"], rel=1e-4)
+            assert len(d["evidence"]["trials"]) == 8
+            seen += 1
+    assert seen >= 4
+
+
+def test_full_evidence_holds_contrasts_and_a_second_baseline(full: Path) -> None:
+    for record in read(full):
+        for d in record["detections"]:
+            others = [c["class_id"] for c in d["evidence"]["contrasts"]]
+            assert others[0] == d["evidence"]["runner_up"]["class_id"]
+            assert set(others) == {others[0], 1} - {d["class_id"]}
+            maps = [a for a in d["attributions"] if a["target"] == "contrast"]
+            assert [a["against"]["class_id"] for a in maps] == others
+            assert len({a["overlay"] for a in d["attributions"]}) == len(d["attributions"])
+            assert maps[0]["overlay"].endswith(f"d{d['id']:02d}.ig.contrast.png")
+            for c, a in zip(d["evidence"]["contrasts"], maps, strict=True):
+                assert c["net_inside"] == a["net_inside"]
+                logits = {t["class_id"]: t["logit"] for t in d["top_classes"]}
+                difference = logits[d["class_id"]] - logits[c["class_id"]]
+                assert a["value_at_input"] == pytest.approx(difference, abs=1e-3)
+            assert d["evidence"]["second_baseline"] == "blur"
+            assert -1 <= d["evidence"]["baseline_agreement"] <= 1
+
+
+def test_every_number_can_be_had_again(full: Path, tiny: Path, pictures: Path, capsys: Any) -> None:
+    files = [full / f"{record['image']['path']}.json" for record in read(full) if record["detections"]]
+    arguments = [*map(str, files[:3]), "--images", str(pictures), "--model", str(tiny)]
+    assert recompute.main([*arguments, "--tolerance", "0.2", "--max-evaluations", "24"]) == 0
+    said = capsys.readouterr().out
+    assert "verdicts follow" in said
+    for name in ("lead_only_box", "one_sidedness", "outside_share", "trials"):
+        assert name in said
+
+
+def test_the_summary_shows_how_a_class_usually_looks(full: Path) -> None:
+    summary = json.loads((full / "summary.json").read_bytes())
+    for c in summary["classes"]:
+        own = [d for r in read(full) for d in r["detections"] if d["class_id"] == c["class_id"]]
+        grids = np.array([d["attributions"][0]["grid"]["values"] for d in own])
+        assert np.allclose(c["mean_grid"], grids.mean(0), atol=1e-5)
+        if len(own) > 1:
+            assert np.allclose(c["grid_spread"], grids.std(0, ddof=1), atol=1e-5)
+        assert sum(c["verdicts"].values()) == len(own)
+
+
+def test_typicality_is_a_cosine() -> None:
+    rng = np.random.default_rng(0)
+    grid = rng.normal(size=(8, 8))
+    assert typicality(grid, (3 * grid).tolist()) == pytest.approx(1)
+    assert typicality(-grid, grid.tolist()) == pytest.approx(-1)
+    assert typicality(grid * 0, grid.tolist()) is None
+    sums = GridSums()
+    for other in (grid, grid * 2):
+        sums.add(other)
+    assert np.allclose(sums.mean, 1.5 * grid)
+    assert np.allclose(sums.spread, np.abs(grid) * math.sqrt(0.5))
+
+
+def test_the_gate_holds_for_fresh_and_for_resumed_images(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    arguments = (pictures, "-m", tiny, "-o", tmp_path / "out", "--no-overlays", *FAST)
+    assert explain(*arguments) == 0
+    words = {d["evidence"]["verdict"] for record in read(tmp_path / "out") for d in record["detections"]}
+    absent = next(w for w in ("supported", "weak", "unsupported", "unknown") if w not in words)
+    assert explain(*arguments, "--fail-on", absent) == 0
+    for word in words:
+        assert explain(*arguments, "--fail-on", word) == 10, "all images are done already"
+    assert explain(*arguments, "--fail-on", ",".join(words), "--force") == 10
+    # A failed image weighs more than the gate.
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    assert explain(tmp_path / "bad.jpg", *arguments, "--fail-on", ",".join(words)) == 3
+
+
+def test_a_gate_without_verdicts_is_a_usage_error(tiny: Path, pictures: Path, tmp_path: Path, capsys: Any) -> None:
+    for more in (("--evidence", "none"), ("--target", "left")):
+        assert explain(pictures, "-m", tiny, "-o", tmp_path, "--fail-on", "weak", *more) == 2
+        assert "--fail-on" in capsys.readouterr().err
+
+
+def test_without_evidence_there_is_none(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    assert explain(pictures, "-m", tiny, "-o", tmp_path, "--no-overlays", "--evidence", "none", *FAST) == 0
+    for record in read(tmp_path):
+        assert all(d["evidence"] is None for d in record["detections"])
+
+
+# -- the article's own picture --------------------------------------------------------------------
+
+GIRAFFE = SHARED / "data" / "natural-dev" / "darknet" / "giraffe.jpg"
+YOLOV5N = SHARED / "weights" / "yolov5n_coco.pt"
+
+
+@needs(GIRAFFE, YOLOV5N)
+def test_the_zebra_is_no_giraffe(tmp_path: Path) -> None:
+    """Each animal is supported as itself, and unsupported as the other."""
+    assert explain(GIRAFFE, "-m", YOLOV5N, "-o", tmp_path, "--as-class", "giraffe,zebra") == 0
+    record = records.load((tmp_path / "giraffe.jpg.json").read_bytes())
+    assert record.detections is not None
+    assert {d.class_name for d in record.detections} == {"giraffe", "zebra"}
+    for d in record.detections:
+        assert d.evidence is not None and d.evidence.verdict == "supported"
+        (other,) = (a for a in d.attributions if a.as_class)
+        assert other.evidence is not None and other.evidence.verdict == "unsupported"
+        assert d.class_name in other.evidence.reasons[0]
