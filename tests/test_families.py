@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Family, network, photo
+from families import FAMILIES, Family, explained, network, photo
 from torch import Tensor
 from ultralytics.utils.nms import non_max_suppression
 
 from detxai import _ultralytics  # noqa: F401  (before ultralytics itself)
 from detxai.attribution.engine import solve
+from detxai.attribution.methods import METHODS
 from detxai.attribution.path import Path, integrated_gradients
 from detxai.data import Checkpoint, Target
 from detxai.detectors import Detector, Pin, build, reported, self_test
@@ -161,3 +162,19 @@ def test_integral_is_complete(case: Case) -> None:
         assert integral.completeness_error <= 0.05
         assert abs(integral.value_at_input - integral.value_at_baseline) >= ENOUGH
         assert integral.value_at_input == pytest.approx(float(value), abs=1e-3)
+
+
+def test_every_method_gives_a_map_of_the_class(case: Case) -> None:
+    target = case.moving(0)
+    left, top, right, bottom = case.found.boxes[target.anchor].tolist()
+    target = replace(target, box=(left, top, right, bottom))
+    with torch.no_grad():
+        value = float(case.detector.full_values(case.x, [Pin(0, target)]))
+    slow = case.family.yaml == "rtdetr-l.yaml"  # the decoder of rtdetr-v8 is the same
+    for method in ("grad", "odam") if slow else METHODS:
+        (found,) = explained(case.detector, method, [target], case.x[0], case.baseline[0], evaluations=2)
+        assert found.map.shape == case.x.shape[2:]
+        assert bool(found.map.isfinite().all())
+        assert bool(found.map.any()) or found.notes, method
+        if method != "drise":
+            assert found.value_at_input == pytest.approx(value, abs=1e-3), method

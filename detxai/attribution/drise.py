@@ -6,7 +6,10 @@ max over what is then detected of IoU × score of its class. Pixels whose presen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,8 +20,8 @@ from detxai.data import Target
 
 #: Cells of the coarse grid a side, and the share of it that is kept.
 GRID, KEPT = 16, 0.5
-#: Masks between two looks at the map, and the correlation of two looks at which it has settled.
-ROUND, SETTLED = 64, 0.985
+#: Masks between two looks at the map, and the correlation with the map of endless masks at which it has settled.
+ROUND, SETTLED = 64, 0.8
 
 
 def masks(count: int, size: int, generator: torch.Generator) -> Tensor:
@@ -31,35 +34,67 @@ def masks(count: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def drise(path: Path, targets: Sequence[Target], *, max_masks: int = 1024, seed: int = 0) -> Ask:
-    """Coroutine: maps of `targets` (each with its `box`), centred so that what does not matter is near zero.
+    """Coroutine: D-RISE maps (arXiv:2006.03204) of `targets` (each with its `box`), what does not matter near zero.
 
-    Stops when the maps of all targets have settled, or after `max_masks`.
+    The class is compared by its own score, which every export has and which tells `as_class` targets apart; the paper
+    takes the cosine of all scores. Stops when the maps of all targets have settled, or after `max_masks`.
     """
     generator = torch.Generator().manual_seed(seed)
-    device = path.x.device
+    device, size = path.x.device, path.x.shape[-1]
     (whole,) = yield [Point(path, 1.0, tuple(targets), False, field="similarity")]
-    size = path.x.shape[-1]
-    weighted = torch.zeros(len(targets), size, size, dtype=torch.float64, device=device)
-    presence = torch.zeros(size, size, dtype=torch.float64, device=device)
-    mass = torch.zeros(len(targets), dtype=torch.float64, device=device)
-    before: Tensor | None = None
+    halves = [_Sums.empty(len(targets), size, device) for _ in range(2)]
     count, settled = 0, False
     while count < max_masks and not settled:
         batch = masks(min(ROUND, max_masks - count), size, generator).to(device)
         pictures = [torch.lerp(path.b, path.x, mask) for mask in batch]
         replies = yield [Point(path, 1.0, tuple(targets), False, picture=p, field="similarity") for p in pictures]
         similarity = torch.tensor([r.values for r in replies], dtype=torch.float64, device=device)
-        flat = batch[:, 0].double()
-        weighted += torch.einsum("nk,nhw->khw", similarity, flat)
-        presence += flat.sum(0)
-        mass += similarity.sum(0)
+        for i, half in enumerate(halves):
+            half.add(batch[i::2, 0].double(), similarity[i::2])
         count += len(pictures)
-        now = weighted / count - mass[:, None, None] / count * (presence / count)
-        settled = before is not None and all(
-            torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > SETTLED
-            for a, b in zip(before, now, strict=True)
+        settled = count > 1 and all(
+            _reliability(a, b) > SETTLED for a, b in zip(halves[0].maps(), halves[1].maps(), strict=True)
         )
-        before = now
     note = () if settled else (f"not settled after {count} masks",)
-    assert before is not None
-    return [TargetMap(target, before[k], whole.values[k], None, count, notes=note) for k, target in enumerate(targets)]
+    maps = (halves[0] + halves[1]).maps()
+    return [TargetMap(target, maps[k], whole.values[k], None, count, notes=note) for k, target in enumerate(targets)]
+
+
+@dataclass
+class _Sums:
+    """Over `count` masks: of the masks (size, size), of similarities (targets,), and of their products."""
+
+    count: int
+    presence: Tensor
+    mass: Tensor
+    weighted: Tensor
+
+    @classmethod
+    def empty(cls, targets: int, size: int, device: torch.device) -> _Sums:
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        return cls(0, zeros(size, size), zeros(targets), zeros(targets, size, size))
+
+    def add(self, flat: Tensor, similarity: Tensor) -> None:
+        """Count in masks `flat` (n, size, size) and what was similar under each, (n, targets)."""
+        self.count += len(flat)
+        self.presence += flat.sum(0)
+        self.mass += similarity.sum(0)
+        self.weighted += torch.einsum("nk,nhw->khw", similarity, flat)
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.count + other.count,
+            self.presence + other.presence,
+            self.mass + other.mass,
+            self.weighted + other.weighted,
+        )
+
+    def maps(self) -> Tensor:
+        """(targets, size, size): the covariance of every pixel's presence with similarity."""
+        return self.weighted / self.count - (self.mass / self.count)[:, None, None] * (self.presence / self.count)
+
+
+def _reliability(a: Tensor, b: Tensor) -> float:
+    """The correlation with the map of endless masks, of one made of two independent halves (Spearman & Brown 1910)."""
+    r = float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
+    return math.sqrt(max(2 * r / (1 + r), 0.0)) if r > 0 else 0.0
