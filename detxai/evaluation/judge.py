@@ -19,7 +19,7 @@ from detxai.config import OutputConfig, RunConfig
 from detxai.data import ImageRef, Map
 from detxai.detectors.anchor_free import AnchorFree
 from detxai.detectors.whole_image import layercam
-from detxai.errors import DeviceError, ImageError, ModelError
+from detxai.errors import DeviceError, ImageError, ModelError, UsageError
 from detxai.evaluation import disturbed, priors
 from detxai.evaluation.masks import Parts
 from detxai.evaluation.metrics import area_under, rank_correlation
@@ -69,6 +69,11 @@ class Judge:
         self.asked = len(self.variants)
         self.first = self._explainer(self.variants[0])
         self.plan = self.first.plan
+        if (options.sanity or options.stability) and not self.plan.info.differentiable:
+            raise UsageError(
+                f"--sanity and --stability change the network, and {self.plan.info.name} is a black box.",
+                "Leave them out.",
+            )
         if options.baselines and self.plan.info.differentiable and Variant(GRAD, "plain") not in self.variants:
             self.variants.append(Variant(GRAD, "plain"))
         self.explainers = [self.first, *(self._explainer(v, self.plan.detector) for v in self.variants[1:])]
