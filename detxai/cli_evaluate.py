@@ -75,7 +75,7 @@ def evaluate(
     steps: Annotated[int, option("--steps", panel=JUDGING, help="Steps of a curve, squares of equal ones.")] = 16,
     smooth: Annotated[
         float, option("--smooth", panel=JUDGING, help="Blur of a map before its pixels are ranked, in box sides.")
-    ] = 0.0,
+    ] = 0.04,
     seed: Annotated[int, option("--seed", panel=JUDGING, help="Of the random map, noise and resampling.")] = 0,
     baselines: Annotated[
         bool,

@@ -9,8 +9,10 @@ from detxai.errors import UsageError
 
 #: Steps of a curve, by default; detections judged in an image, unless the run's settings say otherwise.
 STEPS, MAX_DET = 16, 2
-#: Gaussian over a map before its pixels are ranked: standard deviation as a share of sqrt(box area).
-SMOOTH = 0.0
+#: Gaussian over a map before its pixels are ranked: standard deviation as a share of sqrt(box area). As much as the
+#: overlays are smoothed: a map is judged as it is shown. Single pixels in the order of a map are speckle, which blinds
+#: a detector whatever the map says.
+SMOOTH = 0.04
 #: How many images `--sanity` takes: enough to see correlations fall, and few enough to afford six networks on each.
 SANITY_IMAGES = 8
 
