@@ -112,12 +112,12 @@ class Judge:
         open_: dict[str, Opened] = {}
         failed: dict[str, Judged] = {}
         for variant, explainer in zip(self.variants, self.explainers, strict=True):
-            found = self._explained(explainer, [ref for ref in refs if ref.path not in failed])
-            for result in found:
+            maps = 0
+            for result in explainer.explain([ref for ref in refs if ref.path not in failed]):
                 error = self._entered(result, variant, open_)
                 if error is not None:
                     failed[result.ref.path] = error
-            maps = sum(len(result.explanations) for result in found)
+                maps += len(result.explanations)
             for image in open_.values():
                 image.seconds[variant.label] = explainer.timings.device / max(maps, 1)
         for ref in refs:
@@ -126,10 +126,6 @@ class Judge:
                 continue
             image = open_.pop(ref.path)
             yield Judged(ref, self._figures(image, stability, sanity), image)
-
-    @staticmethod
-    def _explained(explainer: Explainer, refs: Sequence[ImageRef]) -> list[Result]:
-        return list(explainer.explain(refs))
 
     def _entered(self, result: Result, variant: Variant, open_: dict[str, Opened]) -> Judged | None:
         """Add the readings of one result; its failure, if any."""
@@ -245,7 +241,7 @@ class Judge:
         return found
 
     def _correlations(self, image: Opened, variant: Variant, explainer: Explainer) -> list[float | None]:
-        (result,) = self._explained(explainer, [image.ref])
+        (result,) = explainer.explain([image.ref])
         maps: dict[int, Map] = {e.detection: _thumb(e.attribution.map) for e in result.explanations}
         before = image.readings[variant.label]
         return [_rounded(rank_correlation(before[k].thumb, maps[k])) if k in maps else None for k in range(len(before))]
@@ -257,7 +253,7 @@ class Judge:
         for variant in self.variants if others else ():
             asked = tuple(sorted(set(others.values())))
             explainer = self._explainer(variant, self.plan.detector, as_class=asked, max_evaluations=ROUGH)
-            (result,) = self._explained(explainer, [image.ref])
+            (result,) = explainer.explain([image.ref])
             for e in result.explanations:
                 if e.as_class and others.get(e.detection) == e.attribution.target.class_id:
                     own = image.readings[variant.label][e.detection].thumb

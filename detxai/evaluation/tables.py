@@ -225,4 +225,5 @@ def _printed_sanity(found: Row) -> Printed:
     if columns:
         names = list(next(iter(columns.values())))
         rows = [(name, *(_cell(column.get(name), "{:+.2f}") for column in columns.values())) for name in names]
-        yield "Rank correlation of a map with that of shuffled weights: head, then layers below", ("method", *columns), rows
+        title = "Rank correlation of a map with that of shuffled weights: head, then layers below"
+        yield title, ("method", *columns), rows
