@@ -267,12 +267,19 @@ def _warning(converged: bool, judged: Evidence | None) -> str | None:
     return f"{judged.verdict}, look again: {judged.reasons[0]}"
 
 
+def _unit(a: Attribution) -> str:
+    if a.method in PERTURBATION or a.method in ACTIVATION:
+        return "similarity" if a.method in PERTURBATION else "activation"
+    return "px" if a.target.kind in detectors.EDGES else "logits"
+
+
 def _overlay(plan: Plan, image: Image, d: Detection, group: Sequence[Explanation]) -> bytes:
     first = group[0].attribution
     bounds = [g.attribution.error_bound for g in group if g.attribution.error_bound is not None]
     converged = all(g.attribution.converged is not False for g in group)
     made = first.method if first.gradient == "plain" else f"{first.method} · {first.gradient}"
-    what = " · ".join(part for part in (made, _compared(first)) if part)
+    said = first.notes if first.method in (*ACTIVATION, *PERTURBATION) and len(group) == 1 else ()
+    what = " · ".join(part for part in (made, _compared(first), *said) if part)
     if group[0].as_class:
         what = f"as {group[0].class_name} · {what}"
     elif first.target.other is not None:
@@ -294,13 +301,8 @@ def _overlay(plan: Plan, image: Image, d: Detection, group: Sequence[Explanation
         "strip": plan.config.output.strip,
     }
     if len(group) > 1:
-        drawn = overlays.draw_edges(
-            image.pixels, {g.attribution.target.kind: g.attribution.map for g in group}, **common
-        )
+        edges = {g.attribution.target.kind: g.attribution.map for g in group}
+        drawn = overlays.draw_edges(image.pixels, edges, unit=_unit(first), **common)
     else:
-        unit = (
-            "similarity" if first.method in PERTURBATION else "px" if first.target.kind in detectors.EDGES else "logits"
-        )
-        unit = "activation" if first.method in ACTIVATION else unit
-        drawn = overlays.draw(image.pixels, first.map, unit=unit, **common)
+        drawn = overlays.draw(image.pixels, first.map, unit=_unit(first), **common)
     return overlays.encode(drawn)
