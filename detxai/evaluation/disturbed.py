@@ -25,8 +25,8 @@ NOISE = 0.01
 def randomised(detector: Detector, share: float, seed: int) -> Detector:
     """A copy of `detector` with shuffled weights in its head and in the last `share` of the layers below.
 
-    Shuffled within each tensor, not drawn anew: the network keeps the scale of its activations, and loses what it learned. The copy
-    reports the original's predictions, so that the same ones are explained.
+    Shuffled within each tensor, not drawn anew: the network keeps the scale of its activations, and loses what it
+    learned. The copy reports the original's predictions, so that the same ones are explained.
     """
     result = _copy(detector)
     weighted = [m for m in result.module.modules() if any(True for _ in m.parameters(recurse=False))]
