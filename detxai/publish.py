@@ -270,7 +270,8 @@ def _warning(converged: bool, judged: Evidence | None) -> str | None:
 def _unit(a: Attribution) -> str:
     if a.method in PERTURBATION or a.method in ACTIVATION:
         return "similarity" if a.method in PERTURBATION else "activation"
-    return "px" if a.target.kind in detectors.EDGES else "logits"
+    unit = "px" if a.target.kind in detectors.EDGES else "logits"
+    return unit if a.gradient == "plain" else f"modified {unit}"
 
 
 def _overlay(plan: Plan, image: Image, d: Detection, group: Sequence[Explanation]) -> bytes:
@@ -278,7 +279,8 @@ def _overlay(plan: Plan, image: Image, d: Detection, group: Sequence[Explanation
     bounds = [g.attribution.error_bound for g in group if g.attribution.error_bound is not None]
     converged = all(g.attribution.converged is not False for g in group)
     made = first.method if first.gradient == "plain" else f"{first.method} · {first.gradient}"
-    said = first.notes if first.method in (*ACTIVATION, *PERTURBATION) and len(group) == 1 else ()
+    telling = first.method in (*ACTIVATION, *PERTURBATION) or first.gradient != "plain"
+    said = first.notes if telling and len(group) == 1 else ()
     what = " · ".join(part for part in (made, _compared(first), *said) if part)
     if group[0].as_class:
         what = f"as {group[0].class_name} · {what}"
