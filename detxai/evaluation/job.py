@@ -27,7 +27,7 @@ from detxai.sources import Found
 
 SCHEMA = "detxai.evaluation/1"
 #: Rows of the contact sheet, and of them at most this many of one class.
-ROWS, ROWS_OF_CLASS = 6, 2
+ROWS, ROWS_OF_CLASS = 5, 2
 REPORT, DETECTIONS, CURVES, SHEET = "evaluate.json", "detections.csv", "curves.png", "contact.png"
 
 

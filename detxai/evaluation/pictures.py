@@ -122,14 +122,14 @@ def encode(picture: Image.Image) -> bytes:
 
 
 def _headed(panel: Image.Image, name: str, figures: Mapping[str, Any]) -> Image.Image:
-    """`panel` below a line with a method's name, its margin and its energy in the box."""
-    height = math.ceil(1.8 * EM)
+    """`panel` below a method's name, its margin and its energy in the box."""
+    height = math.ceil(2.6 * EM)
     result = Image.new("RGB", (panel.width, panel.height + height), GROUND)
     pen = ImageDraw.Draw(result)
     note = f"ins-del {figures['margin']:+.2f}"
     note += "" if figures.get("energy") is None else f"   in box {100 * figures['energy']:.0f} %"
-    pen.text((0, height / 2), name, INK, ImageFont.load_default(EM), anchor="lm")
-    pen.text((panel.width, height / 2), note, QUIET, ImageFont.load_default(round(0.75 * EM)), anchor="rm")
+    pen.text((0, 0.3 * height), name, INK, ImageFont.load_default(EM), anchor="lm")
+    pen.text((0, 0.75 * height), note, QUIET, ImageFont.load_default(round(0.8 * EM)), anchor="lm")
     result.paste(panel, (0, height))
     return result
 
