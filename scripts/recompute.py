@@ -31,6 +31,7 @@ from detxai.evidence.verdict import verdict
 #: Records keep 6 digits; convolutions in another order cost as much again, and sums of noise some more.
 ROUNDING = 1e-3
 TOP, SMOOTHING, PIXELS, NEAR = 0.2, 0.04, 0.05, 16
+WAY = {"quarter of the way": 0.25, "half of the way": 0.5}
 Numbers = dict[str, Any]
 
 
@@ -134,26 +135,29 @@ class Again:
         inside = down[:, None] & across
         fills = {name: baselines.baseline(name.partition(":")[0], self.square, self.frame)[0]
                  for name in dict.fromkeys(t["fill"] for t in recorded["trials"]) if name != "gaussian"}  # fmt: skip
-        kept, leads, rows = defaultdict(list), defaultdict(list), []
+        kept, leads, rows, way = defaultdict(list), defaultdict(list), [], []
         for t in recorded["trials"]:
             hidden = {"without box": inside, "only box": ~inside, "without top": _top(square, inside)}.get(t["what"])
             if t["what"] == "softened":
                 picture = baselines.softened(self.square, self.frame)
-            elif t["what"] == "quarter of the way":
-                picture = b + 0.25 * (self.x - b)
+            elif t["what"] in WAY:
+                picture = fills[t["fill"]] + WAY[t["what"]] * (self.x - fills[t["fill"]])
             else:
                 picture = torch.where(torch.from_numpy(hidden), fills[t["fill"]], self.x)
             z = self.logits(picture, anchor)
             lead = z[class_id] - max(z[i] for i in others) if others else None
+            if t["what"] in WAY and t["fill"] == a["baseline"]:
+                way.append((z[class_id] - a["value_at_baseline"]) / (logit - a["value_at_baseline"]))
             rows.append({"logit": z[class_id], "score": 1 / (1 + math.exp(-z[class_id])), "lead": lead})
             kept[t["what"]].append(min((1 + math.exp(-logit)) / (1 + math.exp(-z[class_id])), 1.0))
             leads[t["what"]].append(lead)
         numbers = {
             "necessity": 1 - np.mean(kept["without box"]), "necessity_top": 1 - np.mean(kept["without top"]),
             "sufficiency": np.mean(kept["only box"]), "trials": rows,
-            "early_share": (rows[-1]["logit"] - a["value_at_baseline"]) / (logit - a["value_at_baseline"]),
+            "early_share": way[0], "half_share": way[1],
         }  # fmt: skip
         if others:
+            numbers["lead_faded"] = np.mean([leads[what] for what in WAY])
             numbers |= {"lead_only_box": np.mean(leads["only box"]), "lead_softened": np.mean(leads["softened"])}
         return numbers
 

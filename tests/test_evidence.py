@@ -112,6 +112,8 @@ def test_trials_in_numbers() -> None:
         ("only box", "black", {0: 1.0, 1: 3.0}), ("only box", "blur", {0: 5.0, 1: 4.0}),
         ("without top", "black", {0: 2.0, 1: 0.0}), ("without top", "blur", {0: 0.0, 1: 0.0}),
         ("softened", "gaussian", {0: 1.5, 1: 1.0}), ("quarter of the way", "black", {0: -1.0, 1: 0.0}),
+        ("half of the way", "black", {0: 5.0, 1: 0.0}), ("quarter of the way", "blur", {0: 1.0, 1: 0.0}),
+        ("half of the way", "blur", {0: 3.0, 1: 0.0}),
     ]  # fmt: skip
     found = measures.of_trials(0, [1], 2.0, -10.0, rows)
 
@@ -122,8 +124,9 @@ def test_trials_in_numbers() -> None:
     assert found["necessity_top"] == pytest.approx(1 - (score(2) + score(0)) / 2 / score(2))
     assert found["sufficiency"] == pytest.approx((score(1) / score(2) + 1) / 2), "more than before counts as all"
     assert (found["lead_only_box"], found["lead_softened"]) == (-0.5, 0.5)
-    assert found["early_share"] == pytest.approx(9 / 12)
-    assert [row["other"] for row in found["trials"]] == [1] * 8
+    assert (found["early_share"], found["half_share"]) == (9 / 12, 15 / 12)
+    assert found["lead_faded"] == 2.0
+    assert [row["other"] for row in found["trials"]] == [1] * 11
     alone = measures.of_trials(0, [], 2.0, None, rows)
     assert alone["lead_only_box"] is alone["early_share"] is alone["trials"][0]["lead"] is None
 
@@ -213,7 +216,7 @@ def test_trials_show_what_they_say(tiny: Path) -> None:
         shown = {
             "without box": torch.where(inside, b, x), "only box": torch.where(inside, x, b),
             "without top": torch.where(top_part(values, inside), b, x), "softened": soft,
-            "quarter of the way": b + 0.25 * (x - b),
+            "quarter of the way": b + 0.25 * (x - b), "half of the way": (b + x) / 2,
         }  # fmt: skip
         assert [row.what for row in rows] == list(shown)
         for row in rows:
@@ -262,7 +265,7 @@ def test_records_hold_evidence_of_every_class_asked_for(full: Path) -> None:
             assert d["evidence"]["net_inside"] == own["net_inside"]
             whole = d["evidence"]["positive_inside"] + d["evidence"]["positive_outside"]
             assert d["evidence"]["positive_inside"] / whole == pytest.approx(own["inside_share"], rel=1e-4)
-            assert len(d["evidence"]["trials"]) == 8
+            assert len(d["evidence"]["trials"]) == 11
             seen += 1
     assert seen >= 4
 

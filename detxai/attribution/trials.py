@@ -18,7 +18,9 @@ from detxai.attribution.path import Path, Point, Reply
 from detxai.data import Box, Target
 
 WITHOUT_BOX, ONLY_BOX, WITHOUT_TOP = "without box", "only box", "without top"
-SOFTENED, QUARTER = "softened", "quarter of the way"
+SOFTENED = "softened"
+#: Places on the path from a fill to the picture: what the class owes to fine detail comes late.
+FADED = {"quarter of the way": 0.25, "half of the way": 0.5}
 #: Share of the box's pixels that are its top-attributed part.
 TOP_SHARE = 0.2
 #: The map is smoothed over this share of the box's side first: single pixels are noise to a network.
@@ -71,10 +73,8 @@ def trials(
 ) -> Generator[list[Point], list[Reply], list[list[Trial]]]:
     """Coroutine: the trials of every case, for each of `fills` (name -> picture like `x`, (3, size, size)).
 
-    The whole picture is tried as `softened`, and at a quarter of the way to it from the first of the fills.
+    The whole picture is tried as `softened`, and faded into each of the fills.
     """
-    baseline, picture = next(iter(fills.items()))
-    way = Path(x, picture)
     found: list[list[Trial]] = []
     for start in range(0, len(cases), BOXES_AT_ONCE):
         part = cases[start : start + BOXES_AT_ONCE]
@@ -90,14 +90,16 @@ def trials(
                     asked.append((index, what, fill, k))
                     points.append(Point(path, 1.0, case.targets, False, dtype, hidden=mask))
         together = tuple(target for case in part for target in case.targets)
-        points.append(Point(way, 1.0, together, False, dtype, picture=softened))
-        points.append(Point(way, 0.25, together, False, dtype))
-        *replies, soft, quarter = yield points
+        whole = [(SOFTENED, "gaussian", Point(Path(x, x), 1.0, together, False, dtype, picture=softened))]
+        for fill, picture in fills.items():
+            way = Path(x, picture)
+            whole += [(what, fill, Point(way, at, together, False, dtype)) for what, at in FADED.items()]
+        replies = yield points + [point for _, _, point in whole]
         rows: list[list[Trial]] = [[] for _ in part]
-        for (index, what, fill, k), reply in zip(asked, replies, strict=True):
+        for (index, what, fill, k), reply in zip(asked, replies, strict=False):
             ids = (target.class_id for target in part[index].targets)
             rows[index].append(Trial(what, fill, dict(zip(ids, reply.values, strict=True)), k))
-        for what, fill, reply in ((SOFTENED, "gaussian", soft), (QUARTER, baseline, quarter)):
+        for (what, fill, _), reply in zip(whole, replies[len(points) :], strict=True):
             values = iter(reply.values)
             for row, case in zip(rows, part, strict=True):
                 row.append(Trial(what, fill, {target.class_id: next(values) for target in case.targets}))

@@ -18,6 +18,8 @@ TOP_PIXELS = 0.05
 GROUND_NEAR = 16
 #: Below this change from baseline to picture, in logits, shares of it mean nothing.
 TINY = 1e-3
+#: Trials on the path between baseline and picture, the earlier one first.
+FADED = ("quarter of the way", "half of the way")
 #: The classes a lead is over: the best this many beside the one in question.
 RIVALS = 4
 
@@ -102,7 +104,7 @@ def of_trials(
     rows: list[dict[str, Any]] = []
     kept: dict[str, list[float]] = {}
     leads: dict[str, list[float]] = {}
-    early = None
+    way: dict[str, float] = {}
     for what, fill, logits in trials:
         own = logits[class_id]
         other = max(others, key=lambda i: logits[i], default=None)
@@ -112,8 +114,9 @@ def of_trials(
         kept.setdefault(what, []).append(math.exp(min(log_sigmoid(own) - log_sigmoid(logit), 0.0)))
         if lead is not None:
             leads.setdefault(what, []).append(lead)
-        if what == "quarter of the way" and at_baseline is not None and abs(logit - at_baseline) > TINY:
-            early = (own - at_baseline) / (logit - at_baseline)
+        # The first fill is the baseline of the map: between it and the picture lies all there is to explain.
+        if what not in way and at_baseline is not None and abs(logit - at_baseline) > TINY:
+            way[what] = (own - at_baseline) / (logit - at_baseline)
     mean_kept, mean_lead = ({what: sum(v) / len(v) for what, v in of.items()} for of in (kept, leads))
     return {
         "necessity": 1 - mean_kept["without box"] if rows else None,
@@ -121,9 +124,15 @@ def of_trials(
         "sufficiency": mean_kept["only box"] if rows else None,
         "lead_only_box": mean_lead.get("only box"),
         "lead_softened": mean_lead.get("softened"),
-        "early_share": early,
+        "lead_faded": _mean([lead for what in FADED for lead in leads.get(what, ())]),
+        "early_share": way.get(FADED[0]),
+        "half_share": way.get(FADED[1]),
         "trials": rows,
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def sigmoid(logit: float) -> float:

@@ -21,9 +21,11 @@ class Rival(Part):
 class Trial(Part):
     """One forward on a changed picture."""
 
-    what: Literal["without box", "only box", "without top", "softened", "quarter of the way"] = Field(
+    what: Literal[
+        "without box", "only box", "without top", "softened", "quarter of the way", "half of the way"
+    ] = Field(
         description="what was replaced: the box, all but the box, or the fifth of the box with the most attribution;"
-        " or the whole picture softened (sigma 0.4 % of its longer side), or a quarter of the way from the baseline"
+        " or the whole picture softened (sigma 0.4 % of its longer side), or on its way from the fill"
     )
     fill: Text = Field(description="by what: the baseline, the blurred picture, a slight gaussian")
     score: Number = Field(description="score that was left, in [0, 1]")
@@ -111,10 +113,14 @@ class Evidence(Part):
         description="lead over the next four classes when the whole picture is slightly softened, in logits; below 0:"
         " the class hangs on single pixels"
     )
+    lead_faded: Number | None = Field(
+        description="mean lead at a quarter and half of the way from both fills to the picture, in logits"
+    )
     early_share: Number | None = Field(
         description="share of the way from value_at_baseline to value_at_input that the class has come at a quarter of"
         " the path (1: all of it); null: no baseline"
     )
+    half_share: Number | None = Field(description="the same at half of the path; null as above")
     typicality: Number | None = Field(
         default=None,
         description="likeness of the 8 x 8 grid to those of right detections of this class, in [-1, 1];"

@@ -92,14 +92,15 @@ RULES: tuple[Rule, ...] = (
         fitted=False,
     ),
 )
-#: From generated X-rays and detectors trained on them alone, by `scripts/verdict_thresholds.py`; what they cannot show
-#: (lift, ground, padding) is set by what the measure means. Coherence and typicality have none without a calibration.
+#: From generated X-rays and detectors trained on them alone, by `scripts/verdict_thresholds.py`, rounded to the lenient
+#: side. Leads (another class is ahead, or less than a factor e behind in odds) and what those pictures cannot show
+#: (necessity, lift, ground, padding) are set by meaning. Coherence and typicality have none without a calibration.
 DEFAULTS: Thresholds = {
     "lead_only_box": (1.0, 0.0),
-    "lead_softened": (0.5, 0.0),
+    "lead_softened": (1.0, 0.0),
     "outside_share": (0.25, 0.5),
     "one_sidedness": (0.35, 0.1),
-    "sufficiency": (0.3, 0.05),
+    "sufficiency": (0.02, 0.004),
     "necessity": (0.5, 0.2),
     "lift": (1.0, 0.5),
     "ground_share": (0.25, 0.5),
