@@ -233,6 +233,8 @@ class Job:
             f"{info.name} ({info.family}, {len(info.names)} classes, {explainer.plan.size} px) "
             f"on {explainer.plan.device}"
         )
+        for warning in explainer.plan.warnings:
+            self.console.say(warning, kind="warning")
         if info.trusted:
             self.console.say(f"{info.name} was unpickled fully (--trust-pickle): its code has run.", kind="warning")
 

@@ -15,9 +15,10 @@ from detxai.attribution.path import Path, Point, Reply, TargetMap
 from detxai.attribution.trials import ONLY_BOX, Case, Trial, trials
 from detxai.data import Attribution, Detection, Map, Target
 from detxai.evidence import measures
+from detxai.evidence.calibration import Calibration
 from detxai.evidence.maps import grid
 from detxai.evidence.model import Contrast, Evidence, Rival
-from detxai.evidence.verdict import verdict
+from detxai.evidence.verdict import DEFAULTS, verdict
 from detxai.plan import Plan
 
 #: (detection, target, asked as another class).
@@ -125,8 +126,17 @@ def full(
     return Evidence(**(dict(found) | more))
 
 
-def evidence(d: Detection, a: Attribution, ground: NDArray[np.bool_] | None, tried: Sequence[Trial]) -> Evidence:
-    """The evidence for the class that `a` explains at `d`. `ground` (height, width): where the picture is empty."""
+def evidence(
+    d: Detection,
+    a: Attribution,
+    ground: NDArray[np.bool_] | None,
+    tried: Sequence[Trial],
+    calibration: Calibration | None = None,
+) -> Evidence:
+    """The evidence for the class that `a` explains at `d`.
+
+    `ground` (height, width): where the picture is empty; `calibration`: of this model, for maps of its own method.
+    """
     class_id = a.target.class_id
     order = [c.class_id for c in d.classes]
     logits = {c.class_id: c.logit for c in d.classes}
@@ -139,5 +149,12 @@ def evidence(d: Detection, a: Attribution, ground: NDArray[np.bool_] | None, tri
     numbers["margin"] = None if next_best is None else logits[class_id] - logits[next_best.class_id]
     alone = [t for t in numbers["trials"] if t["what"] == ONLY_BOX and t["other"] is not None]
     strongest = rival(d, min(alone, key=lambda t: t["lead"])["other"]) if alone else None
-    word, reasons = verdict(numbers, a.converged, "" if strongest is None else strongest.class_name)
-    return Evidence(verdict=word, reasons=tuple(reasons), calibrated=False, **numbers)
+    limits = DEFAULTS
+    fits = calibration is not None and (a.method, a.gradient) == (calibration.method, "plain")
+    if calibration is not None and fits:
+        limits = calibration.thresholds
+        numbers["typicality"] = calibration.typicality(class_id, grid(a.map, d.box))
+        own = class_id == d.class_id
+        numbers["trust"] = calibration.trust(numbers, a.value_at_input) if own else None
+    word, reasons = verdict(numbers, a.converged, "" if strongest is None else strongest.class_name, limits)
+    return Evidence(verdict=word, reasons=tuple(reasons), calibrated=fits, **numbers)

@@ -232,7 +232,7 @@ class Explainer:
         return tree.done(ref.path, self._fingerprint(digest, drawn))
 
     def _fingerprint(self, image_sha256: str, drawn: Sequence[str | None]) -> str:
-        used = () if self.plan.keeping is None else (self.plan.keeping.sha256,)
+        used = [made.sha256 for made in (self.plan.keeping, self.plan.calibrated) if made is not None]
         return fingerprint(self.plan.config, image_sha256, self.plan.info.sha256, records.RECORD_SCHEMA, drawn, used)
 
     # -- on the device --------------------------------------------------------------------------

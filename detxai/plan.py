@@ -13,6 +13,8 @@ from detxai.attribution.methods import ACTIVATION, GRADIENT, ONE_SIDED, PERTURBA
 from detxai.config import BASELINES, RunConfig
 from detxai.data import Checkpoint, ImageRef, Pixels, Target
 from detxai.errors import ImageError, UsageError
+from detxai.evidence.calibration import SUFFIX, Calibration
+from detxai.evidence.calibration import read as read_calibration
 from detxai.keeping import Keeping
 
 #: Bytes for the gradients that wait for their weights, over all images in flight at about 24 nodes a target.
@@ -54,6 +56,12 @@ def _split(item: int | str) -> list[int | str]:
     return [int(part) if isinstance(part, str) and part.isdecimal() else part for part in parts]
 
 
+def evidence_beside(model: str | None) -> Path:
+    """Where the evidence calibration of a model (None: the bundled one) is written and looked for: beside it."""
+    file = weights.BUNDLED if model is None else Path(model).expanduser()
+    return file.with_name(file.stem + SUFFIX)
+
+
 class Plan:
     """What a run does: the detector on its device, class ids, targets, arithmetic, and how much at once.
 
@@ -79,6 +87,8 @@ class Plan:
         self.contrasts = "contrast" in self.targets or self._full()
         self.labels, self.given = self._drawn()
         self._check_evidence()
+        self.warnings: tuple[str, ...] = ()
+        self.calibrated = self._calibrated()
         self._check_methods()
         self.keeping = self._keeping()
         self.baseline_images = self._baseline_images()
@@ -129,6 +139,45 @@ class Plan:
         a = self.config.attribution
         if self.config.run.fail_on and (a.evidence == "none" or "class" not in self.targets):
             raise UsageError("--fail-on needs verdicts.", "Leave out --evidence none, and keep class among --target.")
+
+    @property
+    def judges(self) -> bool:
+        """Whether the first map of a detection is one that verdicts are made for: an integral of the class."""
+        a = self.config.attribution
+        return a.method[0] in ("ig", "expected") and a.gradient[0] == "plain" and "class" in self.targets
+
+    def _calibrated(self) -> Calibration | None:
+        """The evidence calibration of this model: a given one, else what lies beside it.
+
+        Raises UsageError for a given one that was made with another model, size, method or baseline.
+        """
+        a = self.config.attribution
+        given = [file for file in a.calibration if file.suffix != ".safetensors"]
+        beside = evidence_beside(self.config.model.path)
+        if a.evidence == "none" or not (given or beside.is_file()):
+            return None
+        problems = []
+        for file in given or [beside]:
+            found = read_calibration(file)
+            problem = self._unlike(found)
+            if problem is None:
+                return found
+            problems.append(f"{file} was made {problem}.")
+        if given:
+            raise UsageError(problems[0], "Make a new one: detxai calibrate evidence SOURCE --labels DIR.")
+        self.warnings += (f"{problems[0]} It is not used, and verdicts are not calibrated.",)
+        return None
+
+    def _unlike(self, found: Calibration) -> str | None:
+        """How a calibration differs from this run, None where it fits."""
+        a, info = self.config.attribution, self.info
+        if found.model_sha256 != info.sha256:
+            return f"with another model than {info.name} (sha256 {found.model_sha256[:12]}…, not {info.sha256[:12]}…)"
+        if found.imgsz != self.size:
+            return f"at {found.imgsz} pixels, and this run is at {self.size}"
+        if (found.method, found.baseline) != (a.method[0], a.baseline) or not self.judges:
+            return f"with --method {found.method} --baseline {found.baseline}"
+        return None
 
     def _full(self) -> bool:
         """Whether there is evidence that costs more maps: contrasts, and a second baseline."""

@@ -194,7 +194,7 @@ def _evidence(
     for key in (key for key in wanted if key in known):
         item = known[key]
         d = e.detections[item.detection]
-        found = judge.evidence(d, item.attribution, ground, e.tried.get(key, ()))
+        found = judge.evidence(d, item.attribution, ground, e.tried.get(key, ()), plan.calibrated)
         if plan.config.attribution.evidence == "full":
             mates = [other.attribution for (variant, _), other in known.items() if variant == key[0]]
             name, second = e.again.get(key, ("", None))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,17 @@ from hypothesis.extra.numpy import arrays
 from detxai import detectors, records, weights
 from detxai.attribution.engine import solve
 from detxai.attribution.trials import TOP_SHARE, Case, top_part, trials, within
+from detxai.cli import run
 from detxai.data import Attribution, Target
 from detxai.evidence import measures
+from detxai.evidence.calibration import FEATURES, Calibration, calibration_error, vector
+from detxai.evidence.calibration import read as read_calibration
+from detxai.evidence.fitting import Judged, auroc, fit, thresholds
 from detxai.evidence.model import Evidence
 from detxai.evidence.typicality import GridSums, typicality
 from detxai.evidence.verdict import DEFAULTS, RULES, verdict
 
+SAMPLE_MODEL = weights.BUNDLED
 HEIGHT, WIDTH = 24, 32
 BOX = (8.0, 4.0, 24.0, 20.0)
 
@@ -347,6 +355,163 @@ def test_without_evidence_there_is_none(tiny: Path, pictures: Path, tmp_path: Pa
     assert explain(pictures, "-m", tiny, "-o", tmp_path, "--no-overlays", "--evidence", "none", *FAST) == 0
     for record in read(tmp_path):
         assert all(d["evidence"] is None for d in record["detections"])
+
+
+# -- calibration ----------------------------------------------------------------------------------
+
+
+def synthetic(count: int, seed: int = 0) -> list[Judged]:
+    """Detections whose score knows a little, whose lead more, and whose grid tells the class."""
+    rng = np.random.default_rng(seed)
+    shape = rng.normal(size=(8, 8))
+    rows = []
+    for n in range(count):
+        right = bool(rng.random() < 0.5)
+        measured = {name: float(rng.normal()) for name in FEATURES if name not in ("logit", "typicality")}
+        measured |= {"lead_only_box": rng.normal(2 * right), "area_share": 0.1, "lift": 3.0, "necessity": None}
+        grid = (shape if right else 0) + rng.normal(size=(8, 8))
+        logit = float(rng.normal(right))
+        rows.append(Judged(f"{n // 4}.jpg", 0, "gun", logit, measured, tuple(map(tuple, grid.tolist())), right))
+    return rows
+
+
+def made(rows: list[Judged]) -> Calibration:
+    known = {"model": "m.pt", "model_sha256": "0" * 64, "imgsz": 64, "method": "ig", "baseline": "auto"}
+    return Calibration(**known, **vars(fit(rows, 50)))
+
+
+def test_trust_is_what_was_fitted_and_needs_no_sklearn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = synthetic(400)
+    calibration = made(rows)
+    assert calibration.quality.auroc > calibration.quality.auroc_score + 0.05
+    assert calibration.quality.calibration_error < 0.1
+    (tmp_path / "m.evidence.json").write_bytes(calibration.packed())
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    again = read_calibration(tmp_path / "m.evidence.json")
+    assert again == calibration and again.packed() == calibration.packed()
+    fresh = synthetic(200, seed=1)
+    trust = []
+    for row in fresh:
+        likeness = again.typicality(0, row.grid)
+        assert likeness is not None and -1 <= likeness <= 1
+        trust.append(again.trust({**row.evidence, "typicality": likeness}, row.logit))
+    assert all(0 <= t <= 1 for t in trust)
+    right = np.array([row.right for row in fresh])
+    assert auroc(right, np.array(trust)) > 0.75, "the same kind of detections, other noise"
+    assert again.typicality(7, rows[0].grid) is None
+    assert again.trust({}, 0.0) == pytest.approx(0.5, abs=0.3), "what is missing counts as the mean"
+
+
+def test_the_regression_is_scikit_learns() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    rows = synthetic(120)
+    calibration = made(rows)
+    columns, scores = [], []
+    for row in rows:
+        # A right detection was left out of the mean that it was compared with when this was fitted.
+        others = [np.array(r.grid) / np.linalg.norm(r.grid) for r in rows if r.right and r is not row]
+        values = {**row.evidence, "logit": row.logit, "typicality": typicality(row.grid, sum(others).tolist())}
+        known = vector(values, [f.name for f in calibration.features])
+        pairs = zip(calibration.features, known, strict=True)
+        columns.append([(np.clip(v, f.low, f.high) - f.mean) / f.scale for f, v in pairs])
+        scores.append(calibration.trust(values, row.logit))
+    reference = LogisticRegression(C=0.1, max_iter=1000).fit(np.array(columns), [row.right for row in rows])
+    assert scores == pytest.approx(reference.predict_proba(np.array(columns))[:, 1].tolist(), abs=1e-3)
+    assert {f.name for f in calibration.features} == set(FEATURES) - {"area_share", "lift", "necessity"}, "constants"
+
+
+def test_thresholds_keep_their_promise() -> None:
+    rng = np.random.default_rng(0)
+    names = [rule.measure for rule in RULES if rule.fitted]
+    right = [GOOD | {name: float(rng.normal()) for name in names} for _ in range(500)]
+    limits = thresholds(right)
+    words = [verdict(row, True, thresholds=limits)[0] for row in right]
+    assert 0.02 <= 1 - words.count("supported") / 500 <= 0.05
+    assert 0.002 <= words.count("unsupported") / 500 <= 0.01
+    assert limits["lift"] == DEFAULTS["lift"], "what means the same everywhere is not fitted"
+
+
+def test_calibration_error_by_hand() -> None:
+    assert calibration_error([True, False, True, True], [0.95, 0.05, 0.65, 0.62]) == pytest.approx(
+        (0.05 + 0.05 + 2 - 1.27) / 4
+    )
+
+
+@pytest.fixture(scope="module")
+def labelled(tiny: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The tiny model in a folder of its own, and labels under half of what it reports."""
+    folder = tmp_path_factory.mktemp("labelled")
+    model = Path(shutil.copy(tiny, folder))
+    more = ("--conf", 0.05, "--max-det", "8", "--no-overlays", "--evidence", "none", *FAST[2:])
+    assert explain(pictures, "-m", model, "-o", folder / "tree", *more) == 0
+    for record in read(folder / "tree"):
+        if record["status"] == "ok":
+            file = (folder / "labels" / record["image"]["path"]).with_suffix(".txt")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lines = []
+            for d in record["detections"][::2]:
+                size = np.array([record["image"]["width"], record["image"]["height"]])
+                low, high = np.array(d["box"]).reshape(2, 2) / size
+                lines.append(f"{d['class_id']} {' '.join(map(str, [*((low + high) / 2), *(high - low)]))}\n")
+            file.write_text("".join(lines))
+    return model, folder / "labels"
+
+
+def test_calibrated_on_labels_and_found_beside_the_model(
+    labelled: tuple[Path, Path], tiny: Path, pictures: Path, tmp_path: Path, capsys: Any
+) -> None:
+    model, labels = labelled
+    fast = ("--set", "detection.max_det=8", "--set", "attribution.tolerance=0.5")
+    line = ["calibrate", "evidence", pictures, "--labels", labels, "-m", model, *fast, "-q"]
+    assert run(list(map(str, line))) == 0
+    file = model.with_name("tiny.evidence.json")
+    found = read_calibration(file)
+    assert found.quality.right >= 10 and found.quality.wrong >= 10
+    assert found.model_sha256 == hashlib.sha256(model.read_bytes()).hexdigest()
+    # A second run starts from the same place: what lies beside the model does not count.
+    assert run([*map(str, line), "-o", str(tmp_path / "again.json")]) == 0
+    assert (tmp_path / "again.json").read_bytes() == file.read_bytes()
+
+    more = ("--no-overlays", *FAST)
+    assert explain(pictures, "-m", model, "-o", tmp_path / "out", *more) == 0
+    first = read(tmp_path / "out")
+    for record in first:
+        for d in record["detections"]:
+            e, own = d["evidence"], d["attributions"][0]
+            assert e["calibrated"] and 0 <= e["trust"] <= 1
+            assert e["trust"] == pytest.approx(found.trust(e, own["value_at_input"]), abs=1e-4)
+            assert e["typicality"] == pytest.approx(found.typicality(d["class_id"], own["grid"]["values"]), abs=1e-4)
+    # Another calibration is a reason to do the images again, none is not calibrated.
+    file.rename(tmp_path / "away.json")
+    assert explain(pictures, "-m", model, "-o", tmp_path / "out", *more) == 0
+    assert not any(d["evidence"]["calibrated"] for record in read(tmp_path / "out") for d in record["detections"])
+    assert explain(pictures, "-m", model, "-o", tmp_path / "out", "--calibration", tmp_path / "away.json", *more) == 0
+    assert [r["detections"] for r in read(tmp_path / "out")] == [r["detections"] for r in first]
+    # That of another model is refused where it was asked for, and not used where it just lies there.
+    capsys.readouterr()
+    bundled = (pictures / "b.jpg", "-o", tmp_path / "bundled", "--max-det", 1, "--no-overlays")
+    assert explain(*bundled, "--calibration", tmp_path / "away.json") == 2
+    assert "another model" in capsys.readouterr().err
+    shutil.copy(SAMPLE_MODEL, tmp_path / "other.safetensors")
+    (tmp_path / "away.json").rename(tmp_path / "other.evidence.json")
+    assert run(["explain", *map(str, bundled), "-m", str(tmp_path / "other.safetensors")]) == 0
+    assert "not calibrated" in capsys.readouterr().err
+
+
+def test_what_cannot_be_calibrated(tiny: Path, pictures: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "b.txt").touch()
+    line = ["calibrate", "evidence", str(pictures / "b.png"), "-m", str(tiny), "-o", str(tmp_path / "x.json"), "-q"]
+    for more, code, said in (
+        ((), 2, "--labels"),
+        (("--labels", str(tmp_path / "labels"), "--conf", "0.9"), 2, "too few"),
+        (("--labels", str(tmp_path)), 4, "label file"),
+    ):
+        assert run([*line, *more]) == code
+        assert said in capsys.readouterr().err
+    (tmp_path / "not.json").write_text("{}")
+    assert explain(pictures, "-m", tiny, "-o", tmp_path / "o", "--calibration", tmp_path / "not.json") == 2
 
 
 # -- the article's own picture --------------------------------------------------------------------
