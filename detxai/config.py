@@ -164,7 +164,9 @@ class ParchGradConfig(_Section):
     quantile: float | None = Field(
         default=None, gt=0, le=1, description="keep this share of each convolution's channels instead; null: use alpha"
     )
-    ratio: float = Field(default=0.5, gt=0, le=1, description="upper share of the convolutions that is modified")
+    ratio: float = Field(
+        default=0.5, gt=0, le=1, description="upper share of the convolutions below the head that is modified"
+    )
     normality: float = Field(
         default=0.05, gt=0, le=1, description="parchgrad-cls keeps channels with a Shapiro-Wilk p below this only"
     )
