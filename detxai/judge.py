@@ -65,7 +65,8 @@ def tried(
                 tuple(maps[method][j].map for method, j in keys),
             )
         )
-    found = yield from trials(x, fills, softened, cases, plan.dtype)
+    thorough = len(fills) if plan.config.attribution.evidence == "full" else 1
+    found = yield from trials(x, fills, softened, cases, plan.dtype, thorough)
     return {
         key: [t for t in column if t.map in (None, k)]
         for keys, column in zip(owners.values(), found, strict=True)

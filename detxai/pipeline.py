@@ -213,7 +213,7 @@ class Explainer:
         other = next(fill for fill in FILLS if fill != name)
         inner = square[box.top : box.top + box.inner_height, box.left : box.left + box.inner_width]
         fills = {name: b, other: baselines.baseline(other, square, box)[0]}
-        return fills, baselines.softened(square, box), baselines.ground(inner)
+        return fills, baselines.softened(square, box), baselines.ground_of(name, inner)
 
     def _drawn(self, ref: ImageRef) -> tuple[Drawn | None, Drawn | None]:
         """The image's labels, if it has any, and the boxes given for it. Raises ImageError for malformed ones."""

@@ -16,7 +16,7 @@ from detxai.attribution.methods import ACTIVATION, PERTURBATION
 from detxai.attribution.path import TargetMap
 from detxai.attribution.trials import Trial
 from detxai.data import Attribution, Detection, Image, ImageRef, Label, Letterbox
-from detxai.evidence.measures import ground_mask
+from detxai.evidence.measures import ground_mask, near_edge
 from detxai.evidence.model import Evidence
 from detxai.plan import DTYPES, Plan
 
@@ -304,6 +304,9 @@ def _overlay(plan: Plan, image: Image, d: Detection, group: Sequence[Explanation
     }
     if len(group) > 1:
         edges = {g.attribution.target.kind: g.attribution.map for g in group}
+        near = {edge: near_edge(values, d.box, edge) for edge, values in edges.items()}
+        thirds = ", ".join(f"{edge} {share:.0%}" for edge, share in near.items() if share is not None)
+        common["caption"] += f" · of what moves an edge, its own third of the box has: {thirds}"
         drawn = overlays.draw_edges(image.pixels, edges, unit=_unit(first), **common)
     else:
         drawn = overlays.draw(image.pixels, first.map, unit=_unit(first), **common)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from detxai import data
 from detxai.errors import ImageError
 from detxai.evidence.maps import GRID, grid, peak
+from detxai.evidence.measures import near_edge
 from detxai.evidence.model import Evidence, Rival
 from detxai.fields import Number, Text, require_written
 from detxai.fields import Part as _Part
@@ -82,7 +83,7 @@ class Grid(_Part):
 class AttributionRecord(_Part):
     """How one target of one detection is explained by one method."""
 
-    left_out = frozenset({"against", "notes"})
+    left_out = frozenset({"against", "near_edge", "notes"})
 
     method: str = Field(description="attribution method")
     gradient: str = Field(default="plain", description="the gradient that the method uses")
@@ -111,6 +112,11 @@ class AttributionRecord(_Part):
     peak: tuple[Number, Number] | None = Field(
         description="x, y in source pixels: centre of the pixel with the most positive attribution"
         " after smoothing over 1/128 of the longer side; null where there is none"
+    )
+    near_edge: Number | None = Field(
+        default=None,
+        description="edges only: share of |attribution| in the box that lies in its third nearest to that edge,"
+        " summed over 9 x 9 cells, in [0, 1]",
     )
     grid: Grid = Field(description="8 x 8 cells of the box clipped to the image, area-weighted")
     overlay: Text | None = Field(default=None, description="name of the picture beside the record")
@@ -402,6 +408,9 @@ def attribution_record(
         net_inside=float(cells.sum()),
         inside_share=share,
         peak=peak(positive),
+        near_edge=near_edge(attribution.map, box, attribution.target.kind)
+        if attribution.target.kind in data.EDGES
+        else None,
         grid=Grid(rows=GRID, cols=GRID, values=tuple(map(tuple, cells.tolist()))),
         overlay=overlay,
         map=map_name,

@@ -61,8 +61,9 @@ class Seen:
 
 def explained(args: argparse.Namespace, tree: Path) -> list[dict[str, Any]]:
     """The records of all pictures, made or completed by `detxai explain`."""
-    given = {"--model": args.model, "--conf": args.conf, "--imgsz": args.imgsz, "--classes": args.classes}
-    options = [str(word) for name, value in given.items() if value is not None for word in (name, value)]
+    given = [("--model", args.model), ("--conf", args.conf), ("--imgsz", args.imgsz)]
+    given += [("--classes", name) for name in (args.classes or "").split(",") if name]
+    options = [str(word) for name, value in given if value is not None for word in (name, value)]
     options += ["--baseline", args.baseline, "--evidence", args.evidence, "--no-overlays", "-o", str(tree)]
     subprocess.run([sys.executable, "-m", "detxai", "explain", str(args.images), *options], check=True)
     return [json.loads(line) for line in (tree / "records.jsonl").read_text().splitlines()]

@@ -65,10 +65,11 @@ def _by_threshold(labels: NDArray[np.bool_], scores: Numbers, weights: Numbers) 
     """Weights of positives and of negatives at each distinct score, highest first."""
     if not np.isfinite(scores).all():
         raise ValueError("Scores must be finite: fill or drop what is missing first.")
-    distinct, index = np.unique(-scores, return_inverse=True)
-    at = np.zeros((len(scores), len(distinct)))
-    at[np.arange(len(scores)), index] = 1.0
-    return (weights * labels) @ at, (weights * ~labels) @ at
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.diff(-scores[order], prepend=-np.inf))
+    drawn = weights[:, order]
+    positive, negative = drawn * labels[order], drawn * ~labels[order]
+    return np.add.reduceat(positive, starts, axis=1), np.add.reduceat(negative, starts, axis=1)
 
 
 # -- how sure -------------------------------------------------------------------------------------

@@ -114,6 +114,15 @@ def test_ground_is_what_has_its_colour() -> None:
     assert measures.ground_mask(pixels, None) is None
 
 
+def test_what_lies_near_an_edge() -> None:
+    values = blank()
+    values[5, 8:12], values[5, 20:24] = -2.0, 1.0  # in the top third, left and right of the middle
+    found = {edge: measures.near_edge(values, BOX, edge) for edge in ("left", "top", "right", "bottom")}
+    assert found == pytest.approx({"left": 2 / 3, "top": 1, "right": 1 / 3, "bottom": 0})
+    assert measures.near_edge(blank() + 1, BOX, "left") == pytest.approx(1 / 3)
+    assert measures.near_edge(blank(), BOX, "left") is None
+
+
 def test_trials_in_numbers() -> None:
     rows = [
         ("without box", "black", {0: -4.0, 1: 0.0}), ("without box", "blur", {0: -3.0, 1: -9.0}),
@@ -218,7 +227,8 @@ def test_trials_show_what_they_say(tiny: Path) -> None:
     targets = tuple(Target(anchor, int(found.levels[anchor]), "class", i) for i in range(3))
     inside = within((16.0, 16.0, 40.0, 48.0), 64, x.device)
     values = torch.rand(64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    ask = trials(x, {"noise": b}, soft, [Case((16.0, 16.0, 40.0, 48.0), targets, (values,))])
+    case = Case((16.0, 16.0, 40.0, 48.0), targets, (values,))
+    ask = trials(x, {"noise": b}, soft, [case])
     with torch.no_grad():
         (rows,) = solve(detector.values, ask)
         shown = {
@@ -227,6 +237,8 @@ def test_trials_show_what_they_say(tiny: Path) -> None:
             "quarter of the way": b + 0.25 * (x - b), "half of the way": (b + x) / 2,
         }  # fmt: skip
         assert [row.what for row in rows] == list(shown)
+        (all_fills,) = solve(detector.values, trials(x, {"noise": b, "soft": soft}, soft, [case], thorough=2))
+        assert [row.what for row in all_fills].count("without top") == 2
         for row in rows:
             logits = detector.predict(shown[row.what][None])[0].logits[anchor]
             assert list(row.logits.values()) == pytest.approx(logits.tolist(), abs=1e-3), row.what

@@ -56,6 +56,16 @@ def softened(square: Pixels, box: Letterbox) -> Tensor:
     return torch.from_numpy(result).permute(2, 0, 1).contiguous()
 
 
+def ground_of(name: str, inner: Pixels) -> tuple[int, int, int] | None:
+    """`ground` of a picture whose baseline has the `name` that `baseline` gave it: `auto` has looked already."""
+    if name == "auto:black":
+        return None
+    if name.startswith("auto:#"):
+        red, green, blue = bytes.fromhex(name[len("auto:#") :])
+        return red, green, blue
+    return ground(inner)
+
+
 def ground(pixels: Pixels) -> tuple[int, int, int] | None:
     """The colour of the empty ground of a picture (height, width, 3), or None where no colour dominates."""
     flat = pixels.reshape(-1, 3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -60,21 +61,34 @@ def top_part(values: Tensor, inside: Tensor) -> Tensor:
     """(size, size) bool: the TOP_SHARE of the pixels `inside` with the greatest smoothed `values` (size, size)."""
     count = int(inside.sum())
     reach = max(1, round(TOP_SMOOTHING * count**0.5))
-    smooth = values.float()[None, None]
+    rows, columns = (torch.nonzero(inside.any(axis))[:, 0].tolist() for axis in (1, 0))
+    # What lies further from the box than the smoothing reaches makes no difference.
+    near = tuple(slice(max(at[0] - 2 * reach, 0), at[-1] + 2 * reach + 1) for at in (rows, columns))
+    smooth = values[near].float()[None, None]
     for _ in range(2):
-        smooth = avg_pool2d(smooth, 2 * reach + 1, stride=1, padding=reach)
-    masked = smooth[0, 0].masked_fill(~inside, -torch.inf).flatten()
-    best = masked.topk(max(1, round(TOP_SHARE * count))).indices
-    return torch.zeros_like(inside).flatten().index_fill(0, best, True).view_as(inside)
+        smooth = avg_pool2d(smooth, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+        smooth = avg_pool2d(smooth, (1, 2 * reach + 1), stride=1, padding=(0, reach))
+    masked = smooth[0, 0].masked_fill(~inside[near], -torch.inf)
+    best = masked.flatten().topk(max(1, round(TOP_SHARE * count))).indices
+    part = torch.zeros_like(inside)
+    part[near] = torch.zeros_like(masked, dtype=torch.bool).flatten().index_fill(0, best, True).view_as(masked)
+    return part
 
 
 def trials(
-    x: Tensor, fills: Mapping[str, Tensor], softened: Tensor, cases: Sequence[Case], dtype: torch.dtype = torch.float32
+    x: Tensor,
+    fills: Mapping[str, Tensor],
+    softened: Tensor,
+    cases: Sequence[Case],
+    dtype: torch.dtype = torch.float32,
+    thorough: int = 1,
 ) -> Generator[list[Point], list[Reply], list[list[Trial]]]:
     """Coroutine: the trials of every case, for each of `fills` (name -> picture like `x`, (3, size, size)).
 
-    The whole picture is tried as `softened`, and faded into each of the fills.
+    The whole picture is tried as `softened`. The top part is replaced by, and the picture faded into, the first
+    `thorough` fills only.
     """
+    few = dict(islice(fills.items(), thorough))
     found: list[list[Trial]] = []
     for start in range(0, len(cases), BOXES_AT_ONCE):
         part = cases[start : start + BOXES_AT_ONCE]
@@ -83,15 +97,15 @@ def trials(
         for index, case in enumerate(part):
             inside = within(case.box, x.shape[-1], x.device)
             hidden: list[tuple[str, Tensor, int | None]] = [(WITHOUT_BOX, inside, None), (ONLY_BOX, ~inside, None)]
-            hidden += [(WITHOUT_TOP, top_part(values, inside), k) for k, values in enumerate(case.maps)]
+            tops = [(WITHOUT_TOP, top_part(values, inside), k) for k, values in enumerate(case.maps)]
             for fill, picture in fills.items():
                 path = Path(x, picture)
-                for what, mask, k in hidden:
+                for what, mask, k in hidden + (tops if fill in few else []):
                     asked.append((index, what, fill, k))
                     points.append(Point(path, 1.0, case.targets, False, dtype, hidden=mask))
         together = tuple(target for case in part for target in case.targets)
         whole = [(SOFTENED, "gaussian", Point(Path(x, x), 1.0, together, False, dtype, picture=softened))]
-        for fill, picture in fills.items():
+        for fill, picture in few.items():
             way = Path(x, picture)
             whole += [(what, fill, Point(way, at, together, False, dtype)) for what, at in FADED.items()]
         replies = yield points + [point for _, _, point in whole]

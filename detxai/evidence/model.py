@@ -102,7 +102,8 @@ class Evidence(Part):
         description="1 - score without the box / score, mean of both fills, in [0, 1]; null: a black box"
     )
     necessity_top: Number | None = Field(
-        description="1 - score without the fifth of the box with the most attribution / score, likewise"
+        description="1 - score without the fifth of the box with the most attribution / score, likewise; the baseline"
+        " as the only fill but with --evidence full"
     )
     sufficiency: Number | None = Field(description="score with only the box / score, mean of both fills, in [0, 1]")
     lead_only_box: Number | None = Field(
@@ -114,7 +115,8 @@ class Evidence(Part):
         " the class hangs on single pixels"
     )
     lead_faded: Number | None = Field(
-        description="mean lead at a quarter and half of the way from both fills to the picture, in logits"
+        description="mean lead at a quarter and half of the way from the baseline to the picture, in logits; with"
+        " --evidence full from both fills"
     )
     early_share: Number | None = Field(
         description="share of the way from value_at_baseline to value_at_input that the class has come at a quarter of"
