@@ -63,7 +63,8 @@ class Keeping:
                 f"The channel statistics of {detector.info.name} name convolutions that it has not.",
                 "Make new ones with: detxai calibrate parchgrad SOURCE",
             )
-        self.hooks = ParchGrad([convolutions[name] for name in self.selection.names], config.gamma, config.variance)
+        hooked = [convolutions[name] for name in self.selection.names]
+        self.hooks = ParchGrad(hooked, config.gamma, config.variance, detector.trunk.whole)
         self.sha256 = made.sha256
         self._of_class: dict[int, Tensor] = {}
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -12,11 +14,12 @@ import torch
 from test_families import FAMILIES, Case, made, network, own_output, photo
 from torch import Tensor, nn
 from ultralytics.nn import tasks
-from ultralytics.nn.modules import Conv, DWConv
+from ultralytics.nn.modules import Concat, Conv, DWConv
 
 from detxai.data import Checkpoint, Target
 from detxai.detectors import Candidates, Pin, build, reported, self_test
-from detxai.detectors.base import EDGES, Branch, Trunk, freeze, fuse
+from detxai.detectors.base import EDGES, Trunk, freeze, fuse
+from detxai.detectors.windows import reach
 from detxai.errors import ModelError
 
 
@@ -102,35 +105,100 @@ def _stacks() -> dict[str, nn.Module]:
     }
 
 
+def _layer(module: Any, number: int, *sources: int) -> Any:
+    """`module` wired as ultralytics does it: from the layers `sources`, -1 the one before."""
+    module.i, module.f = number, sources[0] if len(sources) == 1 else list(sources)
+    return module
+
+
 @pytest.mark.parametrize("name", _stacks())
-@pytest.mark.parametrize("shape", [(1, 1), (2, 7), (6, 5)])
-def test_patches_equal_the_dense_map_at_every_cell(name: str, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("side", [1, 2, 5, 9])
+def test_windows_equal_the_whole_map_at_every_cell(name: str, side: int) -> None:
     module = _stacks()[name]
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):  # biases, so that what lies beyond the map is not zero by luck
             nn.init.normal_(part.bias)
     module = freeze(fuse(module))
-    branch = Branch.of(module)
-    assert branch is not None
-    feature = torch.randn(3, 8, *shape)
-    cells = [(r, c) for r in range(shape[0]) for c in range(shape[1])]
+    trunk = Trunk([_layer(nn.Conv2d(3, 8, 1), 0, -1)])
+    x = torch.randn(3, 3, side, side)
+    windows = trunk.around(0, module, x)
+    assert windows is not None
+    outputs = trunk(x, windows.wanted)
+    cells = [(r, c) for r in range(side) for c in range(side)]
     for row in range(3):
-        expected = module(feature)[row].flatten(1).T
-        torch.testing.assert_close(branch(feature, [row] * len(cells), cells), expected, atol=1e-5, rtol=1e-5)
+        expected = module(outputs[0])[row].flatten(1).T
+        torch.testing.assert_close(windows(outputs, [row] * len(cells), cells), expected, atol=1e-5, rtol=1e-5)
+
+
+class _Everywhere(nn.Module):
+    """Each cell looks at all others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(2)
+        weights = (flat.transpose(1, 2) @ flat).softmax(-1)
+        return (flat @ weights.transpose(1, 2)).view_as(x)
 
 
 @pytest.mark.parametrize(
-    "module",
+    ("module", "scale", "ends"),
     [
-        nn.Conv2d(4, 4, 3, stride=2, padding=1),
-        nn.Conv2d(4, 4, 3),
-        nn.Sequential(nn.Conv2d(4, 4, 1), nn.MaxPool2d(3, 1, 1)),
-        Conv(4, 4, 3),  # its norm is not folded yet
+        (nn.Conv2d(4, 4, 3, padding=1), Fraction(1), (-1, 1)),
+        (nn.Conv2d(4, 4, 3, stride=2, padding=1), Fraction(2), (-1, 1)),
+        (nn.Conv2d(4, 4, 6, stride=2, padding=2), Fraction(2), (-2, 3)),
+        (nn.MaxPool2d(5, 1, 2), Fraction(1), (-2, 2)),
+        (nn.Upsample(scale_factor=2), Fraction(1, 2), (0, 0)),
+        (nn.ConvTranspose2d(4, 4, 2, 2), Fraction(1, 2), (0, 0)),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), Fraction(1, 2), (-1, 1)),
+        (nn.Sequential(Conv(4, 4, 3), nn.ReLU(), Conv(4, 4, 5)), Fraction(1), (-3, 3)),
+        (nn.Conv2d(4, 4, 3), Fraction(1), None),
+        (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Upsample(size=(32, 32))), Fraction(1), None),
+        (_Everywhere(), Fraction(1), None),
     ],
-    ids=["stride", "no padding", "pooling", "unfused"],
 )
-def test_what_is_no_plain_stack_takes_the_full_path(module: nn.Module) -> None:
-    assert Branch.of(module) is None
+def test_the_reach_of_a_layer_is_measured(module: Any, scale: Fraction, ends: tuple[int, int] | None) -> None:
+    found = reach(module.eval(), [(4, scale)], torch.zeros(()))
+    assert (found and (found.scale, found.low, found.high)) == (ends and (scale, *ends))
+
+
+def _neck() -> Trunk:
+    """A backbone of strides 2 and 4, and a neck up and down again that a stride-2 and a stride-4 head can read."""
+    torch.manual_seed(2)
+    return Trunk([
+        _layer(Conv(3, 4, 3, 2), 0, -1), _layer(Conv(4, 6, 3, 2), 1, -1), _layer(nn.MaxPool2d(3, 1, 1), 2, -1),
+        _layer(nn.Upsample(scale_factor=2), 3, -1), _layer(Concat(), 4, -1, 0), _layer(Conv(10, 8, 3), 5, -1),
+        _layer(Conv(8, 6, 3, 2), 6, -1), _layer(Concat(), 7, -1, 2), _layer(Conv(12, 8, 3), 8, -1),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("feed", [5, 8])
+def test_layers_below_the_head_run_on_windows_too(feed: int) -> None:
+    trunk, head = _neck(), Conv(8, 5, 3)
+    for part in (*trunk.layers, head):
+        freeze(part)
+    x = torch.randn(2, 3, 96, 96)
+    windows = trunk.around(feed, head, x)
+    assert windows is not None
+    assert [step.number for step in windows.steps[:-1]] == list(range(1, feed + 1))
+    assert windows.wanted == {0}, "what is read directly as well runs once, as a whole"
+    side = 48 if feed == 5 else 24
+    cells = [(r, c) for r in (0, 1, 2, 7, side // 2, side - 2, side - 1) for c in (0, 3, side // 2 + 1, side - 1)]
+    gradients = []
+    for whole in (False, True):
+        y = x.clone().requires_grad_(True)
+        with trunk.whole() if whole else contextlib.nullcontext():
+            part = trunk.around(feed, head, y)
+            assert part is not None
+            assert (len(part.steps) == 1) == whole
+            values = part(trunk(y, part.wanted), [k % 2 for k in range(len(cells))], cells)
+        (gradient,) = torch.autograd.grad((values * torch.linspace(-1, 1, values.numel()).view_as(values)).sum(), y)
+        gradients.append((values.detach(), gradient))
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_that_reads_everything_takes_the_full_path() -> None:
+    trunk = Trunk([_layer(nn.Conv2d(3, 4, 1), 0, -1)])
+    assert trunk.around(0, _Everywhere(), torch.zeros(1, 3, 8, 8)) is None
 
 
 def test_the_trunk_runs_what_is_needed_only() -> None:

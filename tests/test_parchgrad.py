@@ -262,9 +262,8 @@ def test_a_detector_agrees_with_the_reference(tiny_detector: Detector, gamma: fl
     total = sum(conv.out_channels for conv in hooked)
     generator = torch.Generator().manual_seed(9)
     kept = {target: torch.rand(total, generator=generator) < 0.3 for target in best(tiny_detector, x)}
-    found = through_engine(
-        tiny_detector.values, ParchGrad(hooked, gamma, variance), "grad", Path(x, torch.zeros_like(x)), kept
-    )
+    hooks = ParchGrad(hooked, gamma, variance, tiny_detector.trunk.whole)
+    found = through_engine(tiny_detector.values, hooks, "grad", Path(x, torch.zeros_like(x)), kept)
     for (target, mask), one in zip(kept.items(), found, strict=True):
         wanted = by_reference(tiny_detector.full_values, hooked, x, target, mask, gamma, variance)
         close(one.map.float(), wanted.sum(0), 1e-3)
@@ -288,7 +287,8 @@ def test_every_kind_of_detector_agrees_with_the_reference(name: str, tmp_path: F
     total = sum(conv.out_channels for conv in hooked)
     kept = torch.rand(total, generator=torch.Generator().manual_seed(1)) < 0.5
     path = Path(x, torch.zeros_like(x))
-    (one,) = through_engine(detector.values, ParchGrad(hooked), "grad", path, {target: kept})
+    hooks = ParchGrad(hooked, whole=detector.trunk.whole)
+    (one,) = through_engine(detector.values, hooks, "grad", path, {target: kept})
     wanted = by_reference(detector.full_values, hooked, x, target, kept, math.inf, "on")
     close(one.map.float(), wanted.sum(0), 1e-3)
 
@@ -305,7 +305,7 @@ def test_no_method_claims_completeness(name: str, tiny_detector: Detector) -> No
     path = Path(x, torch.ones_like(x))
     first, other = best(tiny_detector, x)[:2]
     kept = {first: torch.arange(total) % 3 == 0, other: torch.zeros(total, dtype=torch.bool)}
-    found = through_engine(tiny_detector.values, ParchGrad(hooked), name, path, kept)
+    found = through_engine(tiny_detector.values, ParchGrad(hooked, whole=tiny_detector.trunk.whole), name, path, kept)
     for one in found:
         assert (one.completeness_error, one.error_bound, one.converged) == (None, None, None)
         assert bool(one.map.isfinite().all())

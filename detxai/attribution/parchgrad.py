@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate, pairwise
@@ -78,11 +78,18 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
 class ParchGrad:
     """Turns the backward pass of a batch into ParchGrad's at the outputs of `convolutions`.
 
-    `keep` before each backward pass says which channels of all convolutions, one after the other, are kept.
+    `keep` before each backward pass says which channels of all convolutions, one after the other, are kept. While
+    `whole` is open they run on their whole maps, over which variances are taken.
     """
 
-    def __init__(self, convolutions: Sequence[nn.Conv2d], gamma: float = math.inf, variance: Variance = "on") -> None:
-        self.convolutions, self.gamma, self.variance = tuple(convolutions), gamma, variance
+    def __init__(
+        self,
+        convolutions: Sequence[nn.Conv2d],
+        gamma: float = math.inf,
+        variance: Variance = "on",
+        whole: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self.convolutions, self.gamma, self.variance, self.whole = tuple(convolutions), gamma, variance, whole
         ends = accumulate((conv.out_channels for conv in self.convolutions), initial=0)
         self.spans = [slice(a, b) for a, b in pairwise(ends)]
         self._kept: Tensor | None = None
@@ -99,7 +106,8 @@ class ParchGrad:
             for conv, span in zip(self.convolutions, self.spans, strict=True)
         ]
         try:
-            yield
+            with self.whole():
+                yield
         finally:
             for handle in handles:
                 handle.remove()

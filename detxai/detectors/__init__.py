@@ -55,6 +55,8 @@ HEADS: dict[str, Callable[..., Detector]] = {
     "export": BlackBox,
 }
 
+#: Two ways to the same logit, in float32, differ by less than this.
+SAME = 1e-3
 #: An end-to-end head keeps as many before classes are filtered, whatever fewer the user asks for.
 HEAD_MAX_DET = 300
 
@@ -96,13 +98,18 @@ def contrasting(values: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor]
 def self_test(detector: Detector, x: Tensor) -> float:
     """Largest |gradient| of the strongest class logit on x (1, 3, size, size).
 
-    Raises ModelError when it is zero or not finite: then no gradient method can work (a detached or quantised head).
+    Raises ModelError when it is zero or not finite: then no gradient method can work (a detached or quantised head);
+    or when the sparse value is not that of the whole network: it has layers of another kind than is known here.
     """
     found = detector.predict(x)[0]
     anchor, class_id = divmod(int(found.logits.argmax()), found.logits.shape[1])
     target = Target(anchor, int(found.levels[anchor]), "class", class_id, context=found.context)
     x = x.detach().clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(detector.values(x, [Pin(0, target)])[0], x)
+    value = detector.values(x, [Pin(0, target)])[0]
+    whole = float(found.logits[anchor, class_id])
+    if abs(value.item() - whole) > SAME * max(abs(whole), 1.0):
+        raise ModelError(f"{detector.info.name}: {value.item():.6g} where the whole network says {whole:.6g}.")
+    (gradient,) = torch.autograd.grad(value, x)
     largest = float(gradient.abs().max())
     if not 0 < largest < float("inf"):
         raise ModelError(

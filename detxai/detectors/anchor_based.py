@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from detxai.data import Checkpoint, Target
 from detxai.detectors.base import (
     EDGES,
-    Branch,
     Candidates,
     ModelInfo,
     Pin,
@@ -27,6 +26,7 @@ from detxai.detectors.base import (
     levels_of,
     scaled,
 )
+from detxai.detectors.windows import Windows
 from detxai.errors import ModelError
 
 
@@ -71,7 +71,6 @@ class AnchorBased:
         self.module = freeze(fuse(network))
         self.trunk = Trunk(self.module.layers)  # type: ignore[arg-type]
         self.heads: list[AnchorHead] = list(self.module.heads)  # type: ignore[arg-type]
-        self.branches = [Branch.of(head.conv) for head in self.heads]
         self.info = ModelInfo(
             checkpoint.name,
             checkpoint.sha256,
@@ -80,7 +79,7 @@ class AnchorBased:
             checkpoint.imgsz or 640,
             checkpoint.names,
             ("class", "objectness", *EDGES),
-            all(b is not None for b in self.branches),
+            True,
             checkpoint.trusted,
             antialias=checkpoint.kind == "legacy",
         )
@@ -124,28 +123,30 @@ class AnchorBased:
 
     def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         wanted = [Pin(*pin) for pin in pins]
-        if not self.info.sparse:
-            return self.full_values(x, wanted)
         levels = sorted({p.target.level for p in wanted})
-        maps = self._maps(x, levels)
+        windows = {i: self._windows(i, x) for i in levels}
+        outputs = self.trunk(x, frozenset().union(*(w.wanted for w in windows.values())))
         result: list[Tensor | None] = [None] * len(wanted)
         start = [0]
         for head, (height, width) in zip(self.heads, self._shapes(x.shape[-1]), strict=True):
             start.append(start[-1] + len(head.anchors) * height * width)
         for level in levels:
-            head, feature, branch = self.heads[level], maps[level], self.branches[level]
-            assert branch is not None
-            height, width = feature.shape[-2:]
+            head, (height, width) = self.heads[level], self._shapes(x.shape[-1])[level]
             group = [i for i, p in enumerate(wanted) if p.target.level == level]
             places = [divmod(wanted[i].target.anchor - start[level], height * width) for i in group]
             cells = [divmod(rest, width) for _, rest in places]
-            raw = branch(feature, [wanted[i].row for i in group], cells).float().unflatten(1, (len(head.anchors), -1))
-            raw = raw[range(len(group)), [a for a, _ in places]]
+            raw = windows[level](outputs, [wanted[i].row for i in group], cells).float()
+            raw = raw.unflatten(1, (len(head.anchors), -1))[range(len(group)), [a for a, _ in places]]
             anchors = head.anchors.to(x.device)[[a for a, _ in places]]
             boxes = head.boxes(raw[:, :4], torch.tensor(cells, device=x.device), anchors)
             for j, i in enumerate(group):
                 result[i] = _scalar(wanted[i], boxes[j], raw[j, 4], raw[j, 5:])
         return scaled(torch.stack(result), wanted)  # type: ignore[arg-type]
+
+    def _windows(self, level: int, like: Tensor) -> Windows:
+        found = self.trunk.around(self.heads[level].feed, self.heads[level].conv, like)
+        assert found is not None, "a convolution reads a bounded part of its map"
+        return found
 
     def layer_of(self, target: Target) -> int:
         return self.heads[target.level].feed

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from detxai.data import Checkpoint, Target
 from detxai.detectors.base import (
     EDGES,
-    Branch,
     Candidates,
     ModelInfo,
     Pin,
@@ -22,7 +21,11 @@ from detxai.detectors.base import (
     levels_of,
     scaled,
 )
+from detxai.detectors.windows import Windows
 from detxai.errors import ModelError
+
+#: Cells of the coarsest map on which it is seen whether a head is sparse: a few, so that all layers run.
+SPARE_CELLS = 4
 
 
 class AnchorFree:
@@ -42,10 +45,7 @@ class AnchorFree:
         self.trunk = Trunk(layers)
         self.feeds: list[int] = list(head.f)
         self.strides = [int(s) for s in head.stride]
-        self.patches = {
-            kind: [Branch.of(part) for part in parts]
-            for kind, parts in (("class", heads[0]), ("box", heads[1]), ("angle", heads[2] or ()))
-        }
+        self.parts: dict[str, Any] = {"class": heads[0], "box": heads[1], "angle": heads[2]}
         self.info = ModelInfo(
             checkpoint.name,
             checkpoint.sha256,
@@ -54,9 +54,25 @@ class AnchorFree:
             checkpoint.imgsz or 640,
             checkpoint.names,
             ("class", *EDGES),
-            all(b is not None for branches in self.patches.values() for b in branches),
+            self._sparse(),
             checkpoint.trusted,
         )
+
+    def _sparse(self) -> bool:
+        """Whether all parts of the head can be evaluated on windows."""
+        like = torch.zeros(1, 3, max(self.strides) * SPARE_CELLS, max(self.strides) * SPARE_CELLS)
+        kinds = [kind for kind, part in self.parts.items() if part is not None]
+        with self.trunk.whole():
+            return all(
+                self.trunk.around(feed, self.parts[kind][level], like)
+                for kind in kinds
+                for level, feed in enumerate(self.feeds)
+            )
+
+    def _windows(self, kind: str, level: int, like: Tensor) -> Windows:
+        found = self.trunk.around(self.feeds[level], self.parts[kind][level], like)
+        assert found is not None, "a sparse head reads a bounded part of its map"
+        return found
 
     @staticmethod
     def prepared(model: Any) -> nn.Module:
@@ -167,37 +183,31 @@ class AnchorFree:
         wanted = [Pin(*pin) for pin in pins]
         if not self.info.sparse:
             return self.full_values(x, wanted)
-        levels = sorted({pin.target.level for pin in wanted})
-        features = self._features(x, levels)
+        groups: dict[tuple[int, str], list[int]] = {}
+        for i, pin in enumerate(wanted):
+            groups.setdefault((pin.target.level, "class" if pin.target.kind == "class" else "box"), []).append(i)
+        turned = ("angle",) if self.angle_heads else ()
+        windows = {
+            (level, part): self._windows(part, level, x)
+            for level, kind in sorted(groups)
+            for part in ((kind, *turned) if kind == "box" else (kind,))
+        }
+        outputs = self.trunk(x, frozenset().union(*(w.wanted for w in windows.values())))
         result: list[Tensor | None] = [None] * len(wanted)
-        for level in levels:
-            width = features[level].shape[-1]
-            start = self._start(level, x.shape[-1])
-            for kind in ("class", "box"):
-                group = [
-                    i
-                    for i, p in enumerate(wanted)
-                    if p.target.level == level and (p.target.kind == "class") == (kind == "class")
-                ]
-                if not group:
-                    continue
-                cells = [divmod(wanted[i].target.anchor - start, width) for i in group]
-                rows = [wanted[i].row for i in group]
-                raw = self._patch(kind, level, features[level], rows, cells)
-                if kind == "class":
-                    scalars = raw[range(len(group)), [wanted[i].target.class_id for i in group]]
-                else:
-                    angle = self._patch("angle", level, features[level], rows, cells) if self.angle_heads else None
-                    edges, _ = self._decode(raw, angle, torch.tensor(cells, device=x.device), level)
-                    scalars = edges[range(len(group)), [EDGES.index(wanted[i].target.kind) for i in group]]
-                for i, scalar in zip(group, scalars.unbind(), strict=True):
-                    result[i] = scalar
+        for (level, kind), group in sorted(groups.items()):
+            width, start = x.shape[-1] // self.strides[level], self._start(level, x.shape[-1])
+            cells = [divmod(wanted[i].target.anchor - start, width) for i in group]
+            rows = [wanted[i].row for i in group]
+            raw = windows[level, kind](outputs, rows, cells).float()
+            if kind == "class":
+                scalars = raw[range(len(group)), [wanted[i].target.class_id for i in group]]
+            else:
+                angle = windows[level, "angle"](outputs, rows, cells).float() if turned else None
+                edges, _ = self._decode(raw, angle, torch.tensor(cells, device=x.device), level)
+                scalars = edges[range(len(group)), [EDGES.index(wanted[i].target.kind) for i in group]]
+            for i, scalar in zip(group, scalars.unbind(), strict=True):
+                result[i] = scalar
         return scaled(torch.stack(result), wanted)  # type: ignore[arg-type]
-
-    def _patch(self, kind: str, level: int, feature: Tensor, rows: list[int], cells: list[tuple[int, int]]) -> Tensor:
-        branch = self.patches[kind][level]
-        assert branch is not None
-        return branch(feature, rows, cells).float()
 
     def _start(self, level: int, size: int) -> int:
         return sum((size // stride) ** 2 for stride in self.strides[:level])

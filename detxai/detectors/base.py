@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from detxai.data import EDGES as EDGES
 from detxai.data import Target
+from detxai.detectors.windows import Reach, Windows, around, reach
 
 
 class Pin(NamedTuple):
@@ -107,18 +109,17 @@ class Trunk:
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         self.layers: list[Any] = list(layers)
+        self.sources: list[tuple[int, ...]] = []
         self.ancestors: list[frozenset[int]] = []
         self._tap: tuple[int, list[Tensor]] | None = None
+        self._whole = False
+        self._shapes: dict[int, dict[int, tuple[int, int]]] = {}
+        self._reaches: dict[int, Reach | None] = {}
+        self._windows: dict[tuple[Any, ...], Windows | None] = {}
         for index, layer in enumerate(self.layers):
-            above: frozenset[int] = frozenset((index,))
-            for source in self._sources(index, layer):
-                above |= self.ancestors[source]
-            self.ancestors.append(above)
-
-    @staticmethod
-    def _sources(index: int, layer: Any) -> list[int]:
-        wired = [layer.f] if isinstance(layer.f, int) else layer.f
-        return [j for j in (index + f if f < 0 else f for f in wired) if j >= 0]
+            wired = [layer.f] if isinstance(layer.f, int) else layer.f
+            self.sources.append(tuple(j for j in (index + f if f < 0 else f for f in wired) if j >= 0))
+            self.ancestors.append(frozenset((index,)).union(*(self.ancestors[j] for j in self.sources[index])))
 
     @contextlib.contextmanager
     def tap(self, layer: int) -> Iterator[list[Tensor]]:
@@ -128,9 +129,53 @@ class Trunk:
         """
         self._tap = (layer, [])
         try:
-            yield self._tap[1]
+            with self.whole():
+                yield self._tap[1]
         finally:
             self._tap = None
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """While open, every layer runs on its whole map: for those who look at layers from outside."""
+        before, self._whole = self._whole, True
+        try:
+            yield
+        finally:
+            self._whole = before
+
+    def around(self, feed: int, head: nn.Module, like: Tensor) -> Windows | None:
+        """`head` over the layer `feed`, with the layers below that can, on windows around cells; see `windows`.
+
+        None where the head reads without bound. `like`: any batch of the network's, (batch, 3, size, size).
+        """
+        size = like.shape[-1]
+        key = (feed, id(head), size, like.device, self._whole)
+        if key not in self._windows:
+            self._windows[key] = around(self, feed, head, self._shapes_of(like), like.new_empty(()))
+        return self._windows[key]
+
+    @torch.no_grad()
+    def _shapes_of(self, like: Tensor) -> dict[int, tuple[int, int]]:
+        """(channels, side) of the maps of all layers."""
+        size = like.shape[-1]
+        if size not in self._shapes:
+            tap, self._tap = self._tap, None
+            outputs = self(torch.zeros_like(like[:1]), range(len(self.layers)))
+            self._tap = tap
+            maps = {i: y for i, y in outputs.items() if isinstance(y, Tensor) and y.dim() == 4}
+            self._shapes[size] = {i: (y.shape[1], y.shape[3]) for i, y in maps.items() if y.shape[2] == y.shape[3]}
+        return self._shapes[size]
+
+    def reach_of(self, i: int, shapes: Mapping[int, tuple[int, int]], like: Tensor) -> Reach | None:
+        """How far layer `i` reaches; None where that has no bound, or where it runs on its whole map anyway."""
+        if self._whole or not self.sources[i] or not {i, *self.sources[i]} <= shapes.keys():
+            return None
+        if i not in self._reaches:
+            side = shapes[i][1]
+            inputs = [(shapes[j][0], Fraction(shapes[j][1], side)) for j in self.sources[i]]
+            layer = self.layers[i]
+            self._reaches[i] = reach(layer, inputs, like, not isinstance(layer.f, int))
+        return self._reaches[i]
 
     def early(self, x: Tensor) -> dict[int, int]:
         """For every layer with a feature map, the last one of its size before maps grow finer again: the backbone's."""
@@ -144,7 +189,7 @@ class Trunk:
         """Outputs of the layers `wanted` for x (batch, 3, size, size)."""
         wanted = frozenset(wanted)
         needed = frozenset().union(*(self.ancestors[i] for i in wanted))
-        last_use = {j: i for i in sorted(needed) for j in self._sources(i, self.layers[i])}
+        last_use = {j: i for i in sorted(needed) for j in self.sources[i]}
         outputs: dict[int, Tensor] = {-1: x}
         for i in sorted(needed):
             layer = self.layers[i]
@@ -159,7 +204,7 @@ class Trunk:
                 del outputs[done]
         for i in wanted:
             if isinstance(outputs[i], Tensor) and outputs[i].requires_grad:
-                # A patch's gradient comes in another memory layout, for which convolutions round differently: without
+                # A window's gradient comes in another memory layout, for which convolutions round differently: without
                 # this a target's last bits would depend on the scales of those it shares a pack with.
                 outputs[i].register_hook(_channels_last)
         return {i: outputs[i] for i in wanted}
@@ -178,85 +223,6 @@ def convolutions(detector: Detector) -> dict[str, nn.Conv2d]:
 def levels_of(shapes: Sequence[tuple[int, int]], anchors_per_cell: int = 1) -> Tensor:
     """(A,) int64: the level of each prediction in the flat list made of feature maps of (height, width)."""
     return torch.cat([torch.full((anchors_per_cell * h * w,), i) for i, (h, w) in enumerate(shapes)])
-
-
-class Branch:
-    """A stack of stride-1 convolutions over one feature map, evaluated on the patch around single cells.
-
-    A prediction's output depends on a (2 radius + 1)² patch only. The patch is cut out with zeros beyond the map,
-    convolved without padding, and set to zero beyond the map after every activation, so that the result equals the
-    dense one to rounding, at borders and corners too.
-    """
-
-    def __init__(self, steps: list[tuple[nn.Conv2d, nn.Module]]) -> None:
-        self.steps = steps
-        self.radius = sum(conv.kernel_size[0] // 2 for conv, _ in steps)
-
-    @classmethod
-    def of(cls, module: nn.Module) -> Branch | None:
-        """The branch in `module`, or None where it holds more than plain convolutions and activations."""
-        steps = _steps(module)
-        return cls(steps) if steps is not None and all(_plain(conv) for conv, _ in steps) else None
-
-    def __call__(self, feature: Tensor, rows: list[int], cells: list[tuple[int, int]]) -> Tensor:
-        """(n, channels) outputs at `cells` (row, column) of `feature` (batch, c, height, width), of batch items `rows`.
-
-        Cells are taken in groups of the batch size, the last one filled up: fixed shapes give every cell the same
-        bits whatever it shares a batch with. Without gradients a cell that is asked for again costs nothing.
-        """
-        if not torch.is_grad_enabled():
-            places = list(dict.fromkeys(zip(rows, cells, strict=True)))
-            if len(places) < len(rows):
-                known = {place: i for i, place in enumerate(places)}
-                found = self(feature, [row for row, _ in places], [cell for _, cell in places])
-                return found[[known[place] for place in zip(rows, cells, strict=True)]]
-        feature = feature.float()
-        group, spare = len(feature), -len(rows) % len(feature)
-        rows, cells = [*rows, *rows[:1] * spare], [*cells, *cells[:1] * spare]
-        with torch.autocast(feature.device.type, enabled=False):  # the head is cheap, and logits are its differences
-            parts = [
-                self._group(feature, rows[i : i + group], cells[i : i + group]) for i in range(0, len(rows), group)
-            ]
-        return torch.cat(parts)[: len(rows) - spare]
-
-    def _group(self, feature: Tensor, rows: Sequence[int], cells: Sequence[tuple[int, int]]) -> Tensor:
-        height, width = feature.shape[-2:]
-        device = feature.device
-        span = torch.arange(-self.radius, self.radius + 1, device=device)
-        at = torch.tensor(cells, device=device).reshape(-1, 2)
-        ys, xs = at[:, :1] + span, at[:, 1:] + span
-        inside_y, inside_x = (ys >= 0) & (ys < height), (xs >= 0) & (xs < width)
-        ys, xs = ys.clamp(0, height - 1), xs.clamp(0, width - 1)
-        batch = torch.tensor(rows, device=device)
-        patch = feature[batch[:, None, None], :, ys[:, :, None], xs[:, None, :]].permute(0, 3, 1, 2)
-        inside = (inside_y[:, None, :, None] & inside_x[:, None, None, :]).to(feature.dtype)
-        patch = patch * inside
-        for conv, act in self.steps:
-            patch = nn.functional.conv2d(patch, conv.weight, conv.bias, groups=conv.groups)
-            patch = act(patch)
-            if cut := conv.kernel_size[0] // 2:
-                inside = inside[..., cut:-cut, cut:-cut]
-            patch = patch * inside
-        return patch.flatten(1)
-
-
-def _steps(module: Any) -> list[tuple[nn.Conv2d, nn.Module]] | None:
-    if isinstance(module, nn.Conv2d):
-        return [(module, nn.Identity())]
-    if isinstance(module, nn.Sequential):
-        parts = [_steps(child) for child in module]
-        return None if any(p is None for p in parts) else [step for p in parts for step in p or ()]
-    conv: Any = getattr(module, "conv", None)
-    act: Any = getattr(module, "act", None)
-    fused = isinstance(conv, nn.Conv2d) and isinstance(act, nn.Module) and not hasattr(module, "bn")
-    only_these = {name for name, _ in module.named_children()} <= {"conv", "act"}
-    return [(conv, act)] if fused and only_these else None
-
-
-def _plain(conv: nn.Conv2d) -> bool:
-    k = conv.kernel_size[0]
-    same = conv.padding in ((k // 2, k // 2), "same")
-    return conv.kernel_size == (k, k) and k % 2 == 1 and conv.stride == (1, 1) and conv.dilation == (1, 1) and same
 
 
 def freeze(module: nn.Module) -> nn.Module:

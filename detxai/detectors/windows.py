@@ -1,0 +1,230 @@
+"""The last layers of a network, run on windows around pinned cells only: the same numbers for next to nothing.
+
+A prediction reads a few cells of its feature map, these read a few more of the maps before, and so on, until the
+windows are as large as the maps: down to there, layers run as a whole. Windows lie within their maps, so that what a
+layer adds beyond a map's border is added at that border only; at its other sides a window is larger than what is read
+from it by the reach of the layer, so that what a layer adds there is never read.
+
+How far a layer reaches is not assumed but measured, by what a NaN at one cell of its input makes a NaN of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+#: Cells of a probed output, and inputs that are probed side by side: strides up to as many are seen.
+PROBE, OFFSETS = 32, 4
+#: Above this share of its map a window saves too little to be worth its cutting.
+MOST_SHARE = 0.6
+#: The head, as a consumer of layers.
+HEAD = math.inf
+
+Ends = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Output cell o of a layer reads its inputs from floor(o `scale`) + `low` to floor(o `scale`) + `high`."""
+
+    scale: Fraction
+    low: int
+    high: int
+
+    @property
+    def unit(self) -> int:
+        """Windows of the output begin and end at multiples of this: where a cell of the input does."""
+        return max(1, int(1 / self.scale))
+
+    @property
+    def before(self) -> int:
+        """Output cells at the beginning of a window that are not what they would be in the whole map."""
+        return math.ceil(max(-self.low, 0) / self.scale)
+
+    @property
+    def after(self) -> int:
+        """The same at its end."""
+        return math.ceil(max(self.high - max(math.ceil(self.scale) - 1, 0), 0) / self.scale)
+
+
+@torch.no_grad()
+def reach(
+    layer: Callable[[Any], Any], inputs: Sequence[tuple[int, Fraction]], like: Tensor, many: bool = False
+) -> Reach | None:
+    """How far `layer` reaches, over all its `inputs` (channels, cells an output cell), `many` of them in a list.
+
+    None where that is without bound (attention, pooling of the whole map), or differs in scale from input to input.
+    Tensors are made `like` one of the network's.
+    """
+    scales = {scale for _, scale in inputs}
+    scale = min(scales)
+    side = PROBE * scale
+    if len(scales) > 1 or side.denominator > 1 or (scale > 1 and scale.denominator > 1):
+        return None
+    low, high = 0, 0
+    for probed in range(len(inputs)):
+        maps = [like.new_ones(OFFSETS, channels, int(side), int(side)) for channels, _ in inputs]
+        places = [int(side) // 2 + k for k in range(OFFSETS)]
+        for k, place in enumerate(places):
+            maps[probed][k, :, place, place] = torch.nan
+        try:
+            output = layer(maps if many else maps[0])
+        except (RuntimeError, ValueError, IndexError, AssertionError):
+            return None
+        if not isinstance(output, Tensor) or output.shape[2:] != (PROBE, PROBE):
+            return None
+        hit = output.isnan().any(1)
+        for k, place in enumerate(places):
+            for axis in (0, 1):
+                cells = hit[k].any(axis).nonzero()[:, 0].tolist()
+                if cells and (cells[0] == 0 or cells[-1] == PROBE - 1):
+                    return None
+                away = [place - math.floor(scale * cell) for cell in cells]
+                low, high = min([low, *away]), max([high, *away])
+    return Reach(scale, low, high)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One layer on windows: its output's begin at `starts[c]` for a pin at cell c and are `size` cells long.
+
+    `sources`: what it reads, by number, `many` in a list; its input's windows are the output's times `scale`.
+    """
+
+    number: float
+    layer: Any
+    many: bool
+    sources: tuple[int, ...]
+    scale: Fraction
+    starts: Tensor
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """A head, with the layers below it that can, on windows around cells of the map that it reads.
+
+    `steps` in order, the head last; `wanted`: the layers whose whole outputs they read.
+    """
+
+    steps: tuple[Step, ...]
+    wanted: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        made = {step.number for step in self.steps}
+        object.__setattr__(self, "wanted", frozenset(j for step in self.steps for j in step.sources if j not in made))
+
+    def __call__(self, outputs: Mapping[int, Tensor], rows: list[int], cells: list[tuple[int, int]]) -> Tensor:
+        """(n, channels) of the head at `cells` (row, column) of batch items `rows`; `outputs`: what is `wanted`.
+
+        Cells are taken in groups of the batch size, the last one filled up: fixed shapes give every cell the same
+        bits whatever it shares a batch with. Without gradients a cell that is asked for again costs nothing.
+        """
+        if not torch.is_grad_enabled():
+            places = list(dict.fromkeys(zip(rows, cells, strict=True)))
+            if len(places) < len(rows):
+                known = {place: i for i, place in enumerate(places)}
+                found = self(outputs, [row for row, _ in places], [cell for _, cell in places])
+                return found[[known[place] for place in zip(rows, cells, strict=True)]]
+        group = len(next(iter(outputs.values())))
+        spare = -len(rows) % group
+        rows, cells = [*rows, *rows[:1] * spare], [*cells, *cells[:1] * spare]
+        parts = [self._group(outputs, rows[i : i + group], cells[i : i + group]) for i in range(0, len(rows), group)]
+        return torch.cat(parts)[: len(rows) - spare]
+
+    def _group(self, outputs: Mapping[int, Tensor], rows: list[int], cells: list[tuple[int, int]]) -> Tensor:
+        device = next(iter(outputs.values())).device
+        at = torch.tensor(cells, device=device)
+        batch, own = torch.tensor(rows, device=device), torch.arange(len(rows), device=device)
+        made: dict[float, tuple[Tensor, Tensor]] = {}
+        for step in self.steps:
+            starts = step.starts[at]
+            parts = []
+            for j in step.sources:
+                corner = _times(starts, step.scale)
+                whole, row = outputs.get(j), batch
+                if j in made:
+                    (whole, begin), row = made[j], own
+                    corner = corner - begin
+                assert whole is not None
+                parts.append(_cut(whole, row, corner, int(step.size * step.scale)))
+            if step.number == HEAD:  # it is cheap, and logits are its differences
+                with torch.autocast(device.type, enabled=False):
+                    found: Tensor = step.layer(parts[0].float())
+                y, x = (at - starts).unbind(1)
+                return found[own, :, y, x]
+            made[step.number] = step.layer(parts if step.many else parts[0]), starts
+        raise AssertionError("the last step is the head")
+
+
+def _times(starts: Tensor, scale: Fraction) -> Tensor:
+    return starts * scale.numerator // scale.denominator
+
+
+def _cut(whole: Tensor, rows: Tensor, corner: Tensor, size: int) -> Tensor:
+    """(n, channels, size, size) of `whole` (batch, channels, h, w): from `corner` (n, 2) of the items `rows` (n,)."""
+    span = torch.arange(size, device=corner.device)
+    ys, xs = corner[:, :1] + span, corner[:, 1:] + span
+    return whole.permute(0, 2, 3, 1)[rows[:, None, None], ys[:, :, None], xs[:, None, :]].permute(0, 3, 1, 2)
+
+
+def placed(wanted: Ends, reach: Reach, side: int) -> tuple[NDArray[np.int64], int]:
+    """(starts, size) of the windows in a layer's output, `side` cells long, from which `wanted` can be read."""
+    unit = reach.unit
+    starts = (wanted[0] - reach.before) // unit * unit
+    ends = -((-wanted[1] - reach.after) // unit) * unit
+    size = min(int((ends - starts).max()), side)
+    return np.clip(starts, 0, side - size), size
+
+
+def around(
+    trunk: Any, feed: int, head: nn.Module, shapes: Mapping[int, tuple[int, int]], like: Tensor
+) -> Windows | None:
+    """The windows of `head` over the layer `feed` of a `trunk`, and of the layers that need not run as a whole.
+
+    `shapes`: channels and side of every layer's map. None where the head's reach has no bound.
+    """
+    channels, side = shapes[feed]
+    one = Fraction(1)
+    found = reach(head, [(channels, one)], like)
+    if found is None or found.scale != 1:
+        return None
+    cells = np.arange(side, dtype=np.int64)
+    starts, size = placed((cells, cells + 1), found, side)
+    steps = [Step(HEAD, head, False, (feed,), one, torch.from_numpy(starts).to(like.device), size)]
+    wanted = {feed: (starts, starts + size)}
+    users = {i: {k for k in trunk.ancestors[feed] if i in trunk.sources[k]} for i in trunk.ancestors[feed]}
+    users[feed].add(HEAD)
+    for i in sorted(users, reverse=True):
+        known = trunk.reach_of(i, shapes, like) if users[i] <= {step.number for step in steps} else None
+        if known is None:
+            continue
+        side = shapes[i][1]
+        starts, size = placed(wanted[i], known, side)
+        if size**2 > MOST_SHARE * side**2 or side % known.unit:
+            continue
+        layer, sources = trunk.layers[i], trunk.sources[i]
+        steps.append(
+            Step(
+                i,
+                layer,
+                not isinstance(layer.f, int),
+                sources,
+                known.scale,
+                torch.from_numpy(starts).to(like.device),
+                size,
+            )
+        )
+        begin, end = (ends * known.scale.numerator // known.scale.denominator for ends in (starts, starts + size))
+        for j in sources:
+            low, high = wanted.get(j, (begin, end))
+            wanted[j] = np.minimum(low, begin), np.maximum(high, end)
+    return Windows(tuple(reversed(steps)))
