@@ -101,8 +101,9 @@ class Explainer:
         """
         in_flight = self.plan.in_flight
         rows = rows_for(self.plan.device, self.plan.size)
-        values = detectors.contrasting(self.plan.detector.values)
-        engine = Engine(values, self.plan.device, rows, self._similarity, tap=self.plan.detector.trunk.tap)
+        values, entered = (detectors.contrasting(f) for f in (self.plan.detector.values, self.plan.detector.entered))
+        tap = self.plan.detector.trunk.tap
+        engine = Engine(values, self.plan.device, rows, self._similarity, entered, tap=tap)
         engine.parchgrad = None if self.plan.keeping is None else self.plan.keeping.hooks
         self._detecting = 0.0
         waiting: dict[int, Future[Result]] = {}

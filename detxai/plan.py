@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from detxai import calibration, detectors, images, labels, sources, weights
 from detxai.attribution.methods import ACTIVATION, GRADIENT, ONE_SIDED, PERTURBATION, Settings
@@ -17,8 +18,10 @@ from detxai.evidence.calibration import SUFFIX, Calibration
 from detxai.evidence.calibration import read as read_calibration
 from detxai.keeping import Keeping
 
-#: Bytes for the gradients that wait for their weights, over all images in flight at about 24 nodes a target.
-GRADIENT_BYTES, NODES = 2**31, 24
+#: Bytes for the gradients that wait for their weights, over all images in flight at about 16 nodes a target.
+GRADIENT_BYTES, NODES = 3 * 2**30, 16
+#: A gradient behind the first convolution is kept where it has no more numbers than this times the picture's pixels.
+MOST_KEPT = 4
 #: Targets of one image that share forward passes, at most; more are done in turn, so that memory stays bounded.
 TARGETS_AT_ONCE = 16
 #: Images in flight on the device under `batch: auto`: enough to fill its packs.
@@ -95,12 +98,13 @@ class Plan:
         self.dtype = self._dtype()
         a = self.config.attribution
         layer_of, early = self._layers()
+        stem, kept = self._stem()
         self.settings = Settings(
-            a.tolerance, a.max_evaluations, self.dtype, SEED, layer_of=layer_of, early=early
+            a.tolerance, a.max_evaluations, self.dtype, SEED, layer_of=layer_of, early=early, stem=stem
         )
         batch = self.config.run.batch
         self.in_flight = IN_FLIGHT[self.device.type] if batch == "auto" else int(batch)
-        share = GRADIENT_BYTES // (self.in_flight * NODES * 4 * self.size**2)
+        share = GRADIENT_BYTES // (self.in_flight * NODES * 4 * kept)
         self.targets_at_once = max(1, min(TARGETS_AT_ONCE, share))
 
     def _dtype(self) -> torch.dtype:
@@ -228,6 +232,14 @@ class Plan:
         if any(name not in PERTURBATION for name in self.config.attribution.method):
             gray = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)
             detectors.self_test(self.detector, gray)
+
+    def _stem(self) -> tuple[nn.Conv2d | None, int]:
+        """The first convolution, where integrals are taken behind it, and how many numbers of a gradient are kept."""
+        stem, pixels = self.detector.trunk.stem if self.info.sparse else None, self.size**2
+        if stem is None:
+            return None, pixels
+        kept = stem.out_channels * pixels // (stem.stride[0] * stem.stride[1])
+        return (stem, kept) if kept <= MOST_KEPT * pixels else (None, pixels)
 
     def _keeping(self) -> Keeping | None:
         """ParchGrad's part of the run, None where every gradient is plain. Raises UsageError where there is none."""

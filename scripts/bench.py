@@ -42,7 +42,7 @@ from detxai import detectors, weights
 from detxai.attribution import baselines
 from detxai.attribution.engine import Engine, rows_for
 from detxai.attribution.methods import METHODS
-from detxai.attribution.path import DEFAULT_RULE, Ask, TargetMap, integrated_gradients
+from detxai.attribution.path import DEFAULT_RULE, Ask, Entered, TargetMap, integrated_gradients
 from detxai.attribution.path import Path as Line
 from detxai.attribution.quadrature import Mesh, Rule
 from detxai.attribution.rules import gauss_legendre
@@ -105,10 +105,8 @@ class Bench:
 
     def engine(self) -> Engine:
         """The engine as `detxai explain` makes it."""
-        return Engine(self._field, self.device, rows_for(self.device, self.plan.size))
-
-    def _field(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
-        return self.detector.values(x, [detectors.Pin(*pin) for pin in pins])
+        f, entered = self.detector.values, self.detector.entered
+        return Engine(f, self.device, rows_for(self.device, self.plan.size), entered=entered)
 
     def detxai(self, work: Sequence[Case], tolerance: float = ERROR, rule: Rule | None = None) -> Found:
         """detxai's maps of the targets of each case; with a `rule`, that and no refinement."""
@@ -118,7 +116,8 @@ class Bench:
             if rule is None:
                 return METHODS["ig"]([case.line], part, settings)
             fixed: dict[str, Any] = {"tolerance": math.inf, "max_evaluations": gradients(rule)}
-            return integrated_gradients(case.line, part, rule=rule, dtype=settings.dtype, **fixed)
+            line = case.line if settings.stem is None else Entered(case.line, settings.stem)
+            return integrated_gradients(line, part, rule=rule, dtype=settings.dtype, **fixed)
 
         def job(case: Case) -> Ask:
             step, found = self.plan.targets_at_once, []

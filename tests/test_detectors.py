@@ -121,7 +121,7 @@ def test_windows_equal_the_whole_map_at_every_cell(name: str, side: int) -> None
     module = freeze(fuse(module))
     trunk = Trunk([_layer(nn.Conv2d(3, 8, 1), 0, -1)])
     x = torch.randn(3, 3, side, side)
-    windows = trunk.around(0, module, x)
+    windows = trunk.around(0, module, side, x)
     assert windows is not None
     outputs = trunk(x, windows.wanted)
     cells = [(r, c) for r in range(side) for c in range(side)]
@@ -176,7 +176,7 @@ def test_layers_below_the_head_run_on_windows_too(feed: int) -> None:
     for part in (*trunk.layers, head):
         freeze(part)
     x = torch.randn(2, 3, 96, 96)
-    windows = trunk.around(feed, head, x)
+    windows = trunk.around(feed, head, 96, x)
     assert windows is not None
     assert [step.number for step in windows.steps[:-1]] == list(range(1, feed + 1))
     assert windows.wanted == {0}, "what is read directly as well runs once, as a whole"
@@ -186,7 +186,7 @@ def test_layers_below_the_head_run_on_windows_too(feed: int) -> None:
     for whole in (False, True):
         y = x.clone().requires_grad_(True)
         with trunk.whole() if whole else contextlib.nullcontext():
-            part = trunk.around(feed, head, y)
+            part = trunk.around(feed, head, 96, y)
             assert part is not None
             assert (len(part.steps) == 1) == whole
             values = part(trunk(y, part.wanted), [k % 2 for k in range(len(cells))], cells)
@@ -198,7 +198,7 @@ def test_layers_below_the_head_run_on_windows_too(feed: int) -> None:
 
 def test_a_head_that_reads_everything_takes_the_full_path() -> None:
     trunk = Trunk([_layer(nn.Conv2d(3, 4, 1), 0, -1)])
-    assert trunk.around(0, _Everywhere(), torch.zeros(1, 3, 8, 8)) is None
+    assert trunk.around(0, _Everywhere(), 8, torch.zeros(1)) is None
 
 
 def test_the_trunk_runs_what_is_needed_only() -> None:

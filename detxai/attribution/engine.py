@@ -64,7 +64,8 @@ Tap = Callable[[int], contextlib.AbstractContextManager[list[Tensor]]]
 class Engine:
     """Runs coroutines that ask for path points. `rows`: points a pack, fixed for a run (see `rows_for`).
 
-    `f` gives the pinned values; `similarity` how alike a target is to what is detected (black-box methods);
+    `f` gives the pinned values, `entered` those behind the network's first convolution; `similarity` how alike a
+    target is to what is detected (black-box methods);
     `parchgrad` takes over the backward pass of points that name channels; `tap` opens the network at a layer.
     `seconds` computing, `points` computed, of them `padded` in vain, `halved`: how often memory ran out.
     """
@@ -73,6 +74,7 @@ class Engine:
     device: torch.device
     rows: int = 8
     similarity: Field | None = None
+    entered: Field | None = None
     parchgrad: ParchGrad | None = None
     tap: Tap | None = None
     seconds: float = 0.0
@@ -122,7 +124,7 @@ class Engine:
     def _rows(self, kind: list[_Entry]) -> int:
         """Rows of a pack of this kind. Values at baselines and layers come one an image: small packs waste none."""
         point = kind[0][2]
-        alone = point.field == "value" and (not point.gradient or point.layer is not None)
+        alone = point.field != "similarity" and (not point.gradient or point.layer is not None)
         return max(1, self.rows // 4) if alone else self.rows
 
     @staticmethod
@@ -183,9 +185,10 @@ class Engine:
         watching = contextlib.nullcontext() if parchgrad is None else parchgrad.watching()
         opened = self._tapped(layer)
         with torch.set_grad_enabled(gradient), self._arithmetic(points[0].dtype), watching, opened as tapped:
-            f = self.f if points[0].field == "value" or self.similarity is None else self.similarity
+            f = {"value": self.f, "entered": self.entered, "similarity": self.similarity}[points[0].field]
+            assert f is not None
             values = f(x, pins).float().view(depth, rows)
-        products: list[Tensor] = []
+        products: list[list[Tensor]] = []
         if gradient:
             for k in range(depth):
                 if layer is not None:
@@ -194,7 +197,7 @@ class Engine:
                 if parchgrad is not None:
                     parchgrad.keep([p.channels[min(k, len(p.targets) - 1)] for p in filled if p.channels])
                 (g,) = torch.autograd.grad(values[k].sum(), x, retain_graph=k + 1 < depth)
-                products.append(torch.stack([p.map_of(g[row].float()) for row, p in enumerate(points)]))
+                products.append([p.kept(g[row].float()) for row, p in enumerate(points)])
         table = values.detach().double().cpu().tolist()
         self.seconds += time.perf_counter() - start
         return [
@@ -217,17 +220,19 @@ class Engine:
         return torch.autocast(self.device.type, dtype)
 
 
-def _layer_maps(points: Sequence[Point], k: int, values: Tensor, tapped: Sequence[Tensor], more: bool) -> Tensor:
-    """(points, size, size): maps of target `k` of every point at the tapped layer; zero where it does not matter."""
+def _layer_maps(points: Sequence[Point], k: int, values: Tensor, tapped: Sequence[Tensor], more: bool) -> list[Tensor]:
+    """(size, size): maps of target `k` of every point at the tapped layer; zero where it does not matter."""
     if not tapped or not values.requires_grad:
-        return values.new_zeros(len(points), *points[0].path.x.shape[1:])
+        return [values.new_zeros(p.path.x.shape[1:]) for p in points]
     output = tapped[0]
     (g,) = torch.autograd.grad(values.sum(), output, retain_graph=more, materialize_grads=True)
     rows = zip(points, g.float(), output.detach().float(), strict=False)  # what fills the pack up is left out
-    return torch.stack([p.map_of(own, a, p.targets[min(k, len(p.targets) - 1)]) for p, own, a in rows])
+    return [p.kept(own, a, p.targets[min(k, len(p.targets) - 1)]) for p, own, a in rows]
 
 
-def solve(f: Field, ask: Generator[list[Point], list[Reply], T], tap: Tap | None = None) -> T:
+def solve(
+    f: Field, ask: Generator[list[Point], list[Reply], T], tap: Tap | None = None, entered: Field | None = None
+) -> T:
     """Run one coroutine alone, on the CPU: for scripts, notebooks and tests."""
-    engine = Engine(f, torch.device("cpu"), tap=tap)
+    engine = Engine(f, torch.device("cpu"), tap=tap, entered=entered)
     return next(iter(engine.run([(None, ask)], 1)))[1]

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detxai.attribution import cam
 from detxai.attribution.drise import drise
-from detxai.attribution.path import Ask, Path, Point, Reply, TargetMap, fixed_integral, integrated_gradients
-from detxai.attribution.quadrature import newton_cotes
+from detxai.attribution.path import Ask, Entered, Path, Point, Reply, TargetMap, integrated_gradients
+from detxai.attribution.quadrature import Mesh, Rule, newton_cotes
 from detxai.data import Target
 
 #: Points of the methods that have no error to steer by.
@@ -33,7 +33,8 @@ class Settings:
 
     `modified`: gradients come from ParchGrad and are none of F; no method then speaks of completeness. `layer_of`:
     the layer at which activation methods look for a target; `early`: for such a layer one of the same scale that comes
-    before, where there is more of the network above it.
+    before, where there is more of the network above it. `stem`: the network's first convolution, where integrals are
+    taken behind it.
     """
 
     tolerance: float = 0.05
@@ -43,6 +44,7 @@ class Settings:
     modified: bool = False
     layer_of: Callable[[Target], int] | None = None
     early: Mapping[int, int] = field(default_factory=dict)
+    stem: nn.Conv2d | None = None
 
 
 #: `paths`: from each baseline to the image; all but `expected` use the first.
@@ -57,10 +59,11 @@ def ig(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> 
     """
     if settings.modified:
         rule = FIXED_RULE.within(settings.max_evaluations)
-        return (yield from fixed_integral(paths[0], targets, rule, settings.dtype))
+        return (yield from _fixed_integral(paths[0], targets, rule, settings.dtype))
     exact, most = settings.dtype == torch.float32, settings.max_evaluations
+    path = paths[0] if settings.stem is None else Entered(paths[0], settings.stem)
     found = yield from integrated_gradients(
-        paths[0],
+        path,
         targets,
         tolerance=settings.tolerance,
         max_evaluations=most if exact else min(most, LOW_PRECISION_EVALUATIONS),
@@ -69,11 +72,32 @@ def ig(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> 
     again = [] if exact else [i for i, integral in enumerate(found) if not integral.converged]
     if again:
         redone = yield from integrated_gradients(
-            paths[0], [targets[i] for i in again], tolerance=settings.tolerance, max_evaluations=most
+            path, [targets[i] for i in again], tolerance=settings.tolerance, max_evaluations=most
         )
         for i, integral in zip(again, redone, strict=True):
             found[i] = replace(integral, evaluations=integral.evaluations + found[i].evaluations)
     return found
+
+
+def _fixed_integral(path: Path, targets: Sequence[Target], rule: Rule, dtype: torch.dtype = torch.float32) -> Ask:
+    """Coroutine for the integral on the nodes of `rule`, of gradients that are none of F.
+
+    Nothing is known of its error: F's differences say what the sum of F's own gradient must be, not of another.
+    """
+    mesh = Mesh(rule)
+    nodes = mesh.missing()
+    replies = yield [Point(path, rule.alpha(v), tuple(targets), wanted, dtype) for v, wanted in nodes.items()]
+    found = dict(zip(nodes, replies, strict=True))
+    maps = []
+    for k, target in enumerate(targets):
+        total = torch.zeros(path.x.shape[1:], dtype=torch.float64, device=path.x.device)
+        for v, weight in mesh.weights().items():
+            products = found[v].products
+            assert products is not None
+            total.add_(products[k].double(), alpha=weight)
+        spent = sum(nodes.values())
+        maps.append(TargetMap(target, total, found[1.0].values[k], found[0.0].values[k], spent, dtype=dtype))
+    return maps
 
 
 def expected(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:

@@ -122,16 +122,22 @@ class AnchorBased:
         return boxes, objectness.sigmoid() * logits.sigmoid()
 
     def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        return self._values(x, x.shape[-1], pins)
+
+    def entered(self, z: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        return self._values(z, self.trunk.size_before(z), pins, entered=True)
+
+    def _values(self, x: Tensor, size: int, pins: Sequence[tuple[int, Target]], entered: bool = False) -> Tensor:
         wanted = [Pin(*pin) for pin in pins]
         levels = sorted({p.target.level for p in wanted})
-        windows = {i: self._windows(i, x) for i in levels}
-        outputs = self.trunk(x, frozenset().union(*(w.wanted for w in windows.values())))
+        windows = {i: self._windows(i, size, x) for i in levels}
+        outputs = self.trunk(x, frozenset().union(*(w.wanted for w in windows.values())), entered)
         result: list[Tensor | None] = [None] * len(wanted)
         start = [0]
-        for head, (height, width) in zip(self.heads, self._shapes(x.shape[-1]), strict=True):
+        for head, (height, width) in zip(self.heads, self._shapes(size), strict=True):
             start.append(start[-1] + len(head.anchors) * height * width)
         for level in levels:
-            head, (height, width) = self.heads[level], self._shapes(x.shape[-1])[level]
+            head, (height, width) = self.heads[level], self._shapes(size)[level]
             group = [i for i, p in enumerate(wanted) if p.target.level == level]
             places = [divmod(wanted[i].target.anchor - start[level], height * width) for i in group]
             cells = [divmod(rest, width) for _, rest in places]
@@ -143,8 +149,8 @@ class AnchorBased:
                 result[i] = _scalar(wanted[i], boxes[j], raw[j, 4], raw[j, 5:])
         return scaled(torch.stack(result), wanted)  # type: ignore[arg-type]
 
-    def _windows(self, level: int, like: Tensor) -> Windows:
-        found = self.trunk.around(self.heads[level].feed, self.heads[level].conv, like)
+    def _windows(self, level: int, size: int, like: Tensor) -> Windows:
+        found = self.trunk.around(self.heads[level].feed, self.heads[level].conv, size, like)
         assert found is not None, "a convolution reads a bounded part of its map"
         return found
 

@@ -60,17 +60,17 @@ class AnchorFree:
 
     def _sparse(self) -> bool:
         """Whether all parts of the head can be evaluated on windows."""
-        like = torch.zeros(1, 3, max(self.strides) * SPARE_CELLS, max(self.strides) * SPARE_CELLS)
+        size, like = max(self.strides) * SPARE_CELLS, torch.zeros(1)
         kinds = [kind for kind, part in self.parts.items() if part is not None]
         with self.trunk.whole():
             return all(
-                self.trunk.around(feed, self.parts[kind][level], like)
+                self.trunk.around(feed, self.parts[kind][level], size, like)
                 for kind in kinds
                 for level, feed in enumerate(self.feeds)
             )
 
-    def _windows(self, kind: str, level: int, like: Tensor) -> Windows:
-        found = self.trunk.around(self.feeds[level], self.parts[kind][level], like)
+    def _windows(self, kind: str, level: int, size: int, like: Tensor) -> Windows:
+        found = self.trunk.around(self.feeds[level], self.parts[kind][level], size, like)
         assert found is not None, "a sparse head reads a bounded part of its map"
         return found
 
@@ -180,22 +180,26 @@ class AnchorFree:
     # -- pinned ---------------------------------------------------------------------------------
 
     def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        return self._values(x, x.shape[-1], pins) if self.info.sparse else self.full_values(x, pins)
+
+    def entered(self, z: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        return self._values(z, self.trunk.size_before(z), pins, entered=True)
+
+    def _values(self, x: Tensor, size: int, pins: Sequence[tuple[int, Target]], entered: bool = False) -> Tensor:
         wanted = [Pin(*pin) for pin in pins]
-        if not self.info.sparse:
-            return self.full_values(x, wanted)
         groups: dict[tuple[int, str], list[int]] = {}
         for i, pin in enumerate(wanted):
             groups.setdefault((pin.target.level, "class" if pin.target.kind == "class" else "box"), []).append(i)
         turned = ("angle",) if self.angle_heads else ()
         windows = {
-            (level, part): self._windows(part, level, x)
+            (level, part): self._windows(part, level, size, x)
             for level, kind in sorted(groups)
             for part in ((kind, *turned) if kind == "box" else (kind,))
         }
-        outputs = self.trunk(x, frozenset().union(*(w.wanted for w in windows.values())))
+        outputs = self.trunk(x, frozenset().union(*(w.wanted for w in windows.values())), entered)
         result: list[Tensor | None] = [None] * len(wanted)
         for (level, kind), group in sorted(groups.items()):
-            width, start = x.shape[-1] // self.strides[level], self._start(level, x.shape[-1])
+            width, start = size // self.strides[level], self._start(level, size)
             cells = [divmod(wanted[i].target.anchor - start, width) for i in group]
             rows = [wanted[i].row for i in group]
             raw = windows[level, kind](outputs, rows, cells).float()

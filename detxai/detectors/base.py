@@ -83,6 +83,10 @@ class Detector(Protocol):
         """(len(pins),) float32: the pinned scalars, differentiable in x, computed with the least work."""
         ...
 
+    def entered(self, z: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        """`values` of the pictures of which the network's first convolution (`Trunk.stem`) has made z."""
+        ...
+
     def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         """The same scalars through the whole network and head: the reference for `values`."""
         ...
@@ -143,24 +147,22 @@ class Trunk:
         finally:
             self._whole = before
 
-    def around(self, feed: int, head: nn.Module, like: Tensor) -> Windows | None:
+    def around(self, feed: int, head: nn.Module, size: int, like: Tensor) -> Windows | None:
         """`head` over the layer `feed`, with the layers below that can, on windows around cells; see `windows`.
 
-        None where the head reads without bound. `like`: any batch of the network's, (batch, 3, size, size).
+        None where the head reads without bound. `size` of the pictures, `like` a batch of them or behind the stem.
         """
-        size = like.shape[-1]
         key = (feed, id(head), size, like.device, self._whole)
         if key not in self._windows:
-            self._windows[key] = around(self, feed, head, self._shapes_of(like), like.new_empty(()))
+            self._windows[key] = around(self, feed, head, self._shapes_of(size, like), like.new_empty(()))
         return self._windows[key]
 
     @torch.no_grad()
-    def _shapes_of(self, like: Tensor) -> dict[int, tuple[int, int]]:
+    def _shapes_of(self, size: int, like: Tensor) -> dict[int, tuple[int, int]]:
         """(channels, side) of the maps of all layers."""
-        size = like.shape[-1]
         if size not in self._shapes:
             tap, self._tap = self._tap, None
-            outputs = self(torch.zeros_like(like[:1]), range(len(self.layers)))
+            outputs = self(like.new_zeros(1, 3, size, size), range(len(self.layers)))
             self._tap = tap
             maps = {i: y for i, y in outputs.items() if isinstance(y, Tensor) and y.dim() == 4}
             self._shapes[size] = {i: (y.shape[1], y.shape[3]) for i, y in maps.items() if y.shape[2] == y.shape[3]}
@@ -185,15 +187,30 @@ class Trunk:
         last = {size: i for i, size in sizes.items() if i < neck}
         return {i: last.get(size, i) for i, size in sizes.items()}
 
-    def __call__(self, x: Tensor, wanted: Iterable[int]) -> dict[int, Tensor]:
-        """Outputs of the layers `wanted` for x (batch, 3, size, size)."""
+    @property
+    def stem(self) -> nn.Conv2d | None:
+        """The convolution that the network begins with, where nothing but an activation comes before the next layer."""
+        first = self.layers[0]
+        conv = getattr(first, "conv", None)
+        parts = {name for name, _ in first.named_children()}
+        return conv if isinstance(conv, nn.Conv2d) and parts <= {"conv", "act"} and hasattr(first, "act") else None
+
+    def size_before(self, z: Tensor) -> int:
+        """The side of the pictures of which `stem` has made z."""
+        assert self.stem is not None
+        return int(z.shape[-1]) * int(self.stem.stride[0])
+
+    def __call__(self, x: Tensor, wanted: Iterable[int], entered: bool = False) -> dict[int, Tensor]:
+        """Outputs of the layers `wanted` for x (batch, 3, size, size), or for what `stem` has made of it."""
         wanted = frozenset(wanted)
         needed = frozenset().union(*(self.ancestors[i] for i in wanted))
         last_use = {j: i for i in sorted(needed) for j in self.sources[i]}
         outputs: dict[int, Tensor] = {-1: x}
         for i in sorted(needed):
-            layer = self.layers[i]
-            if isinstance(layer.f, int):
+            layer = self.layers[i] if i or not entered else self.layers[0].act
+            if i == 0:
+                outputs[i] = layer(x)
+            elif isinstance(layer.f, int):
                 outputs[i] = layer(outputs[i + layer.f if layer.f < 0 else layer.f])
             else:
                 outputs[i] = layer([outputs[i + f if f < 0 else f] for f in layer.f])

@@ -87,7 +87,7 @@ class BlackBox:
         """Not for an export: callers ask `info.differentiable` first."""
         raise ModelError(f"{self.info.name} is a black box: it has no gradients.")
 
-    full_values = values
+    full_values = entered = values
 
     def layer_of(self, target: Target) -> int:
         raise ModelError(f"{self.info.name} is a black box: it has no layers.")

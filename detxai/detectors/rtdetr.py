@@ -62,6 +62,9 @@ class RTDETR:
     def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         return self.full_values(x, pins)
 
+    def entered(self, z: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        raise NotImplementedError("RT-DETR is not sparse, and entered at the picture.")
+
     def layer_of(self, target: Target) -> int:
         """The decoder reads all scales: that on which the model expects boxes of this size, four strides a side."""
         if target.box is None:

@@ -1,0 +1,133 @@
+"""What a method asks of the engine and what it is told: places on a path, and values and gradients there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from detxai.data import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """The straight path from baseline b to image x, both (3, size, size) float32 in [0, 1]."""
+
+    x: Tensor
+    b: Tensor
+    #: Which of the engine's functions takes its points.
+    field: ClassVar[str] = "value"
+
+    def at(self, alpha: float) -> Tensor:
+        """The point b + α (x − b); exactly b and x at the ends."""
+        return torch.lerp(self.b, self.x, alpha)
+
+    def product(self, gradient: Tensor) -> Tensor:
+        """What is kept of ∇F: (x − b) ⊙ ∇F summed over colour, (size, size)."""
+        return ((self.x - self.b) * gradient).sum(0)
+
+    def slopes(self, products: Tensor) -> list[float]:
+        """f(α) = ∇F · (x − b) of each of the `products`."""
+        found: list[float] = products.flatten(1).sum(1, dtype=torch.float64).tolist()
+        return found
+
+    def map(self, integral: Tensor) -> Tensor:
+        """(size, size) float64 of the weighted sum of products."""
+        return integral.double()
+
+
+class Entered(Path):
+    """The path behind a first convolution: z = Lx + c is straight where x is, and ∇F · (x − b) = ∂F/∂z · (z(x) − z(b)).
+
+    So that convolution runs twice a path, and its adjoint once a map: (x − b) ⊙ Lᵀ ∫ ∂F/∂z dα. `outer` is the path of
+    the pictures. Gradients are kept as they come, (height, width, channels).
+    """
+
+    field: ClassVar[str] = "entered"
+
+    def __init__(self, outer: Path, conv: nn.Conv2d) -> None:
+        with torch.no_grad():
+            x, b = (conv(end[None].contiguous(memory_format=torch.channels_last))[0] for end in (outer.x, outer.b))
+        super().__init__(x, b)
+        self.outer, self.conv, self.difference = outer, conv, (x - b).permute(1, 2, 0)
+
+    def product(self, gradient: Tensor) -> Tensor:
+        return gradient.permute(1, 2, 0)
+
+    def slopes(self, products: Tensor) -> list[float]:
+        return super().slopes(products * self.difference)
+
+    def map(self, integral: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = torch.zeros_like(self.outer.x)[None].contiguous(memory_format=torch.channels_last).requires_grad_()
+            (back,) = torch.autograd.grad(self.conv(x), x, integral.permute(2, 0, 1)[None])
+        return self.outer.product(back[0]).double()
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One row of a batch: the place `alpha` on `path`, the targets wanted there, and whether their gradients are.
+
+    `picture` (3, size, size) takes the place of the path's point; where `hidden` (size, size) holds, the baseline
+    shows; `combine` makes a (size, size) map of a gradient (default: the path's product). `field`: which scalar of a
+    target, its pinned `value` (of a picture, or of what has `entered` the network) or its `similarity` to what is
+    detected. `dtype` is the arithmetic of the network below the head. `channels`: for each target those that ParchGrad
+    keeps, (total channels,) bool; None for the plain gradient. At a `layer` the gradient is that at its output, and
+    `combine` gets it, the output, both (c, h, w), and the target.
+    """
+
+    path: Path
+    alpha: float
+    targets: tuple[Target, ...]
+    gradient: bool = True
+    dtype: torch.dtype = torch.float32
+    picture: Tensor | None = None
+    combine: Callable[..., Tensor] | None = None
+    field: str = "value"
+    layer: int | None = None
+    hidden: Tensor | None = None
+    channels: tuple[Tensor, ...] | None = None
+
+    def place(self) -> Tensor:
+        """The picture at this point, (3, size, size)."""
+        shown = self.path.at(self.alpha) if self.picture is None else self.picture
+        return shown if self.hidden is None else torch.where(self.hidden, self.path.b, shown)
+
+    def kept(self, gradient: Tensor, *more: Any) -> Tensor:
+        """What is kept of a gradient (3, size, size), or of one at a layer with `more` of what is there."""
+        return (self.combine or self.path.product)(gradient, *more)
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """What came of a point: F (targets,) and, where wanted, the map of ∇F per target, (targets, size, size)."""
+
+    values: list[float]
+    products: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TargetMap:
+    """What a method makes of one target: `map` (size, size) float64, letterbox pixels, summed over colour.
+
+    The completeness fields are None for methods that promise nothing about the sum of their map. `layer`: where an
+    activation map was taken.
+    """
+
+    target: Target
+    map: Tensor
+    value_at_input: float
+    value_at_baseline: float | None
+    evaluations: int
+    completeness_error: float | None = None
+    error_bound: float | None = None
+    converged: bool | None = None
+    dtype: torch.dtype = torch.float32
+    notes: tuple[str, ...] = ()
+    layer: int | None = None
+
+
+Ask = Generator[list[Point], list[Reply], list[TargetMap]]
