@@ -76,6 +76,9 @@ def evaluate(
     smooth: Annotated[
         float, option("--smooth", panel=JUDGING, help="Blur of a map before its pixels are ranked, in box sides.")
     ] = 0.04,
+    order: Annotated[
+        str, option("--order", panel=JUDGING, help="signed: what speaks for the class goes first; or absolute.")
+    ] = "signed",
     seed: Annotated[int, option("--seed", panel=JUDGING, help="Of the random map, noise and resampling.")] = 0,
     baselines: Annotated[
         bool,
@@ -121,7 +124,7 @@ def evaluate(
 
         checked = SANITY_IMAGES if sanity else 0
         options = Options(
-            output, steps, smooth, seed, limit, stability, checked, masks, baselines, score_precision, force
+            output, steps, smooth, order, seed, limit, stability, checked, masks, baselines, score_precision, force
         )
         found = places.find(sources, sys.stdin.buffer if "-" in sources else None, null, exclude=output)
         from detxai.evaluation.job import evaluate as judge

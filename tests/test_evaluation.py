@@ -26,6 +26,7 @@ from detxai.evaluation import disturbed, metrics, priors, tables
 from detxai.evaluation.judge import Judge
 from detxai.evaluation.options import Options
 from detxai.evaluation.perturbation import Case, Scene, curves, ranking, shares
+from detxai.evaluation.subjects import Opened, Subject
 from detxai.sources import find
 
 BOX = (1.0, 1.0, 3.0, 3.0)
@@ -198,6 +199,21 @@ def test_ranking_finds_the_place_in_the_letterbox() -> None:
     assert smooth[31, 0] < smooth[17, 0] < smooth[17, 40], "blurred, the middle of the quarter comes first"
 
 
+def test_an_absolute_order_takes_what_speaks_against_first_too() -> None:
+    picture = images.load(next(iter(find([str(SAMPLES / "bag-03.jpg")]).refs)), "auto", 10**8)
+    square, box = images.letterbox(picture.pixels, SIZE)
+    subject = Subject(0, 0, "knife", 0.9, (8.0, 8.0, 90.0, 90.0), HERE)
+    values = np.zeros((picture.height, picture.width), np.float32)
+    opened = Opened(picture, square, box, [subject], [None], 0, priors.random_map(*values.shape, 0))
+    values[:90, :90], values[-90:, -90:] = 1, -2
+    signed, absolute = (
+        opened.read(subject, values, None, Options(smooth=0, order=order)).rank for order in ("signed", "absolute")
+    )
+    middle = signed.shape[0] // 2, signed.shape[1] // 2
+    assert signed[0, 0] < signed[middle] < signed[-1, -1]
+    assert absolute[-1, -1] < absolute[0, 0] < absolute[middle]
+
+
 def test_priors_look_as_they_are_called() -> None:
     prior = priors.box_map(60, 100, (20.0, 10.0, 60.0, 50.0))
     inside = np.zeros(prior.shape, bool)
@@ -321,7 +337,8 @@ def test_sanity_of_the_bundled_model() -> None:
 
 
 def test_options_that_make_no_sense() -> None:
-    for wrong in ({"steps": 1}, {"limit": 0}, {"stability": -1}, {"smooth": 2.0}, {"score_precision": "fp8"}):
+    numbers = {"steps": 1, "limit": 0, "stability": -1, "smooth": 2.0}
+    for wrong in (*({k: v} for k, v in numbers.items()), {"score_precision": "fp8"}, {"order": "best"}):
         with pytest.raises(UsageError, match=next(iter(wrong)).replace("_", "-")):
             Options(**wrong)  # type: ignore[arg-type]
 

@@ -124,8 +124,8 @@ class Job:
         o = self.options
         own = {
             "run": configuration.fingerprint(judge.config, digest, judge.plan.info.sha256, SCHEMA),
-            "names": judge.names, "steps": o.steps, "smooth": o.smooth, "seed": o.seed, "scores": o.score_precision,
-            "special": self._special(index), "labels": drawn and drawn.digest,
+            "names": judge.names, "steps": o.steps, "smooth": o.smooth, "order": o.order, "seed": o.seed,
+            "scores": o.score_precision, "special": self._special(index), "labels": drawn and drawn.digest,
             "masks": judge.parts.digest(ref, len(drawn.labels)) if judge.parts and drawn else None,
         }  # fmt: skip
         return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
@@ -186,7 +186,8 @@ class Job:
             "device": str(judge.plan.device),
             "versions": versions(),
             "config": judge.config.plain(),
-            "steps": self.options.steps, "smooth": self.options.smooth, "seed": self.options.seed,
+            "steps": self.options.steps, "smooth": self.options.smooth, "order": self.options.order,
+            "seed": self.options.seed,
             "score_precision": self.options.score_precision,
         }  # fmt: skip
         files.write(REPORT, (json.dumps(head | found, indent=1, ensure_ascii=False) + "\n").encode())

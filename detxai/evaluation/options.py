@@ -13,6 +13,8 @@ STEPS, MAX_DET = 16, 2
 #: overlays are smoothed: a map is judged as it is shown. Single pixels in the order of a map are speckle, which blinds
 #: a detector whatever the map says.
 SMOOTH = 0.04
+#: What decides which pixel goes first: what speaks for the class, or what matters either way.
+ORDERS = ("signed", "absolute")
 #: How many images `--sanity` takes: enough to see correlations fall, and few enough to afford six networks on each.
 SANITY_IMAGES = 8
 
@@ -24,6 +26,7 @@ class Options:
     output: Path = Path("runs/evaluate")
     steps: int = STEPS
     smooth: float = SMOOTH
+    order: str = "signed"
     seed: int = 0
     limit: int | None = None
     stability: int = 0
@@ -40,6 +43,8 @@ class Options:
                 raise UsageError(f"--{name} {value}: it must be at least {least}.")
         if not 0 <= self.smooth <= 1:
             raise UsageError(f"--smooth {self.smooth:g}: it is a share of the box's side, from 0 to 1.")
+        if self.order not in ORDERS:
+            raise UsageError(f"--order {self.order!r}: it is signed or absolute.")
         if self.score_precision not in ("fp32", "bf16"):
             raise UsageError(f"--score-precision {self.score_precision!r}: it is fp32 or bf16.")
         if self.masks is not None and not self.masks.is_dir():

@@ -12,6 +12,7 @@ from detxai import images, labels
 from detxai.data import Attribution, Box, Image, ImageRef, Label, Letterbox, Map, Pixels, Target
 from detxai.evaluation import metrics, priors
 from detxai.evaluation.masks import Parts
+from detxai.evaluation.options import Options
 from detxai.evaluation.perturbation import ranking
 from detxai.publish import Result
 
@@ -75,11 +76,9 @@ class Opened:
         return self.image.ref
 
     def read(
-        self, subject: Subject, values: Map, parts: Parts | None, smooth: float, **numbers: float | None
+        self, subject: Subject, values: Map, parts: Parts | None, options: Options, **numbers: float | None
     ) -> Reading:
         """The reading of a signed map (height, width) of `subject`; `numbers` are added to its own.
-
-        `smooth`: blur before pixels are ranked, as a share of sqrt(box area).
         """
         box, found = subject.box, None
         own: dict[str, float | None] = {
@@ -98,8 +97,8 @@ class Opened:
                 own["parts"] = whole[0] / whole[1] if shares else None
         left, top, right, bottom = subject.window
         gain = self.box.inner_width / self.box.width
-        sigma = smooth * gain * ((box[2] - box[0]) * (box[3] - box[1])) ** 0.5
-        rank = ranking(values, self.box, self.ties, sigma)
+        sigma = options.smooth * gain * ((box[2] - box[0]) * (box[3] - box[1])) ** 0.5
+        rank = ranking(values if options.order == "signed" else abs(values), self.box, self.ties, sigma)
         panel = resized(values[top:bottom, left:right], PANEL)
         return Reading(own | numbers, found, rank, resized(values, min(THUMB, max(values.shape))), panel)
 
