@@ -49,16 +49,17 @@ class Setting:
 
 DEFAULT = Setting("default")
 WIDE = {"smooth": 0.16}
+SMOOTHED = Setting("smoothed four times as much", judged=WIDE)
 TRIED = (
     DEFAULT,
     *(Setting(f"baseline {name}", baseline=name) for name in ("black", "gray", "blur")),
-    Setting("smoothed four times as much", judged=WIDE),
+    SMOOTHED,
     Setting("absolute", judged={"order": "absolute"}),
     Setting("absolute, smoothed four times as much", judged={"order": "absolute", **WIDE}),
 )
 #: What the settings are compared with: the gradient as it is judged, and at the settings that flatter it.
 PLAIN = Setting("grad", "grad")
-FLATTERED = tuple(replace(setting, name=f"grad, {setting.name}", method="grad") for setting in TRIED[-2:])
+FLATTERED = tuple(replace(setting, name=f"grad, {setting.name}", method="grad") for setting in TRIED[-3:])
 
 Figures = list[dict[str, Any]]
 
@@ -114,7 +115,8 @@ def choose(study: Study, refs: Sequence[ImageRef]) -> tuple[Setting, Setting]:
     plain = study.figures(refs, "choose", PLAIN, baselines=True)
     flattered = {PLAIN: plain} | {setting: study.figures(refs, "choose", setting) for setting in FLATTERED}
     found = {setting: study.figures(refs, "choose", setting) for setting in TRIED}
-    rows = [(f"`{name}`", shown(margin(plain, name)), "", "") for name in plain[0]["detections"][0]["methods"]]
+    names = list(plain[0]["detections"][0]["methods"])
+    rows: list[tuple[str, ...]] = [(f"`{name}`", shown(margin(plain, name)), "", "") for name in names]
     for setting, own in (flattered | found).items():
         if setting != PLAIN:
             less = [shown(difference(own, setting.method, plain, name)) for name in ("random", "grad")]
@@ -134,16 +136,18 @@ def report(study: Study, refs: Sequence[ImageRef], best: Sequence[Setting], stat
     names = list(judged[0]["detections"][0]["methods"])
     count = sum(len(image["detections"]) for image in judged)
     print(f"\nreported: {len(judged)} images, {count} detections\n")
-    rows = [(f"`{name}`", *(shown(interval(by_image(judged, name, m), 0)) for m in REPORTED)) for name in names]
-    print(table(rows, ("", *REPORTED)))
-    known = {DEFAULT: (judged, "ig"), PLAIN: (judged, "grad")}
-    ours, theirs = (known.get(s) or (study.figures(refs, "report", s), s.method) for s in best)
+    figures = [(f"`{name}`", *(shown(interval(by_image(judged, name, m), 0)) for m in REPORTED)) for name in names]
+    print(table(figures, ("", *REPORTED)))
     print("\npaired differences\n")
-    rows = [
-        *(("ig", other, *_differences((judged, "ig"), (judged, other))) for other in ("random", "grad", "box")),
-        *((f"ig, {best[0].name}", other, *_differences(ours, (judged, other))) for other in ("random", "grad", "box")),
-        (f"ig, {best[0].name}", f"grad, {best[1].name}", *_differences(ours, theirs)),
-    ]
+    made = {DEFAULT: (judged, "ig"), PLAIN: (judged, "grad")}
+    rows: list[tuple[str, ...]] = []
+    for own, other in dict.fromkeys(((DEFAULT, PLAIN), (SMOOTHED, FLATTERED[0]), tuple(best))):
+        for setting in (own, other):
+            if setting not in made:
+                made[setting] = study.figures(refs, "report", setting), setting.method
+        title = f"ig, {own.name}"
+        rows += [(title, name, *_differences(made[own], (judged, name))) for name in ("random", "grad", "box")]
+        rows += [(title, other.name, *_differences(made[own], made[other]))] if other != PLAIN else []
     for name in names:
         plain, _, gradient = name.partition(".")
         if gradient:
