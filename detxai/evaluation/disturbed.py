@@ -6,6 +6,7 @@ down, and for another class, an attribution must change; under a little noise it
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Iterator
@@ -26,9 +27,9 @@ def randomised(detector: Detector, share: float, seed: int) -> Detector:
     """A copy of `detector` with shuffled weights in its head and in the last `share` of the layers below.
 
     Shuffled within each tensor, not drawn anew: the network keeps the scale of its activations, and loses what it
-    learned. The copy reports the original's predictions, so that the same ones are explained.
+    learned.
     """
-    result = _copy(detector)
+    result = copy.deepcopy(detector)
     weighted = [m for m in result.module.modules() if any(True for _ in m.parameters(recurse=False))]
     trunk = {id(m) for layer in result.trunk.layers for m in layer.modules()}
     below = [m for m in weighted if id(m) in trunk]
@@ -43,8 +44,8 @@ def randomised(detector: Detector, share: float, seed: int) -> Detector:
 
 
 def noisy(detector: Detector, size: int, seed: int) -> Detector:
-    """A copy of `detector` that sees seeded noise on top of every picture, and reports the original's predictions."""
-    result = _copy(detector)
+    """A copy of `detector` that sees seeded noise on top of every picture."""
+    result = copy.deepcopy(detector)
     first = next(m for m in result.module.modules() if isinstance(m, nn.Conv2d))
     noise = NOISE * torch.randn(3, size, size, generator=torch.Generator().manual_seed(seed))
 
@@ -55,10 +56,14 @@ def noisy(detector: Detector, size: int, seed: int) -> Detector:
     return result
 
 
-def _copy(detector: Detector) -> Detector:
-    result: Any = copy.deepcopy(detector)
-    result.predict = detector.predict
-    return result  # type: ignore[no-any-return]
+@contextlib.contextmanager
+def reporting(other: Any, original: Detector) -> Iterator[None]:
+    """In here `other` reports the predictions of the `original`, so that the same ones are explained."""
+    other.predict = original.predict
+    try:
+        yield
+    finally:
+        del other.predict
 
 
 def cascade(detector: Detector, seed: int) -> Iterator[tuple[float, Detector]]:

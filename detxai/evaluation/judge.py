@@ -237,7 +237,8 @@ class Judge:
             except ModelError:  # no gradient is left: there is no map to compare
                 found[variant.label] = [None] * len(image.subjects)
                 continue
-            found[variant.label] = self._correlations(image, variant, explainer)
+            with disturbed.reporting(other, self.plan.detector):
+                found[variant.label] = self._correlations(image, variant, explainer)
         return found
 
     def _correlations(self, image: Opened, variant: Variant, explainer: Explainer) -> list[float | None]:
