@@ -25,6 +25,7 @@ from detxai.calibrate import Pass
 from detxai.calibration import SUFFIX
 from detxai.console import Console
 from detxai.data import ImageRef
+from detxai.errors import ExitCode
 from detxai.evaluation.files import Files
 from detxai.evaluation.job import Job
 from detxai.evaluation.options import Options
@@ -84,7 +85,9 @@ class Study:
         })  # fmt: skip
         folder = a.work / f"{half} {setting.name}".replace(",", "").replace(" ", "-")
         options = Options(folder, a.steps, baselines=baselines, **setting.judged)
-        Job(config, options, self.console).run(Found(refs))
+        code = Job(config, options, self.console).run(Found(refs))
+        if code not in (ExitCode.OK, ExitCode.SOME_FAILED):
+            raise SystemExit(code)
         found = (Files(folder).read(ref.path) for ref in refs)
         return [image for image in found if image is not None and image["detections"]]
 
