@@ -176,9 +176,29 @@ def test_equal_orders_and_ends_are_scored_once() -> None:
     rank = ranking(priors.random_map(SIZE, SIZE, 0), SQUARE, priors.random_map(SIZE, SIZE, 1))
     other = Target(1, 0, box=(0.0, 0.0, 8.0, 8.0))
     cases = [Case(rank, (HERE,)), Case(rank, (other,)), Case(rank, (HERE,))]
-    found = curves(counted, scene(), cases, 5, rows=8)
-    assert sum(seen) == 3 + 2 * 2 * 4, "the picture and two fills; two fills, two modes and four steps"
+    found = curves(counted, scene(), cases, 4, rows=8)
+    assert sum(seen) == 3 + 2 * 2 * 3, "the picture and two fills; two fills, two modes and three steps"
     assert all(np.array_equal(found[0][key], found[2][key]) for key in found[0])
+
+
+@pytest.mark.parametrize("steps", [5, 16])
+def test_flat_parts_of_a_curve_are_not_asked_for(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def counted(x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        seen.append(len(x))
+        return brightness(x, pins)
+
+    falling = -np.arange(SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
+    cases = [Case(ranking(falling, SQUARE, falling), (HERE,))]
+    (few,) = curves(counted, scene(), cases, steps, rows=8)
+    spent = sum(seen)
+    monkeypatch.setattr("detxai.evaluation.perturbation.FLAT", -1)
+    (all_,) = curves(counted, scene(), cases, steps, rows=8)
+    assert sum(seen) - spent == 3 + 2 * 2 * (steps - 1)
+    assert spent < 0.7 * (3 + 2 * 2 * (steps - 1)) or steps < 8
+    for key, values in all_.items():
+        assert few[key][:, 0] == pytest.approx(values[:, 0], abs=0.01)
 
 
 def test_ties_are_broken_by_what_knows_nothing() -> None:
