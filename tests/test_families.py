@@ -19,7 +19,7 @@ from ultralytics.utils.nms import non_max_suppression
 from detxai import _ultralytics  # noqa: F401  (before ultralytics itself)
 from detxai.attribution.engine import solve
 from detxai.attribution.methods import METHODS
-from detxai.attribution.path import Path, integrated_gradients
+from detxai.attribution.path import Entered, Path, integrated_gradients
 from detxai.data import Checkpoint, Target
 from detxai.detectors import Detector, Pin, build, reported, self_test
 from detxai.detectors.base import EDGES, Candidates
@@ -162,6 +162,28 @@ def test_integral_is_complete(case: Case) -> None:
         assert integral.completeness_error <= 0.05
         assert abs(integral.value_at_input - integral.value_at_baseline) >= ENOUGH
         assert integral.value_at_input == pytest.approx(float(value), abs=1e-3)
+
+
+def test_behind_the_first_convolution_the_integral_is_the_same(case: Case) -> None:
+    """The path is straight there too: the same nodes give the same map, bound and values."""
+    stem = case.detector.trunk.stem
+    if not case.family.sparse:
+        return
+    assert stem is not None
+    target, ends = case.moving(0), (case.x[0], case.baseline[0])
+    nudged = Path(*(torch.nextafter(end, torch.ones_like(end)) for end in ends))
+    one, other, near = (
+        solve(
+            case.detector.values, integrated_gradients(p, [target], max_evaluations=2), entered=case.detector.entered
+        )[0]
+        for p in (Path(*ends), Entered(Path(*ends), stem), nudged)
+    )
+    distance, unavoidable = (float((m.map - one.map).norm() / one.map.norm()) for m in (other, near))
+    # Where a ReLU or a maximum turns over, a gradient jumps at the last bit of a picture.
+    assert distance <= max(1e-4, 3 * unavoidable), unavoidable
+    assert other.evaluations == one.evaluations == 2
+    assert other.value_at_input == pytest.approx(one.value_at_input, abs=1e-3)
+    assert other.value_at_baseline == pytest.approx(one.value_at_baseline, abs=1e-3)
 
 
 def test_every_method_gives_a_map_of_the_class(case: Case) -> None:

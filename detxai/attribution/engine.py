@@ -185,9 +185,7 @@ class Engine:
         watching = contextlib.nullcontext() if parchgrad is None else parchgrad.watching()
         opened = self._tapped(layer)
         with torch.set_grad_enabled(gradient), self._arithmetic(points[0].dtype), watching, opened as tapped:
-            f = {"value": self.f, "entered": self.entered, "similarity": self.similarity}[points[0].field]
-            assert f is not None
-            values = f(x, pins).float().view(depth, rows)
+            values = self._field(points[0].field)(x, pins).float().view(depth, rows)
         products: list[list[Tensor]] = []
         if gradient:
             for k in range(depth):
@@ -207,6 +205,11 @@ class Engine:
             )
             for row, p in enumerate(points)
         ]
+
+    def _field(self, name: str) -> Field:
+        found = {"value": self.f, "entered": self.entered, "similarity": self.similarity or self.f}[name]
+        assert found is not None, f"an engine without {name}"
+        return found
 
     def _tapped(self, layer: int | None) -> contextlib.AbstractContextManager[list[Tensor]]:
         if layer is None:
