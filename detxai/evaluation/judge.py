@@ -14,8 +14,7 @@ import torch
 
 from detxai import detectors, images, labels
 from detxai.attribution.engine import out_of_memory, rows_for
-from detxai.attribution.methods import GRADIENT
-from detxai.config import OutputConfig, RunConfig
+from detxai.config import RunConfig
 from detxai.data import ImageRef, Map
 from detxai.detectors.anchor_free import AnchorFree
 from detxai.detectors.whole_image import layercam
@@ -26,6 +25,7 @@ from detxai.evaluation.metrics import area_under, rank_correlation
 from detxai.evaluation.options import Options
 from detxai.evaluation.perturbation import FILLS, MODES, Case, Scene, curves, shares
 from detxai.evaluation.subjects import THUMB, Opened, Reading, costs, labelled, opened, resized
+from detxai.evaluation.variants import Variant, bare, variants
 from detxai.fields import significant
 from detxai.pipeline import Explainer
 from detxai.publish import Result
@@ -34,18 +34,6 @@ from detxai.publish import Result
 RANDOM, BOX, GRAD, ULTRALYTICS = "random", "box", "grad", "ultralytics"
 #: Most gradient evaluations for a map of a network that was tampered with: only its likeness counts.
 ROUGH = 32
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A method with a gradient; `label` is its name in every table."""
-
-    method: str
-    gradient: str
-
-    @property
-    def label(self) -> str:
-        return self.method if self.gradient == "plain" else f"{self.method}.{self.gradient}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +52,8 @@ class Judge:
 
     def __init__(self, config: RunConfig, options: Options) -> None:
         self.options = options
-        self.config = _judged(config)
-        self.variants = _variants(config)
+        self.config = bare(config)
+        self.variants = variants(config)
         self.asked = len(self.variants)
         self.first = self._explainer(self.variants[0])
         self.plan = self.first.plan
@@ -260,28 +248,6 @@ class Judge:
                     own = image.readings[variant.label][e.detection].thumb
                     found[variant.label][e.detection] = _rounded(rank_correlation(own, _thumb(e.attribution.map)))
         return found
-
-
-def _variants(config: RunConfig) -> list[Variant]:
-    """Every method with every gradient; those that show no gradient at the picture, with the plain one where asked."""
-    a = config.attribution
-    return [
-        Variant(m, g) for m in a.method for g in a.gradient
-        if g == "plain" or m in GRADIENT or "plain" not in a.gradient
-    ]  # fmt: skip
-
-
-def _judged(config: RunConfig) -> RunConfig:
-    """`config` for maps of what is detected and nothing else: one target, no evidence, no files."""
-    detection: dict[str, Any] = {"labels": None, "candidates": None, "predictions": None}
-    attribution: dict[str, Any] = {"target": ("class",), "as_class": (), "evidence": "none"}
-    return config.model_copy(
-        update={
-            "detection": config.detection.model_copy(update=detection),
-            "attribution": config.attribution.model_copy(update=attribution),
-            "output": OutputConfig(overlays=False),
-        }
-    )
 
 
 def _thumb(values: Map) -> Map:

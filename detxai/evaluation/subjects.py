@@ -78,8 +78,7 @@ class Opened:
     def read(
         self, subject: Subject, values: Map, parts: Parts | None, options: Options, **numbers: float | None
     ) -> Reading:
-        """The reading of a signed map (height, width) of `subject`; `numbers` are added to its own.
-        """
+        """The reading of a signed map (height, width) of `subject`; `numbers` are added to its own."""
         box, found = subject.box, None
         own: dict[str, float | None] = {
             "pointing": metrics.pointing(values, box),
