@@ -124,7 +124,7 @@ class Engine:
     def _rows(self, kind: list[_Entry]) -> int:
         """Rows of a pack of this kind. Values at baselines and layers come one an image: small packs waste none."""
         point = kind[0][2]
-        alone = point.field != "similarity" and (not point.gradient or point.layer is not None)
+        alone = point.layer is not None or (not point.gradient and point.field in ("value", "entered"))
         return max(1, self.rows // 4) if alone else self.rows
 
     @staticmethod
@@ -207,7 +207,8 @@ class Engine:
         ]
 
     def _field(self, name: str) -> Field:
-        found = {"value": self.f, "entered": self.entered, "similarity": self.similarity or self.f}[name]
+        fields = {"value": self.f, "trial": self.f, "entered": self.entered, "similarity": self.similarity or self.f}
+        found = fields[name]
         assert found is not None, f"an engine without {name}"
         return found
 

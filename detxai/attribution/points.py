@@ -73,10 +73,10 @@ class Point:
 
     `picture` (3, size, size) takes the place of the path's point; where `hidden` (size, size) holds, the baseline
     shows; `combine` makes a (size, size) map of a gradient (default: the path's product). `field`: which scalar of a
-    target, its pinned `value` (of a picture, or of what has `entered` the network) or its `similarity` to what is
-    detected. `dtype` is the arithmetic of the network below the head. `channels`: for each target those that ParchGrad
-    keeps, (total channels,) bool; None for the plain gradient. At a `layer` the gradient is that at its output, and
-    `combine` gets it, the output, both (c, h, w), and the target.
+    target, its pinned `value` (in a `trial`, one of many, or of what has `entered` the network) or its `similarity` to
+    what is detected. `dtype` is the arithmetic of the network below the head. `channels`: for each target those that
+    ParchGrad keeps, (total channels,) bool; None for the plain gradient. At a `layer` the gradient is that at its
+    output, and `combine` gets it, the output, both (c, h, w), and the target.
     """
 
     path: Path

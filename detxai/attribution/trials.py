@@ -22,6 +22,8 @@ WITHOUT_BOX, ONLY_BOX, WITHOUT_TOP = "without box", "only box", "without top"
 SOFTENED = "softened"
 #: Places on the path from a fill to the picture: what the class owes to fine detail comes late.
 FADED = {"quarter of the way": 0.25, "half of the way": 0.5}
+#: Trials come by the dozen: they fill packs of their own.
+FIELD = "trial"
 #: Share of the box's pixels that are its top-attributed part.
 TOP_SHARE = 0.2
 #: The map is smoothed over this share of the box's side first: single pixels are noise to a network.
@@ -102,12 +104,12 @@ def trials(
                 path = Path(x, picture)
                 for what, mask, k in hidden + (tops if fill in few else []):
                     asked.append((index, what, fill, k))
-                    points.append(Point(path, 1.0, case.targets, False, dtype, hidden=mask))
+                    points.append(Point(path, 1.0, case.targets, False, dtype, hidden=mask, field=FIELD))
         together = tuple(target for case in part for target in case.targets)
-        whole = [(SOFTENED, "gaussian", Point(Path(x, x), 1.0, together, False, dtype, picture=softened))]
+        whole = [(SOFTENED, "gaussian", Point(Path(x, x), 1.0, together, False, dtype, picture=softened, field=FIELD))]
         for fill, picture in few.items():
             way = Path(x, picture)
-            whole += [(what, fill, Point(way, at, together, False, dtype)) for what, at in FADED.items()]
+            whole += [(what, fill, Point(way, at, together, False, dtype, field=FIELD)) for what, at in FADED.items()]
         replies = yield points + [point for _, _, point in whole]
         rows: list[list[Trial]] = [[] for _ in part]
         for (index, what, fill, k), reply in zip(asked, replies, strict=False):
