@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int)
     parser.add_argument("--max-det", type=int, default=1)
     parser.add_argument("--calibrate", type=int, default=0)
-    parser.add_argument("--choose", type=int, default=30)
+    parser.add_argument("--choose", type=int, default=30, help="0: what X-rays chose")
     parser.add_argument("--report", type=int, default=30)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--methods", nargs="*", default=[], help="also reported, beside ig and grad")
@@ -191,7 +191,7 @@ def main() -> None:
         statistics.write_bytes(work.calibration("").packed())
     rest = refs[arguments.calibrate :]
     study = Study(arguments)
-    best = choose(study, rest[: arguments.choose])
+    best = choose(study, rest[: arguments.choose]) if arguments.choose else (TRIED[-1], FLATTERED[1])
     print(f"\nbest: ig, {best[0].name}; {best[1].name}")
     report(study, rest[arguments.choose :][: arguments.report], best, statistics)
 
