@@ -24,7 +24,7 @@ from torch import Tensor, nn
 #: Cells of a probed output, and inputs that are probed side by side: strides up to as many are seen.
 PROBE, OFFSETS = 32, 4
 #: Above this share of its map a window saves too little to be worth its cutting.
-MOST_SHARE = 0.6
+MOST_SHARE = 0.4
 #: The head, as a consumer of layers.
 HEAD = math.inf
 
