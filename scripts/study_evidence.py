@@ -1,8 +1,9 @@
 """Does the evidence tell right reports from wrong ones, beyond what the score tells?
 
     python scripts/study_evidence.py --images DIR --labels DIR --model FILE [--conf 0.05] [--tree DIR] [--json OUT]
+    python scripts/study_evidence.py --images DIR --labels DIR --model FILE --below 0.25        (candidates alone)
     python scripts/study_evidence.py --images OUT/images --labels OUT/labels --model FILE --conf 0.25 \\
-        --sources OUT/sources.json --against wrong-class             (OUT: of scripts/make_confusions.py)
+        --imgsz 320 --sources OUT/sources.json --against wrong-class (OUT: of scripts/make_confusions.py --imgsz 320)
 
 Every report is explained by `detxai explain` (kept in `--tree`, and continued there) and held against the labels.
 Compared on the same detections, each as ridge logistic regressions cross-validated by photo:
@@ -33,6 +34,7 @@ import study_tools as tools
 from numpy.typing import NDArray
 
 from detxai import detectors, labels, weights
+from detxai.config import VERDICTS
 from detxai.sources import find
 
 #: Numbers of `evidence` that two forwards give, that say nothing, or that come from a calibration.
@@ -69,8 +71,13 @@ def explained(args: argparse.Namespace, tree: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (tree / "records.jsonl").read_text().splitlines()]
 
 
-def seen(record: Mapping[str, Any], drawn: labels.Drawn | None, against: str, origin: Mapping[str, Any]) -> list[Seen]:
-    """The detections of one record that are right, or wrong in the way that counts."""
+def seen(
+    record: Mapping[str, Any], drawn: labels.Drawn | None, against: str, below: float, origin: Mapping[str, Any]
+) -> list[Seen]:
+    """The detections of one record, scored up to `below`, that are right, or wrong in the way that counts.
+
+    A label that a better scored detection is on can be found no more.
+    """
     if record["status"] != "ok" or drawn is None:
         return []
     found = record["detections"]
@@ -86,7 +93,7 @@ def seen(record: Mapping[str, Any], drawn: labels.Drawn | None, against: str, or
             d["evidence"]["verdict"],
         )
         for d, m in zip(found, matches, strict=True)
-        if m.status in ("true", against) or against == "all"
+        if d["score"] <= below and (m.status in ("true", against) or against == "all")
     ]  # fmt: skip
 
 
@@ -186,11 +193,17 @@ def study(detections: Sequence[Seen], repeats: int = tools.REPEATS) -> dict[str,
         "wrong": int((~y).sum()),
         "photos": len(set(photos)),
         "kinds": Counter(f"{d.kind}, {'right' if d.right else 'wrong'}" for d in detections),
-        "verdicts": Counter(f"{d.verdict}, {'right' if d.right else 'wrong'}" for d in detections),
+        "verdicts": [judged(word, [d.right for d in detections if d.verdict == word]) for word in VERDICTS],
         "alone": sorted((measured(name, y, s, photos) for name, s in alone.items()), key=lambda r: -r["auroc"]),
         "together": [compared(name, y, s, scores["two forwards"], photos) for name, s in scores.items()],
         "by kind": by_kind(detections, y, scores, photos),
     }
+
+
+def judged(word: str, right: Sequence[bool]) -> dict[str, Any]:
+    """How many detections with this verdict are right."""
+    share = asdict(tools.wilson(sum(right), len(right))) if right else None
+    return {"verdict": word, "detections": len(right), "right": sum(right), "share": share}
 
 
 def measured(name: str, y: NDArray[np.bool_], values: NDArray[np.float64], photos: Sequence[str]) -> dict[str, Any]:
@@ -234,7 +247,13 @@ def by_kind(
 def report(figures: Mapping[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [f"{figures['right']} right and {figures['wrong']} wrong detections on {figures['photos']} photos", ""]
-    lines += [f"{name}: {count}" for part in ("kinds", "verdicts") for name, count in figures[part].items()]
+    lines += [f"{name}: {count}" for name, count in figures["kinds"].items()]
+    rows = [
+        [v["verdict"], v["detections"], v["right"], tools.Interval(**v["share"])]
+        for v in figures["verdicts"]
+        if v["share"]
+    ]
+    lines += ["", tools.table(rows, ("verdict", "detections", "right", "share"))]
     head = ("together", "AUROC", "difference", "average precision", "difference")
     keys = ("auroc", "auroc difference", "ap", "ap difference")
     rows = [[r["what"], *(tools.Interval(**r[k]) for k in keys)] for r in figures["together"]]
@@ -259,7 +278,7 @@ def collected(args: argparse.Namespace, tree: Path) -> list[Seen]:
         s
         for record in records
         if (path := record["image"]["path"]) in files
-        for s in seen(record, drawn.read(files[path]), args.against, origins.get(path, {}))
+        for s in seen(record, drawn.read(files[path]), args.against, args.below, origins.get(path, {}))
     ]
 
 
@@ -269,6 +288,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--labels", type=Path, required=True, help="folder of YOLO labels")
     parser.add_argument("--model", help="a model file; default: the bundled one")
     parser.add_argument("--conf", type=float, default=0.05, help="detections from this score")
+    parser.add_argument("--below", type=float, default=1.0, help="count only detections up to this score")
     parser.add_argument("--imgsz", type=int, help="default: the model's")
     parser.add_argument("--classes", help="only these classes, names with commas")
     parser.add_argument("--baseline", default="auto")

@@ -16,10 +16,13 @@ from typer.main import get_command
 from detxai import config, records, weights
 from detxai.cli import app
 from detxai.errors import PRECEDENCE, ExitCode
+from detxai.evidence.verdict import DEFAULTS, RULES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 OPTIONS = {flag for command in COMMANDS.values() for p in command.params for flag in p.opts} | {"--version", "--help"}
+
+EVIDENCE = "Look again: evidence and verdicts"
 
 
 def blocks(language: str) -> list[str]:
@@ -54,6 +57,15 @@ def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
 
 def test_the_table_of_methods_is_complete() -> None:
     assert tuple(re.findall(r"^\| `([\w+]+)` \|", section("Methods"), re.MULTILINE)) == config.METHODS
+
+
+def test_the_table_of_rules_is_that_of_the_verdict() -> None:
+    shown = re.findall(r"^\| `(\w+)` \| .* \| (\w+ [\d.]+) \| (\w+ [\d.]+) \|$", README, re.MULTILINE)
+    sides = {rule.measure: "above" if rule.high else "below" for rule in RULES}
+    assert shown == [(name, *(f"{sides[name]} {limit:g}" for limit in limits)) for name, limits in DEFAULTS.items()]
+    assert set(re.findall(r"^\| `(\w+)` \|", section(EVIDENCE).partition("<!-- rules -->")[0], re.MULTILINE)) == {
+        *config.VERDICTS
+    }
 
 
 def test_every_command_line_parses() -> None:

@@ -134,6 +134,7 @@ def test_evidence_adds_only_where_it_knows_more() -> None:
         assert rows["two forwards"]["auroc difference"] == {"value": 0, "low": 0, "high": 0}
         assert rows["two forwards + typicality"]["auroc difference"]["low"] > 0
         assert "two forwards + evidence" in study_evidence.report(figures)
+        assert {v["verdict"]: v["detections"] for v in figures["verdicts"]}["weak"] == 120
     assert gains[True]["low"] > 0
     assert gains[False]["low"] < 0.01
 
@@ -162,7 +163,7 @@ def test_records_are_held_against_labels(tmp_path: Path) -> None:
     shutil.copytree(SAMPLES.parent / "labels", labels)
     args = argparse.Namespace(
         images=tmp_path / "images", labels=labels, model=None, conf=0.25, imgsz=None, classes=None, baseline="auto",
-        evidence="basic", against="wrong-class", sources=None,
+        evidence="basic", against="wrong-class", sources=None, below=1.0,
     )  # fmt: skip
     right = study_evidence.collected(args, tmp_path / "tree")
     assert right
@@ -170,6 +171,9 @@ def test_records_are_held_against_labels(tmp_path: Path) -> None:
     assert {"one_sidedness", "sufficiency", "only box, baseline: lead", "inside_share"} <= set(right[0].evidence)
     assert not {"score", "margin", "area_share", "trust"} & set(right[0].evidence)
     assert set(right[0].forwards) == {"score", "logit", "F(b)", "area", "margin"}
+    args.below = max(d.forwards["score"] for d in right) - 1e-6
+    assert 0 < len(study_evidence.collected(args, tmp_path / "tree")) < len(right)
+    args.below = 1.0
     for file in labels.glob("bag*.txt"):
         lines = [line.split() for line in file.read_text().splitlines()]
         file.write_text("".join(f"{(int(c) + 1) % 5} {' '.join(box)}\n" for c, *box in lines))
