@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from detxai import records
 from detxai.config import RunConfig
-from detxai.console import Console, ReaderGone, Stopped, guarded_stdout, signals, write_line
+from detxai.console import Console, ReaderGone, Stopped, guarded_stdout, keep_freed_memory, signals, write_line
 from detxai.data import ImageRef
 from detxai.errors import DetxaiError, ExitCode, NoInputError, worst
 from detxai.evidence.typicality import GridSums
@@ -169,6 +169,7 @@ class Job:
         from detxai.pipeline import Explainer
         from detxai.store import Store
 
+        keep_freed_memory()
         explainer = Explainer(self.config)
         self._greet(explainer)
         with Store(self.config.output.dir, self.config.output.lock_timeout) as tree:

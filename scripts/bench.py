@@ -47,6 +47,7 @@ from detxai.attribution.path import Path as Line
 from detxai.attribution.quadrature import Mesh, Rule
 from detxai.attribution.rules import gauss_legendre
 from detxai.config import RunConfig
+from detxai.console import keep_freed_memory
 from detxai.data import Checkpoint, Target
 from detxai.detectors.anchor_based import AnchorBased, score_logit
 from detxai.detectors.anchor_free import AnchorFree
@@ -773,6 +774,7 @@ def parsed(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Measure, and write the reports."""
     options = parsed(argv)
+    keep_freed_memory()  # as the command does, for all contenders
     device = device_of(options.device)
     options.batches = options.batches or BATCHES.get(device.type, BATCHES["cuda"])
     report: dict[str, Any] = {

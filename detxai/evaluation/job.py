@@ -17,7 +17,7 @@ from typing import Any
 
 from detxai import config as configuration
 from detxai.config import RunConfig
-from detxai.console import Console, Stopped, signals
+from detxai.console import Console, Stopped, keep_freed_memory, signals
 from detxai.data import ImageRef
 from detxai.errors import DetxaiError, ExitCode, ImageError, NoInputError, UsageError, worst
 from detxai.evaluation import csv_rows, tables
@@ -221,6 +221,7 @@ def evaluate(config: RunConfig, options: Options, console: Console, found: Found
     """The exit code of one run; errors are told on the console."""
     try:
         with contextlib.suppress(BrokenPipeError):
+            keep_freed_memory()
             return Job(config, options, console).run(found)
         return ExitCode.READER_GONE
     except DetxaiError as error:
