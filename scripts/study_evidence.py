@@ -31,9 +31,10 @@ from typing import Any
 
 import numpy as np
 import study_tools as tools
+import torch
 from numpy.typing import NDArray
 
-from detxai import detectors, labels, weights
+from detxai import RunConfig, detectors, images, labels, weights
 from detxai.config import VERDICTS
 from detxai.sources import find
 
@@ -61,11 +62,38 @@ class Seen:
 # -- records --------------------------------------------------------------------------------------
 
 
+def counting(args: argparse.Namespace, drawn: labels.Folder) -> list[dict[str, Any]]:
+    """The reports that count, as COCO results: where most are of no account, the others need not be explained."""
+    detector = detectors.build(weights.load(args.model))
+    size, info, entries = args.imgsz or detector.info.imgsz, detector.info, []
+    for ref in find([str(args.images)]).refs:
+        pixels = images.load(ref).pixels
+        square, frame = images.letterbox(pixels, size, info.antialias, info.stretch)
+        with torch.no_grad():
+            found = detector.predict(torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255)[0]
+        kept = detectors.reported(found, conf=args.conf, iou=RunConfig().detection.iou, max_det=300)
+        boxes = images.boxes_to_source(found.boxes[[a for a, _ in kept]].numpy().reshape(-1, 4), frame).tolist()
+        scores, marks = [float(found.scores[a, c]) for a, c in kept], drawn.read(ref)
+        placed = () if marks is None else marks.at(pixels.shape[1], pixels.shape[0])
+        matches = labels.match([tuple(box) for box in boxes], [c for _, c in kept], scores, placed)
+        entries += [
+            {"file_name": ref.path, "category_id": c, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
+            for (_, c), (x0, y0, x1, y1), score, m in zip(kept, boxes, scores, matches, strict=True)
+            if m.status in ("true", args.against)
+        ]
+    return entries
+
+
 def explained(args: argparse.Namespace, tree: Path) -> list[dict[str, Any]]:
     """The records of all pictures, made or completed by `detxai explain`."""
     given = [("--model", args.model), ("--conf", args.conf), ("--imgsz", args.imgsz)]
     given += [("--classes", name) for name in (args.classes or "").split(",") if name]
     options = [str(word) for name, value in given if value is not None for word in (name, value)]
+    if args.against != "all":
+        tree.mkdir(parents=True, exist_ok=True)
+        drawn = labels.Folder(args.labels, detectors.build(weights.load(args.model)).info.names)
+        (tree / ".reports.json").write_text(json.dumps(counting(args, drawn)))
+        options += ["--predictions", str(tree / ".reports.json")]
     options += ["--baseline", args.baseline, "--evidence", args.evidence, "--no-overlays", "-o", str(tree)]
     subprocess.run([sys.executable, "-m", "detxai", "explain", str(args.images), *options], check=True)
     return [json.loads(line) for line in (tree / "records.jsonl").read_text().splitlines()]
