@@ -166,7 +166,7 @@ PLACES = {
     "parts": ("parts", "{:.1f}"), "gini": ("gini", "{:.2f}"), "error": ("completeness_error", "{:.3f}"),
     "evals": ("evaluations", "{:.0f}"), "s": ("seconds", "{:.2f}"),
 }  # fmt: skip
-#: Methods that the table of parts has room for.
+#: Methods that the table of parts has room for, in the order they were asked for.
 MOST_BESIDE = 6
 
 
@@ -202,7 +202,7 @@ def printed(found: Row) -> Printed:
         shown = {c: m for c, m in columns.items() if any(methods[n]["metrics"][m[0]] for n in methods)}
         rows = [(titles[n], *(_cell(methods[n]["metrics"][m], form) for m, form in shown.values())) for n in ranked]
         yield title, ("method", *shown), rows
-    yield from _printed_parts(found, [name for name in ranked if name != "random"][:MOST_BESIDE])
+    yield from _printed_parts(found, [name for name in methods if name != "random"][:MOST_BESIDE])
     yield from _printed_sanity(found)
 
 
