@@ -136,9 +136,10 @@ def evidence(d: Mapping[str, Any]) -> dict[str, float]:
     """Every number of the evidence that is not among `forwards`."""
     found = {k: v for k, v in tools.numbers(d["evidence"]).items() if k not in NOT_EVIDENCE}
     found |= {k: v for k, v in tools.numbers(d["attributions"][0]).items() if k in OF_ATTRIBUTION}
-    for number, trial in enumerate(d["evidence"].get("trials", ())):
-        fill = "baseline" if number < len(d["evidence"]["trials"]) / 2 else "other fill"
-        found |= {f"{trial['what']}, {fill}: {k}": v for k, v in tools.numbers(trial).items() if k != "score"}
+    for trial in d["evidence"].get("trials", ()):
+        fill = "baseline" if trial["fill"] == d["attributions"][0]["baseline"] else "other fill"
+        what = trial["what"] if trial["what"] == "softened" else f"{trial['what']}, {fill}"
+        found |= {f"{what}: {k}": v for k, v in tools.numbers(trial).items() if k not in ("score", "other")}
     return found
 
 
