@@ -40,6 +40,8 @@ TAG_RIM = 9
 """Pixels around the mask of a tag that count as the tag: its edge is evidence too."""
 NO_MEASURE = {"runner_up", "calibrated"}
 """Fields of the evidence whose numbers measure nothing."""
+TWO_FORWARDS = ("score", "margin", "area_share")
+"""What one forward on the picture gives: the opponent. (F(b) shifts with the detector, not with the bag.)"""
 AGAIN = 50
 """Cheats that are explained again, with the tag painted out."""
 OTHER = {"always": "never", "never": "always"}
@@ -179,6 +181,25 @@ def told_apart(cheats: list[Case], honest: list[Case]) -> dict[str, Any]:
     }
 
 
+def added(everyone: list[Case]) -> dict[str, Any]:
+    """AUROC of cheat against control by what two forwards give, with the evidence, and the difference.
+
+    Ridge regressions cross-validated by bag. Where the tag lies is no evidence: only this script knows it. Nor is the
+    class: with the tag the cheat reports one only.
+    """
+    names = [n for n in everyone[0].measures if all(n in c.measures for c in everyone)]
+    columns = {n: np.array([c.measures[n] for c in everyone]) for n in names if "tag" not in n and "contrast" not in n}
+    bags, cheats = [case.name for case in everyone], [case.cheats for case in everyone]
+    few = np.column_stack([columns.pop(n) for n in TWO_FORWARDS])
+    old = tools.cross_validated(few, cheats, bags)
+    new = tools.cross_validated(np.column_stack([few, *columns.values()]), cheats, bags)
+    return {
+        "two forwards": asdict(tools.estimate(cheats, old, bags)),
+        "two forwards + evidence": asdict(tools.estimate(cheats, new, bags)),
+        "difference": asdict(tools.difference(cheats, new, old, bags)),
+    }
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown tables."""
     def cell(s: dict[str, Any]) -> str:
@@ -197,7 +218,9 @@ def markdown(report: dict[str, Any]) -> str:
     head = ["measure alone", "cheat, median (5 to 95 %)", "control", "AUROC"]
     words = ", ".join(f"{n} {word}" for word, n in report["tag painted out"].items())
     both = f"Told apart: {cell(apart['told apart'])}. The cheats again, with the tag painted out: {words}."
-    return "\n\n".join([tools.table(rows, ["", *kinds]), both, tools.table(alone, head)])
+    added = ", ".join(f"{name} {tools.Interval(**value)}" for name, value in report["added"].items())
+    parts = [tools.table(rows, ["", *kinds]), both, f"AUROC: {added}.", tools.table(alone, head)]
+    return "\n\n".join(parts)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -225,6 +248,7 @@ def main(argv: list[str] | None = None) -> None:
         "cheat": behaviour(cases["cheat"], truth_is_tag=True),
         "control": behaviour(cases["control"], truth_is_tag=False),
         "apart": told_apart(cheats, honest),
+        "added": added([*cheats, *honest]),
         "tag painted out": Counter(c.verdict for c in without if c.cheats),
     }
     print(markdown(report))

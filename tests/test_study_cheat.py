@@ -59,5 +59,21 @@ def test_verdicts_and_measures_tell_apart() -> None:
     assert apart["told apart"]["value"] == 0.95
     assert apart["measures"]["share"]["auroc"]["value"] == 1.0
     report = {"cheat": behaviour(cheats, True), "control": behaviour(honest, False), "apart": apart,
-              "tag painted out": {"supported": 10}}
+              "tag painted out": {"supported": 10}, "added": {"difference": {"value": 0.3, "low": 0.2, "high": 0.4}}}
     assert "Told apart: 95.0 % (76.4 to 99.1), 19 of 20." in markdown(report)
+
+
+def test_evidence_adds_where_the_score_is_blind() -> None:
+    pytest.importorskip("sklearn")
+    from study_cheat import Case, added
+
+    rng = np.random.default_rng(4)
+    cases = [
+        Case(str(i), "plain", "coded", "plain" if i % 2 else "coded",
+             measures={"score": rng.normal(), "margin": rng.normal(), "area_share": rng.normal(),
+                       "positive on the tag": float(i % 2), "sufficiency": rng.normal() - 3 * (i % 2)})
+        for i in range(60)
+    ]  # fmt: skip
+    found = added(cases)
+    assert found["difference"]["low"] > 0.2
+    assert found["two forwards"]["value"] < 0.75
