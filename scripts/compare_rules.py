@@ -28,14 +28,14 @@ from detxai.attribution import baselines
 from detxai.attribution.engine import Engine
 from detxai.attribution.path import Path as Line
 from detxai.attribution.path import Point, Reply, TargetMap, integrated_gradients
-from detxai.attribution.quadrature import Mesh, Rule, newton_cotes
-from detxai.attribution.rules import clenshaw_curtis, gauss_legendre
+from detxai.attribution.quadrature import CROWDED, SQUARE, UNIFORM, Curve, Mesh, Rule, cubic
+from detxai.attribution.rules import clenshaw_curtis, gauss_legendre, newton_cotes
 from detxai.data import Target
 from detxai.errors import ImageError
 
 Rows = list[dict[str, Any]]
 
-POWERS = (1.0, 1.5, 2.0)
+CURVES = {"v": UNIFORM, "v² (3 − v) / 2": CROWDED, "v²": SQUARE}
 TOLERANCES = (0.05, 0.01)
 MAX_EVALUATIONS = 256
 BINS = 4096
@@ -131,11 +131,11 @@ def cases(
 # -- rules --------------------------------------------------------------------------------------
 
 
-def kronrod(*, power: float = 1.0, panels: int = 1) -> Rule:
+def kronrod(*, curve: Curve = UNIFORM, panels: int = 1) -> Rule:
     """The 15 nodes of the Gauss–Kronrod pair (7, 15): exact for polynomials of degree 22."""
     half = np.array(list(_KRONROD.items()))
     x, w = np.concatenate([half * (-1, 1), half[-2::-1]]).T
-    return Rule("gauss-kronrod-15", tuple((x + 1) / 2), tuple(w / w.sum()), power, panels)
+    return Rule("gauss-kronrod-15", tuple((x + 1) / 2), tuple(w / w.sum()), curve, panels)
 
 
 def midpoints(n: int) -> Rule:
@@ -144,18 +144,19 @@ def midpoints(n: int) -> Rule:
 
 
 def adaptive_rules() -> list[Rule]:
-    """The rules that are refined, each with every power; all but the last begin with 8 or 9 gradients."""
+    """The rules that are refined, each with every curve; all but the last begin with 8 or 9 gradients."""
     makers: list[Callable[..., Rule]] = [
-        lambda power: newton_cotes(2, power=power, panels=8),
-        lambda power: newton_cotes(3, power=power, panels=4),
-        lambda power: newton_cotes(5, power=power, panels=2),
-        lambda power: clenshaw_curtis(4, power=power, panels=2),
-        lambda power: clenshaw_curtis(8, power=power, panels=1),
-        lambda power: gauss_legendre(2, power=power, panels=4),
-        lambda power: gauss_legendre(4, power=power, panels=2),
+        lambda curve: cubic(curve=curve, panels=4),
+        lambda curve: newton_cotes(2, curve=curve, panels=8),
+        lambda curve: newton_cotes(3, curve=curve, panels=4),
+        lambda curve: newton_cotes(5, curve=curve, panels=2),
+        lambda curve: clenshaw_curtis(4, curve=curve, panels=2),
+        lambda curve: clenshaw_curtis(8, curve=curve, panels=1),
+        lambda curve: gauss_legendre(2, curve=curve, panels=4),
+        lambda curve: gauss_legendre(4, curve=curve, panels=2),
         kronrod,
     ]
-    return [make(power=power) for make in makers for power in POWERS]
+    return [make(curve=curve) for make in makers for curve in CURVES.values()]
 
 
 def fixed_rules() -> list[Rule]:
@@ -166,11 +167,11 @@ def fixed_rules() -> list[Rule]:
 def dense(
     line: Line, targets: Sequence[Target], nodes: int, chunk: int = 8
 ) -> Generator[list[Point], list[Reply], tuple[Tensor, list[float]]]:
-    """Coroutine of the reference: maps (targets, …) from `nodes` Simpson nodes in √α, and their error bounds.
+    """Coroutine of the reference: maps (targets, …) from `nodes` cubic nodes in v², and their error bounds.
 
     Only the sum is kept, so that thousands of nodes fit in memory.
     """
-    rule = newton_cotes(3, power=2.0, panels=max(nodes // 2, 1))
+    rule = cubic(curve=SQUARE, panels=max(nodes // 2, 1))
     meshes = [Mesh(rule) for _ in targets]
     wanted, weight = list(meshes[0].missing().items()), meshes[0].weights()
     total: Any = 0.0
@@ -287,8 +288,9 @@ def _once(points: list[Point]) -> Generator[list[Point], list[Reply], list[Reply
 
 
 def label(rule: Rule) -> str:
-    """Name, power and first division of a rule."""
-    return f"{rule.name} ×{rule.panels}, power {rule.power:g}"
+    """Name, first division and curve of a rule."""
+    curve = next(name for name, curve in CURVES.items() if curve == rule.curve)
+    return f"{rule.name} ×{rule.panels}, α = {curve}"
 
 
 def measure(memo: Memo, rule: Rule, tolerance: float, reference: Tensor, limit: int) -> Rows:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detxai.attribution import cam
 from detxai.attribution.drise import drise
 from detxai.attribution.path import Ask, Entered, Path, Point, Reply, TargetMap, integrated_gradients
-from detxai.attribution.quadrature import Mesh, Rule, newton_cotes
+from detxai.attribution.quadrature import Mesh, Rule, cubic
 from detxai.data import Target
 
 #: Points of the methods that have no error to steer by.
@@ -20,9 +20,9 @@ SAMPLES = 32
 SMOOTHGRAD_SIGMA = 0.1
 #: Rounding noise stops low precision from converging on hard paths; there float32 takes over after this many.
 LOW_PRECISION_EVALUATIONS = 48
-#: Where the gradient is none of F there is no error to steer by: 24 gradients, Simpson in √α as everywhere. ParchGrad's
-#: authors take 25 steps.
-FIXED_RULE = newton_cotes(3, power=2.0, panels=12)
+#: Where the gradient is none of F there is no error to steer by: 24 gradients. ParchGrad's authors
+#: take 25 steps.
+FIXED_RULE = cubic(panels=12)
 #: Masks of D-RISE that may take the place of one gradient evaluation.
 MASKS_PER_EVALUATION = 4
 

@@ -10,32 +10,49 @@ a panel [α₁, α₂], and its difference to the quadrature is the panel's true
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.polynomial.polynomial import polyder, polyval
+
+Curve = tuple[float, ...]
+#: α = v; α = v² (3 − v) / 2; α = v².
+UNIFORM, CROWDED, SQUARE = (0.0, 1.0), (0.0, 0.0, 1.5, -0.5), (0.0, 0.0, 1.0)
+#: From where to where in v.
+Panel = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Rule:
     """A quadrature rule on [0, 1] and how the path is divided before any refinement.
 
-    `nodes`, `weights` (summing to 1) apply to each panel in the variable v; α = v^`power` crowds the nodes at the
-    baseline, where detectors change most. `panels`: how many equal panels in v to begin with.
+    `nodes`, `weights` (summing to 1) apply to each panel in the variable v. `curve`: α as a polynomial in v, by rising
+    powers, from 0 to 1; a flat start crowds the nodes at the baseline, where detectors change most. `panels`: how many
+    equal panels in v to begin with.
     """
 
     name: str
     nodes: tuple[float, ...]
     weights: tuple[float, ...]
-    power: float = 1.0
+    curve: Curve = UNIFORM
     panels: int = 1
 
     def alpha(self, v: float) -> float:
         """The position on the path, 0 at the baseline and 1 at the image."""
-        return float(v**self.power)
+        return float(polyval(v, self.curve))
 
     def density(self, v: float) -> float:
         """dα/dv."""
-        return float(self.power * v ** (self.power - 1.0))
+        return float(polyval(v, polyder(self.curve)))
+
+    def shares(self, panels: Sequence[Panel]) -> list[dict[float, float]]:
+        """The weights of the nodes in the integral over α, panel by panel."""
+        return [self._own(*panel) for panel in panels]
+
+    def _own(self, a: float, b: float) -> dict[float, float]:
+        nodes = ((a + (b - a) * x, w) for x, w in zip(self.nodes, self.weights, strict=True))
+        return {v: w * (b - a) * self.density(v) for v, w in nodes}
 
     def within(self, evaluations: int) -> Rule:
         """This rule on fewer panels where it would begin with more than `evaluations` gradients."""
@@ -44,11 +61,33 @@ class Rule:
         return next(fits, replace(self, panels=1))
 
 
-def newton_cotes(n: int, *, power: float = 1.0, panels: int = 1) -> Rule:
-    """Trapezoid (n = 2), Simpson (3) or Boole (5): equidistant nodes, all shared when a panel is halved."""
-    weights = {2: (1, 1), 3: (1, 4, 1), 5: (7, 32, 12, 32, 7)}[n]
-    total = sum(weights)
-    return Rule(f"newton-cotes-{n}", tuple(np.linspace(0, 1, n)), tuple(w / total for w in weights), power, panels)
+class Cubic(Rule):
+    """Between neighbouring nodes the integral of the cubic through the four nearest (Gill & Miller 1972).
+
+    Of the order of Simpson's rule, but nodes that lie evenly weigh alike. That helps maps: a map is as many integrals
+    as it has pixels, each rougher than their sum, and to those uneven weights at the same nodes only add noise.
+    """
+
+    def shares(self, panels: Sequence[Panel]) -> list[dict[float, float]]:
+        v = np.array(sorted({a + (b - a) * x for a, b in panels for x in self.nodes}))
+        m, half, middle = min(4, len(v)), np.diff(v)[:, None] / 2, (v[:-1, None] + v[1:, None]) / 2
+        near = np.clip(np.arange(len(v) - 1) - 1, 0, len(v) - m)[:, None] + np.arange(m)
+        powers = np.arange(m)
+        moments = (1 - powers % 2) * 2 / (powers + 1)  # ∫ uᵏ du from −1 to 1
+        u = (v[near] - middle) / half
+        weights = half * np.linalg.solve(u[:, None, :] ** powers[:, None], moments[:, None])[..., 0]
+        found = []
+        for start, end in np.searchsorted(v, panels):
+            total: dict[float, float] = {}
+            for node, weight in zip(v[near[start:end]].flat, weights[start:end].flat, strict=True):
+                total[float(node)] = total.get(float(node), 0.0) + float(weight) * self.density(float(node))
+            found.append(total)
+        return found
+
+
+def cubic(*, curve: Curve = CROWDED, panels: int = 4) -> Cubic:
+    """Panels with a node at each end and in the middle: every node is used again when a panel is halved."""
+    return Cubic("cubic", (0.0, 0.5, 1.0), (1 / 6, 2 / 3, 1 / 6), curve, panels)
 
 
 @dataclass
@@ -56,7 +95,7 @@ class Mesh:
     """The panels of one target's path, what is known at their nodes, and where it is not good enough yet."""
 
     rule: Rule
-    panels: list[tuple[float, float]] = field(init=False)
+    panels: list[Panel] = field(init=False)
     value: dict[float, float] = field(default_factory=dict)
     slope: dict[float, float] = field(default_factory=dict)
 
@@ -64,23 +103,16 @@ class Mesh:
         cuts = np.linspace(0.0, 1.0, self.rule.panels + 1)
         self.panels = [(float(a), float(b)) for a, b in zip(cuts, cuts[1:], strict=False)]
 
-    def _weighted(self, panel: tuple[float, float]) -> list[tuple[float, float]]:
-        a, b = panel
-        nodes = ((a + (b - a) * x, w) for x, w in zip(self.rule.nodes, self.rule.weights, strict=True))
-        return [(v, w * (b - a) * self.rule.density(v)) for v, w in nodes]
-
     def missing(self) -> dict[float, bool]:
         """The positions v still to be evaluated; True where the gradient is wanted, False for the value alone."""
         wanted = {end: False for panel in self.panels for end in panel if end not in self.value}
-        for panel in self.panels:
-            wanted |= {v: True for v, w in self._weighted(panel) if w and v not in self.slope}
-        return wanted
+        return wanted | {v: True for v in self.weights() if v not in self.slope}
 
     def weights(self) -> dict[float, float]:
         """The weight of every node in the integral over α."""
         total: dict[float, float] = {}
-        for panel in self.panels:
-            for v, w in self._weighted(panel):
+        for share in self.rule.shares(self.panels):
+            for v, w in share.items():
                 if w:
                     total[v] = total.get(v, 0.0) + w
         return total
@@ -97,8 +129,8 @@ class Mesh:
 
     def _errors(self) -> list[float]:
         return [
-            abs(self.value[b] - self.value[a] - sum(w * self.slope[v] for v, w in self._weighted((a, b)) if w))
-            for a, b in self.panels
+            abs(self.value[b] - self.value[a] - sum(w * self.slope[v] for v, w in share.items() if w))
+            for (a, b), share in zip(self.panels, self.rule.shares(self.panels), strict=True)
         ]
 
     def bound(self) -> float:
