@@ -155,9 +155,8 @@ def test_integral_is_complete(case: Case) -> None:
     targets = [case.moving(0), *([case.moving(0, "left")] if edge else [])]
     with torch.no_grad():
         at_input = case.detector.full_values(case.x, [Pin(0, target) for target in targets])
-    for target, value, integral in zip(
-        targets, at_input, solve(case.detector.values, integrated_gradients(path, targets)), strict=True
-    ):
+    asked = integrated_gradients(path, targets)
+    for target, value, integral in zip(targets, at_input, solve(case.detector.values, asked), strict=True):
         assert integral.converged, (target, integral.error_bound, integral.evaluations)
         assert integral.completeness_error <= 0.05
         assert abs(integral.value_at_input - integral.value_at_baseline) >= ENOUGH
