@@ -54,7 +54,7 @@ from detxai.detectors.anchor_free import AnchorFree
 from detxai.plan import Plan, device_of
 
 NODES = (8, 12, 16, 24, 32, 50, 100, 200, 400, 800)
-TOLERANCES = (0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002)
+TOLERANCES = (0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002)
 SHARE, ERROR, DISTANCE = 0.95, 0.05, 0.10
 #: Steps a batch that the rivals try, and how many detections Captum takes at once.
 BATCHES = {"cpu": (1, 2, 4, 8, 16), "cuda": (8, 16, 32, 64, 128)}

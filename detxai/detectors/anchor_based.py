@@ -39,11 +39,20 @@ class AnchorHead:
     """
 
     feed: int
-    conv: nn.Module
+    conv: nn.Conv2d
     anchors: Tensor
     stride: int
     scale_xy: float = 2.0
     exponential: bool = False
+
+    def raw(self, feature: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+        """(B, anchors, height, width, 5 + classes) of `feature`; of some `classes` alone, or of all."""
+        n, weight, bias = len(self.anchors), self.conv.weight, self.conv.bias
+        assert bias is not None
+        if classes is not None:
+            kept = [*range(5), *(5 + c for c in classes)]
+            weight, bias = (part.unflatten(0, (n, -1))[:, kept].flatten(0, 1) for part in (weight, bias))
+        return nn.functional.conv2d(feature, weight, bias).float().unflatten(1, (n, -1)).permute(0, 1, 3, 4, 2)
 
     def boxes(self, raw: Tensor, cells: Tensor, anchors: Tensor) -> Tensor:
         """(…, 4) xyxy letterbox pixels from raw (…, 4), cells (…, 2) as (row, column), anchors (…, 2)."""
@@ -91,14 +100,13 @@ class AnchorBased:
     def _dense(self, x: Tensor, classes: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, A, 4) boxes, (B, A, 1) objectness and (B, A, classes) class logits; A over level, anchor, row, column."""
         boxes, rest = [], []
-        kept = slice(4, None) if classes is None else [4, *(5 + c for c in classes)]
         for level, feature in self._maps(x, range(len(self.heads))).items():
             head = self.heads[level]
-            n, (height, width) = len(head.anchors), feature.shape[-2:]
-            raw = head.conv(feature).float().unflatten(1, (n, -1)).permute(0, 1, 3, 4, 2)
+            height, width = feature.shape[-2:]
+            raw = head.raw(feature, classes)
             grid = torch.cartesian_prod(torch.arange(height), torch.arange(width)).view(height, width, 2).to(x.device)
             boxes.append(head.boxes(raw[..., :4], grid, head.anchors[:, None, None].to(x.device)).flatten(1, 3))
-            rest.append(raw[..., kept].flatten(1, 3))
+            rest.append(raw[..., 4:].flatten(1, 3))
         scores = torch.cat(rest, 1)
         return torch.cat(boxes, 1), scores[..., :1], scores[..., 1:]
 
