@@ -52,7 +52,8 @@ class AnchorHead:
         if classes is not None:
             kept = [*range(5), *(5 + c for c in classes)]
             weight, bias = (part.unflatten(0, (n, -1))[:, kept].flatten(0, 1) for part in (weight, bias))
-        return nn.functional.conv2d(feature, weight, bias).float().unflatten(1, (n, -1)).permute(0, 1, 3, 4, 2)
+        found = nn.functional.conv2d(feature, weight, bias).float()
+        return found.view(len(found), n, -1, *found.shape[2:]).permute(0, 1, 3, 4, 2)
 
     def boxes(self, raw: Tensor, cells: Tensor, anchors: Tensor) -> Tensor:
         """(…, 4) xyxy letterbox pixels from raw (…, 4), cells (…, 2) as (row, column), anchors (…, 2)."""
