@@ -6,16 +6,16 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from detxai import detectors, images, labels
 from detxai.attribution.engine import out_of_memory, rows_for
 from detxai.config import RunConfig
-from detxai.data import ImageRef, Map
+from detxai.data import ImageRef, Map, Target
 from detxai.detectors.anchor_free import AnchorFree
 from detxai.detectors.whole_image import layercam
 from detxai.errors import DeviceError, ImageError, ModelError, UsageError
@@ -200,14 +200,16 @@ class Judge:
         scene = Scene.of(image.square, image.box, self.plan.device)
         keys = [(name, k) for name, readings in image.readings.items() for k in range(len(readings))]
         cases = [Case(image.readings[name][k].rank, (image.subjects[k].target,)) for name, k in keys]
-        score = partial(detectors.closeness, self.plan.detector)
-        with self._arithmetic():
-            rows = rows_for(self.plan.device, self.plan.size)
-            found = curves(score, scene, cases, self.options.steps, rows)
+        rows = rows_for(self.plan.device, self.plan.size)
+        found = curves(self._score, scene, cases, self.options.steps, rows)
         tables: dict[str, list[dict[tuple[str, str], Any]]] = {}
         for (name, _), table in zip(keys, found, strict=True):
             tables.setdefault(name, []).append({key: values[:, 0] for key, values in table.items()})
         return tables
+
+    def _score(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        with self._arithmetic():
+            return detectors.closeness(self.plan.detector, x, pins)
 
     def _arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         if self.options.score_precision == "fp32":

@@ -7,7 +7,9 @@ all predictions before NMS, so that a box may shift or shrink without a jump.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -106,7 +108,8 @@ def curves(
     """For every case (fill, mode) -> scores (steps + 1, targets), `rows` pictures a forward.
 
     The whole and the filled pictures are scored once for all cases, equal orders once for all that have them. Quarters
-    of the steps come first, then halves between those that differ by more than FLAT.
+    of the steps come first, then halves between those that differ by more than FLAT. `score` is called from several
+    threads.
     """
     known: dict[bytes, int] = {}
     merged: list[tuple[NDArray[np.int32], list[Target]]] = []
@@ -126,22 +129,46 @@ def curves(
             values[0], values[-1] = (whole, filled) if mode == "deletion" else (filled, whole)
     ranks = [torch.from_numpy(order).to(scene.x.device) for order, _ in merged]
     counts = np.rint(shares(steps) * merged[0][0].size).astype(int).tolist() if merged else []
-    for wave in _waves(steps):
-        asked = []
-        for index, table in enumerate(found):
-            for (fill, mode), values in table.items():
-                for before, step, after in wave:
-                    if after - before < steps and np.abs(values[after] - values[before]).max() <= FLAT:
-                        values[step] = _between(values, before, step, after, shares(steps))
-                    else:
-                        asked.append(_Picture(index, fill, mode, step, ranks[index], counts[step]))
-        for pack in _packs(asked, rows):
-            pictures = torch.stack([_drawn(scene, p) for p in pack]).contiguous(memory_format=torch.channels_last)
-            pins = [(row, t) for row, p in enumerate(pack) for t in merged[p.case][1]]
-            replies = iter(score(pictures, pins).double().cpu().tolist())
-            for p in pack:
-                found[p.case][p.fill, p.mode][p.step] = [next(replies) for _ in merged[p.case][1]]
+
+    @torch.no_grad()
+    def scored(pack: list[_Picture]) -> list[float]:
+        pictures = torch.stack([_drawn(scene, p) for p in pack]).contiguous(memory_format=torch.channels_last)
+        pins = [(row, t) for row, p in enumerate(pack) for t in merged[p.case][1]]
+        answers: list[float] = score(pictures, pins).double().cpu().tolist()
+        return answers
+
+    with _workers(scene.x.device, rows) as (pool, share):
+        for wave in _waves(steps):
+            asked = []
+            for index, table in enumerate(found):
+                for (fill, mode), values in table.items():
+                    for before, step, after in wave:
+                        if after - before < steps and np.abs(values[after] - values[before]).max() <= FLAT:
+                            values[step] = _between(values, before, step, after, shares(steps))
+                        else:
+                            asked.append(_Picture(index, fill, mode, step, ranks[index], counts[step]))
+            packs = list(_packs(asked, share))
+            for pack, answers in zip(packs, pool.map(scored, packs), strict=True):
+                replies = iter(answers)
+                for p in pack:
+                    found[p.case][p.fill, p.mode][p.step] = [next(replies) for _ in merged[p.case][1]]
     return [{key: values[:, columns] for key, values in found[i].items()} for i, columns in at]
+
+
+@contextlib.contextmanager
+def _workers(device: torch.device, rows: int) -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """Threads to score packs in, and the rows of a pack.
+
+    Two halves of a CPU, each at a pack of its own, do about a fifth more than both at one.
+    """
+    threads = torch.get_num_threads()
+    workers = 2 if device.type == "cpu" and threads > 1 and rows > 1 else 1
+    torch.set_num_threads(threads // workers)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            yield pool, rows // workers
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _ends(score: Score, scene: Scene, targets: list[Target]) -> dict[str, dict[Target, float]]:
