@@ -307,7 +307,7 @@ def measure(memo: Memo, rule: Rule, tolerance: float, reference: Tensor, limit: 
             "evaluations": integral.evaluations,
             "bound": integral.error_bound,
             "error": integral.completeness_error,
-            "converged": bool(integral.converged),
+            "converged": integral.converged,
             "distance": distance(integral.map, reference[k]),
         }
         for k, integral in enumerate(found)

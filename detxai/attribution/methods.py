@@ -20,8 +20,7 @@ SAMPLES = 32
 SMOOTHGRAD_SIGMA = 0.1
 #: Rounding noise stops low precision from converging on hard paths; there float32 takes over after this many.
 LOW_PRECISION_EVALUATIONS = 48
-#: Where the gradient is none of F there is no error to steer by: 24 gradients. ParchGrad's authors
-#: take 25 steps.
+#: Where the gradient is none of F there is no error to steer by: 24 gradients. ParchGrad's authors take 25.
 FIXED_RULE = cubic(panels=12)
 #: Masks of D-RISE that may take the place of one gradient evaluation.
 MASKS_PER_EVALUATION = 4

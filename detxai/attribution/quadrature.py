@@ -64,8 +64,9 @@ class Rule:
 class Cubic(Rule):
     """Between neighbouring nodes the integral of the cubic through the four nearest (Gill & Miller 1972).
 
-    Of the order of Simpson's rule, but nodes that lie evenly weigh alike. That helps maps: a map is as many integrals
-    as it has pixels, each rougher than their sum, and to those uneven weights at the same nodes only add noise.
+    What a node weighs depends on its neighbours, so there are no `weights` a panel. Of the order of Simpson's rule, but
+    nodes that lie evenly weigh alike. That helps maps: a map is as many integrals as it has pixels, each rougher than
+    their sum, and to those uneven weights at the same nodes only add noise.
     """
 
     def shares(self, panels: Sequence[Panel]) -> list[dict[float, float]]:
@@ -76,18 +77,19 @@ class Cubic(Rule):
         moments = (1 - powers % 2) * 2 / (powers + 1)  # ∫ uᵏ du from −1 to 1
         u = (v[near] - middle) / half
         weights = half * np.linalg.solve(u[:, None, :] ** powers[:, None], moments[:, None])[..., 0]
+        weights *= polyval(v[near], polyder(self.curve))
         found = []
         for start, end in np.searchsorted(v, panels):
             total: dict[float, float] = {}
             for node, weight in zip(v[near[start:end]].flat, weights[start:end].flat, strict=True):
-                total[float(node)] = total.get(float(node), 0.0) + float(weight) * self.density(float(node))
+                total[float(node)] = total.get(float(node), 0.0) + float(weight)
             found.append(total)
         return found
 
 
 def cubic(*, curve: Curve = CROWDED, panels: int = 4) -> Cubic:
     """Panels with a node at each end and in the middle: every node is used again when a panel is halved."""
-    return Cubic("cubic", (0.0, 0.5, 1.0), (1 / 6, 2 / 3, 1 / 6), curve, panels)
+    return Cubic("cubic", (0.0, 0.5, 1.0), (), curve, panels)
 
 
 @dataclass
@@ -135,7 +137,7 @@ class Mesh:
 
     def bound(self) -> float:
         """Σ |error of each panel| / max(|Δ|, 1)."""
-        return sum(self._errors()) / self.scale
+        return float(sum(self._errors()) / self.scale)
 
     def refine(self, tolerance: float) -> None:
         """Halve the worst panels, until those left alone would meet half the tolerance."""
