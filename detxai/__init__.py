@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from detxai.config import RunConfig
+    from detxai.config.settings import RunConfig
     from detxai.errors import DetxaiError
-    from detxai.pipeline import Explainer
-    from detxai.publish import Explanation, Result
+    from detxai.run.pipeline import Explainer
+    from detxai.run.publish import Explanation, Result
 
 __all__ = ["DetxaiError", "Explainer", "Explanation", "Result", "RunConfig", "__version__"]
 
 _HOME = {
     "DetxaiError": "errors",
-    "Explainer": "pipeline",
-    "Explanation": "publish",
-    "Result": "publish",
-    "RunConfig": "config",
+    "Explainer": "run.pipeline",
+    "Explanation": "run.publish",
+    "Result": "run.publish",
+    "RunConfig": "config.settings",
 }
 
 

@@ -7,7 +7,7 @@ import sys
 
 def main() -> None:
     """Run the command line and leave with one of the documented exit codes."""
-    from detxai.cli import run
+    from detxai.cli.app import run
 
     sys.exit(run(sys.argv[1:]))
 

@@ -38,20 +38,21 @@ from compare_rules import Case, cases, dense, lines, predicted
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detxai import detectors, weights
 from detxai.attribution import baselines
 from detxai.attribution.engine import Engine, rows_for
+from detxai.attribution.integral import DEFAULT_RULE, integrated_gradients
 from detxai.attribution.methods import METHODS
-from detxai.attribution.path import DEFAULT_RULE, Ask, Entered, TargetMap, integrated_gradients
-from detxai.attribution.path import Path as Line
+from detxai.attribution.points import Ask, Entered, Segment, TargetMap
 from detxai.attribution.quadrature import Mesh, Rule
 from detxai.attribution.rules import gauss_legendre
-from detxai.config import RunConfig
-from detxai.console import keep_freed_memory
-from detxai.data import Checkpoint, Target
-from detxai.detectors.anchor_based import AnchorBased, score_logit
-from detxai.detectors.anchor_free import AnchorFree
-from detxai.plan import Plan, device_of
+from detxai.config.settings import RunConfig
+from detxai.models import checkpoints, detectors
+from detxai.models.detector import Detector
+from detxai.models.heads.anchor_based import AnchorBased, score_logit
+from detxai.models.heads.anchor_free import AnchorFree
+from detxai.run.console import keep_freed_memory
+from detxai.run.plan import Plan, device_of
+from detxai.values import Checkpoint, Target
 
 NODES = (8, 12, 16, 24, 32, 50, 100, 200, 400, 800)
 TOLERANCES = (0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002)
@@ -82,7 +83,7 @@ class Bench:
     options: argparse.Namespace
 
     @property
-    def detector(self) -> detectors.Detector:
+    def detector(self) -> Detector:
         """The model that all contenders run."""
         return self.plan.detector
 
@@ -541,12 +542,12 @@ def agreement(bench: Bench, work: Sequence[Case], nodes: int, batch: int, at_onc
 
 def seeded(name: str, pictures: Tensor) -> Checkpoint:
     """The network of a yaml, random weights, BatchNorm statistics of `pictures`: for timing alone."""
-    from detxai import _ultralytics
+    from detxai.models import _ultralytics
 
     torch.manual_seed(0)
     architecture = _ultralytics.ultralytics.nn.tasks.yaml_model_load(name)  # type: ignore[attr-defined]
     names = {i: str(i) for i in range(int(architecture["nc"]))}
-    module = weights.build(architecture, names)
+    module = checkpoints.build(architecture, names)
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.reset_running_stats()
@@ -556,7 +557,7 @@ def seeded(name: str, pictures: Tensor) -> Checkpoint:
     return Checkpoint(name, "0" * 64, "ultralytics", module.eval(), Path(name).stem, names, 640)
 
 
-def spread(work: Sequence[tuple[str, str, Line]], detector: detectors.Detector, count: int) -> list[Case]:
+def spread(work: Sequence[tuple[str, str, Segment]], detector: Detector, count: int) -> list[Case]:
     """The images with `count` anchors each, of all levels in turn: with random weights, any is as good."""
     found = []
     for i, (name, key, line) in enumerate(work):
@@ -692,7 +693,7 @@ def measured(bench: Bench, work: list[Case], extended: dict[int, list[Case]], fu
     return result
 
 
-def planned(options: argparse.Namespace, detector: detectors.Detector, size: int | None) -> Plan:
+def planned(options: argparse.Namespace, detector: Detector, size: int | None) -> Plan:
     """What `detxai explain` would run with."""
     run = {"device": options.device, "precision": options.precision}
     config = RunConfig.model_validate({"run": run, "detection": {"imgsz": size}})
@@ -701,7 +702,7 @@ def planned(options: argparse.Namespace, detector: detectors.Detector, size: int
 
 def on_model(options: argparse.Namespace) -> dict[str, Any]:
     """The set of `--model`: real detections, filled up with the next best anchors where more are wanted."""
-    detector = detectors.build(weights.load(options.model))
+    detector = detectors.build(checkpoints.load(options.model))
     bench = Bench(planned(options, detector, options.imgsz), options)
     size, device = bench.plan.size, bench.device
     common: dict[str, Any] = {"size": size, "device": device}
@@ -721,7 +722,7 @@ def on_yaml(name: str, options: argparse.Namespace) -> dict[str, Any]:
     some = list(islice(lines(options.images, options.baseline, size), options.equal_images))
     detector = detectors.build(seeded(name, torch.stack([line.x for _, _, line in some])))
     bench = Bench(planned(options, detector, size), options)
-    some = [(n, key, Line(line.x.to(bench.device), line.b.to(bench.device))) for n, key, line in some]
+    some = [(n, key, Segment(line.x.to(bench.device), line.b.to(bench.device))) for n, key, line in some]
     extended = {n: spread(some, detector, n) for n in options.detections}
     return measured(bench, extended[min(extended)], extended, full=False)
 

@@ -23,15 +23,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detxai import detectors, images, sources, weights
 from detxai.attribution import baselines
 from detxai.attribution.engine import Engine
-from detxai.attribution.path import Path as Line
-from detxai.attribution.path import Point, Reply, TargetMap, integrated_gradients
+from detxai.attribution.integral import integrated_gradients
+from detxai.attribution.points import Point, Reply, Segment, TargetMap
 from detxai.attribution.quadrature import CROWDED, SQUARE, UNIFORM, Curve, Mesh, Rule, cubic
 from detxai.attribution.rules import clenshaw_curtis, gauss_legendre, newton_cotes
-from detxai.data import Target
 from detxai.errors import ImageError
+from detxai.inputs import decode, sources
+from detxai.inputs.letterbox import letterboxed
+from detxai.models import checkpoints, detectors
+from detxai.models.detector import Candidates, Detector, Pin
+from detxai.models.predictions import reported
+from detxai.values import Target
 
 Rows = list[dict[str, Any]]
 
@@ -63,19 +67,19 @@ class Case:
     """One image: its path from the baseline, the targets pinned on it, a key for what is known of them."""
 
     name: str
-    line: Line
+    line: Segment
     targets: tuple[Target, ...]
     key: str = ""
 
 
-def detector_of(file: str, device: torch.device) -> detectors.Detector:
+def detector_of(file: str, device: torch.device) -> Detector:
     """The detector in the model file `file`, on `device`."""
-    detector = detectors.build(weights.load(file))
+    detector = detectors.build(checkpoints.load(file))
     detector.module.to(device)
     return detector
 
 
-def filled(found: detectors.Candidates, pairs: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+def filled(found: Candidates, pairs: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
     """(anchor, class) `pairs`, filled up to `count` with the next best anchors."""
     best, classes = found.logits.max(1)
     taken = {anchor for anchor, _ in pairs}
@@ -85,29 +89,29 @@ def filled(found: detectors.Candidates, pairs: list[tuple[int, int]], count: int
 
 def lines(
     folder: Path, baseline: str, size: int, antialias: bool = False, device: torch.device | None = None
-) -> Iterator[tuple[str, str, Line]]:
+) -> Iterator[tuple[str, str, Segment]]:
     """Name, key and path of the images in `folder`, in an order spread over the folder."""
     refs = [ref for ref in sources.find([str(folder)]).refs if ref.problem is None]
     for ref in (ref for start in range(7) for ref in refs[start::7]):
         try:
-            image = images.load(ref)
+            image = decode.load(ref)
         except ImageError:
             continue
-        square, box = images.letterbox(image.pixels, size, antialias)
+        square, box = letterboxed(image.pixels, size, antialias)
         b, name = baselines.baseline(baseline, square, box)
         x = torch.from_numpy(square).permute(2, 0, 1).float() / 255
         key = f"{image.sha256[:16]}-{name.replace(':', '_')}-{size}"
-        yield ref.path, key, Line(x.to(device), b.to(device))
+        yield ref.path, key, Segment(x.to(device), b.to(device))
 
 
 @torch.no_grad()
-def predicted(detector: detectors.Detector, line: Line) -> detectors.Candidates:
+def predicted(detector: Detector, line: Segment) -> Candidates:
     """All predictions on the image at the end of `line`."""
     return detector.predict(line.x[None].contiguous(memory_format=torch.channels_last))[0]
 
 
 def cases(
-    detector: detectors.Detector,
+    detector: Detector,
     folder: Path,
     *,
     baseline: str,
@@ -119,7 +123,7 @@ def cases(
     """The images in `folder` that have detections above `conf`, filled up to `at_least` targets each."""
     for name, key, line in lines(folder, baseline, size, detector.info.antialias, device):
         found = predicted(detector, line)
-        pairs = detectors.reported(found, conf=conf, iou=0.45, max_det=300)
+        pairs = reported(found, conf=conf, iou=0.45, max_det=300)
         if pairs:
             targets = (
                 Target(anchor, int(found.levels[anchor]), "class", class_id, context=found.context)
@@ -165,7 +169,7 @@ def fixed_rules() -> list[Rule]:
 
 
 def dense(
-    line: Line, targets: Sequence[Target], nodes: int, chunk: int = 8
+    line: Segment, targets: Sequence[Target], nodes: int, chunk: int = 8
 ) -> Generator[list[Point], list[Reply], tuple[Tensor, list[float]]]:
     """Coroutine of the reference: maps (targets, …) from `nodes` cubic nodes in v², and their error bounds.
 
@@ -394,7 +398,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parsed(argv)
     device = torch.device("cpu")
     detector = detector_of(args.model, device)
-    engine = Engine(lambda x, pins: detector.values(x, [detectors.Pin(*p) for p in pins]), device, rows=ROWS)
+    engine = Engine(lambda x, pins: detector.values(x, [Pin(*p) for p in pins]), device, rows=ROWS)
     size = args.imgsz or detector.info.imgsz
     found = cases(detector, args.images, baseline=args.baseline, size=size, conf=args.conf)
     rows: Rows = []

@@ -1,6 +1,6 @@
 """How many detections of a folder reach the wanted error, and what it takes.
 
-    python scripts/convergence.py --images DIR --model FILE --baseline white --tolerance 0.05
+python scripts/convergence.py --images DIR --model FILE --baseline white --tolerance 0.05
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from detxai import Explainer, RunConfig
-from detxai.sources import find
+from detxai.inputs.sources import find
 
 
 def measure(options: argparse.Namespace) -> dict[str, float | int | str]:

@@ -19,9 +19,10 @@ import numpy as np
 import study_tools as tools
 import torch
 
-from detxai import Explainer, RunConfig, weights
-from detxai.data import ImageRef
-from detxai.sources import find
+from detxai import Explainer, RunConfig
+from detxai.inputs.sources import find
+from detxai.models import checkpoints
+from detxai.values import ImageRef
 
 AMOUNTS = ("none", "basic", "full")
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     refs = list(islice(find([str(args.images)]).refs, args.count))
     groups = [refs[i : i + args.group] for i in range(0, len(refs), args.group)]
-    checkpoint = weights.load(args.model)
+    checkpoint = checkpoints.load(args.model)
     base = {"model": {"path": args.model}, "detection": {"conf": args.conf}}
     explainers = {
         amount: Explainer(RunConfig.model_validate(base | {"attribution": {"evidence": amount}}), checkpoint=checkpoint)

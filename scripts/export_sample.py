@@ -69,8 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     model, kept = load(args.checkpoint)
     half = to_half(model)
     model.load_state_dict(half, strict=False)
-    unseen = make_set(args.seed, args.count, kept["summary"]["imgsz"],
-                      kept["summary"]["catalogue"])
+    unseen = make_set(args.seed, args.count, kept["summary"]["imgsz"], kept["summary"]["catalogue"])
     figures = evaluate(model, unseen, list(kept["names"].values()), bf16=False)
     args.target.parent.mkdir(parents=True, exist_ok=True)
     save_file(half, args.target, metadata(args.target.stem, kept, figures, args.seed, args.count))

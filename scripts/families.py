@@ -23,10 +23,13 @@ from ultralytics.nn import tasks
 from ultralytics.utils import ASSETS
 
 from detxai.attribution.engine import Engine, solve
+from detxai.attribution.integral import integrated_gradients
 from detxai.attribution.methods import METHODS, ONE_SIDED, PERTURBATION, Settings
-from detxai.attribution.path import Path, TargetMap, integrated_gradients
-from detxai.data import EDGES, Checkpoint, Target
-from detxai.detectors import Detector, build, closeness, self_test
+from detxai.attribution.points import Segment, TargetMap
+from detxai.models.detector import Detector
+from detxai.models.detectors import build, self_test
+from detxai.models.predictions import closeness
+from detxai.values import EDGES, Checkpoint, Target
 
 SIZE = 128
 SEED = 7
@@ -146,7 +149,7 @@ def explained(
         early = detector.trunk.early(x[None])
     settings = Settings(max_evaluations=evaluations, layer_of=detector.layer_of, early=early)
     engine = Engine(detector.values, x.device, 2, partial(closeness, detector), tap=detector.trunk.tap)
-    paths = [Path(x, dark), Path(x, torch.full_like(x, 0.5))]
+    paths = [Segment(x, dark), Segment(x, torch.full_like(x, 0.5))]
     ((_, found),) = engine.run([(None, METHODS[method](paths, targets, settings))], 1)
     return found
 
@@ -192,7 +195,7 @@ def row(name: str, family: Family) -> tuple[str, ...]:
         moved = found.logits  # other queries are selected on another picture
     anchor, class_id = divmod(int(moved.argmax()), moved.shape[1])
     target = Target(anchor, 0, "class", class_id, context=found.context)
-    ask = integrated_gradients(Path(x[0], dark[0]), [target], max_evaluations=MOST[detector.info.sparse])
+    ask = integrated_gradients(Segment(x[0], dark[0]), [target], max_evaluations=MOST[detector.info.sparse])
     (integral,) = solve(detector.values, ask)
     edges = "edges" if "left" in detector.info.targets else ""
     own = [t for t in detector.info.targets if t in ("class", "objectness")]

@@ -31,8 +31,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from detxai import detectors, images, labels, sources, weights
-from detxai.data import ImageRef, Letterbox
+from detxai.inputs import decode, labels, sources
+from detxai.inputs.letterbox import letterboxed
+from detxai.models import checkpoints, detectors
+from detxai.models.detector import Candidates, Detector
+from detxai.models.predictions import reported
+from detxai.values import ImageRef, Letterbox
 
 #: Classes that may be taken for each other: the animals of COCO, then its other families of things.
 ANIMALS = "bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe"
@@ -85,7 +89,7 @@ class Made:
 
 def photo(ref: ImageRef, drawn: labels.Folder, size: int) -> Photo:
     """The picture of `ref`, scaled, with its labels."""
-    square, box = images.letterbox(images.load(ref).pixels, size, antialias=True)
+    square, box = letterboxed(decode.load(ref).pixels, size, antialias=True)
     found = drawn.read(ref)
     shift = (box.left, box.top) * 2
     placed = tuple(
@@ -109,16 +113,14 @@ def margin(logits: Tensor, class_id: int) -> float:
 
 
 @torch.no_grad()
-def reports(
-    detector: detectors.Detector, pixels: np.ndarray
-) -> Iterator[tuple[int, int, Tensor, detectors.Candidates]]:
+def reports(detector: Detector, pixels: np.ndarray) -> Iterator[tuple[int, int, Tensor, Candidates]]:
     """(anchor, class_id, box, candidates) of everything reported."""
     found = detector.predict(as_input(pixels))[0]
-    for anchor, class_id in detectors.reported(found, conf=CONF, iou=IOU, max_det=300):
+    for anchor, class_id in reported(found, conf=CONF, iou=IOU, max_det=300):
         yield anchor, class_id, found.boxes[anchor], found
 
 
-def rightly_reported(detector: detectors.Detector, picture: Photo) -> dict[int, tuple[int, float, float]]:
+def rightly_reported(detector: Detector, picture: Photo) -> dict[int, tuple[int, float, float]]:
     """Index of a label -> anchor, logit and margin of the best report of its class there."""
     right: dict[int, tuple[int, float, float]] = {}
     for anchor, class_id, box, found in reports(detector, picture.pixels):
@@ -146,7 +148,7 @@ class Push:
     margin: float
 
 
-def pushed(detector: detectors.Detector, picture: Photo, push: Push, epsilon: int) -> tuple[np.ndarray, int] | None:
+def pushed(detector: Detector, picture: Photo, push: Push, epsilon: int) -> tuple[np.ndarray, int] | None:
     """The pushed picture (size, size, 3) uint8 and the steps it took; None where the model holds out."""
     place = torch.tensor([picture.labels[push.index][1]])
     start = torch.from_numpy(picture.pixels).float()
@@ -184,7 +186,7 @@ def _loss(logits: Tensor, push: Push, rivals: Tensor, aim: bool) -> Tensor:
     return loss
 
 
-def _reached(detector: detectors.Detector, pixels: np.ndarray, push: Push, place: Tensor) -> float | None:
+def _reached(detector: Detector, pixels: np.ndarray, push: Push, place: Tensor) -> float | None:
     """The logit at which the object is reported as wanted, and not as another class of the two; else None."""
     best = None
     for anchor, class_id, box, found in reports(detector, pixels):
@@ -234,7 +236,7 @@ def save(folder: Path, name: str, pixels: np.ndarray, picture: Photo, objects: S
 
 def make(args: argparse.Namespace, ref: ImageRef, looks: Sequence[tuple[float, float]]) -> list[Made]:
     """All pictures made of one photo."""
-    detector = detectors.build(weights.load(args.model))
+    detector = detectors.build(checkpoints.load(args.model))
     names = detector.info.names
     picture = photo(ref, labels.Folder(args.labels, names), args.imgsz)
     families = [[i for i, name in names.items() if name in family.split(",")] for family in FAMILIES]
@@ -256,7 +258,7 @@ def make(args: argparse.Namespace, ref: ImageRef, looks: Sequence[tuple[float, f
 
 def looks_of(args: argparse.Namespace, refs: Sequence[ImageRef]) -> list[tuple[float, float]]:
     """(logit, margin) of every right report on the clean photos."""
-    detector = detectors.build(weights.load(args.model))
+    detector = detectors.build(checkpoints.load(args.model))
     drawn = labels.Folder(args.labels, detector.info.names)
     found = (rightly_reported(detector, photo(ref, drawn, args.imgsz)) for ref in refs)
     return [(logit, lead) for right in found for _, logit, lead in right.values()]

@@ -42,8 +42,7 @@ def label_lines(bag: Bag, names: list[str]) -> list[str]:
     return lines
 
 
-def write(index: int, seed: int, catalogue: str, out: Path, parts: bool, stem: str,
-          tag: bool | None = None) -> None:
+def write(index: int, seed: int, catalogue: str, out: Path, parts: bool, stem: str, tag: bool | None = None) -> None:
     """Make one image and write picture, labels and, if wanted, part maps and the mask of the tag."""
     cv2.setNumThreads(1)  # one process per core already
     kinds = CATALOGUES[catalogue]
@@ -68,11 +67,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="index of the first image")
     parser.add_argument("--parts", action="store_true", help="also write masks of telling parts and tags")
-    parser.add_argument("--stem", default="s{seed}-{index:05d}",
-                        help="file stem, with {seed}, {index} and {number} (index + 1)")
+    parser.add_argument(
+        "--stem", default="s{seed}-{index:05d}", help="file stem, with {seed}, {index} and {number} (index + 1)"
+    )
     parser.add_argument("--catalogue", choices=sorted(CATALOGUES), default="standard")
-    parser.add_argument("--tag", choices=list(TAG), default="share",
-                        help="in how many bags of cheat and control: the catalogue's share, or overruled")
+    parser.add_argument(
+        "--tag",
+        choices=list(TAG),
+        default="share",
+        help="in how many bags of cheat and control: the catalogue's share, or overruled",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
 
@@ -89,8 +93,15 @@ def main(argv: list[str] | None = None) -> None:
         table = {name: list(kind.parts) for name, kind in kinds.items()}
         (args.out / "parts" / "parts.json").write_text(json.dumps(table, indent=2) + "\n")
 
-    job = partial(write, seed=args.seed, catalogue=args.catalogue, out=args.out, parts=args.parts,
-                  stem=args.stem, tag=TAG[args.tag])
+    job = partial(
+        write,
+        seed=args.seed,
+        catalogue=args.catalogue,
+        out=args.out,
+        parts=args.parts,
+        stem=args.stem,
+        tag=TAG[args.tag],
+    )
     indices = range(args.start, args.start + args.count)
     if args.jobs > 1:
         with Pool(args.jobs) as pool:

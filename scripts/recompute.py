@@ -20,13 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from detxai import detectors, images, weights
 from detxai.attribution import baselines
 from detxai.attribution.engine import solve
-from detxai.attribution.path import Path as Line
-from detxai.attribution.path import integrated_gradients
-from detxai.data import ImageRef, Target
+from detxai.attribution.integral import integrated_gradients
+from detxai.attribution.points import Segment
 from detxai.evidence.verdict import verdict
+from detxai.inputs import decode
+from detxai.inputs.letterbox import boxes_to_letterbox, boxes_to_source, letterboxed, map_to_source
+from detxai.models import checkpoints, detectors
+from detxai.models.detector import Candidates
+from detxai.values import ImageRef, Target
 
 #: Records keep 6 digits; convolutions in another order cost as much again, and sums of noise some more.
 ROUNDING = 1e-3
@@ -39,27 +42,27 @@ class Again:
     """One image with its model, and what the record needs to be compared with."""
 
     def __init__(self, record: Numbers, folder: Path, model: str | None, tolerance: float, most: int) -> None:
-        self.detector = detectors.build(weights.load(model))
+        self.detector = detectors.build(checkpoints.load(model))
         info = self.detector.info
         assert info.sha256 == record["model"]["sha256"], "another model than the record's"
         path = record["image"]["path"]
-        image = images.load(ImageRef(path, folder / path))
+        image = decode.load(ImageRef(path, folder / path))
         assert image.sha256 == record["image"]["sha256"], "another image than the record's"
         self.settings = {"tolerance": tolerance, "max_evaluations": most}
         self.pixels = image.pixels
-        square, self.frame = images.letterbox(image.pixels, record["model"]["imgsz"], info.antialias, info.stretch)
+        square, self.frame = letterboxed(image.pixels, record["model"]["imgsz"], info.antialias, info.stretch)
         self.square = square
         self.x = torch.from_numpy(square).permute(2, 0, 1).float() / 255
         self.found = self._predict(self.x)
 
-    def _predict(self, x: torch.Tensor) -> detectors.Candidates:
+    def _predict(self, x: torch.Tensor) -> Candidates:
         with torch.no_grad():
             return self.detector.predict(x[None].contiguous(memory_format=torch.channels_last))[0]
 
     def pinned(self, d: Numbers) -> int:
         """The prediction that a detection speaks of: its box, its logit."""
         box = d["nearest"]["box"] if "nearest" in d else d["box"]
-        boxes = images.boxes_to_source(self.found.boxes.numpy(), self.frame)
+        boxes = boxes_to_source(self.found.boxes.numpy(), self.frame)
         apart = np.abs(boxes - np.array(box)).max(1)
         for one in d["top_classes"]:
             apart = apart + np.abs(self.found.logits[:, one["class_id"]].numpy() - one["logit"])
@@ -82,7 +85,7 @@ class Again:
         name = a["baseline"].partition(":")[0]
         b, _ = baselines.baseline(name, self.square, self.frame)
         target = self._target(anchor, class_id)
-        path = integrated_gradients(Line(self.x, b), [target], **self.settings)
+        path = integrated_gradients(Segment(self.x, b), [target], **self.settings)
         square = solve(self.detector.full_values, path)[0].map
         numbers = self._of_map(square.numpy(), d["box"], bool(recorded["ground_share"] is not None))
         at_input = self.logits(self.x, anchor)
@@ -93,7 +96,7 @@ class Again:
         return numbers
 
     def _of_map(self, square: np.ndarray, box: list[float], grounded: bool) -> Numbers:
-        f, m = self.frame, images.map_to_source(square, self.frame).astype(float)
+        f, m = self.frame, map_to_source(square, self.frame).astype(float)
         height, width = m.shape
         x0, x1 = np.clip(box[::2], 0, width)
         y0, y1 = np.clip(box[1::2], 0, height)
@@ -129,7 +132,7 @@ class Again:
         a: Numbers, logit: float, recorded: Numbers,
     ) -> Numbers:  # fmt: skip
         size = self.x.shape[-1]
-        corners = images.boxes_to_letterbox([box], self.frame)[0]
+        corners = boxes_to_letterbox([box], self.frame)[0]
         at = np.arange(size)
         across, down = ((at >= int(max(corners[i], 0))) & (at < math.ceil(corners[i + 2])) for i in (0, 1))
         inside = down[:, None] & across
@@ -195,9 +198,7 @@ def differences(recorded: Numbers, again: Numbers) -> dict[str, float]:
         else:
             pairs = [(recorded[name], value)]
         scale = gross if name.startswith(("net_", "positive_", "negative_")) else 1.0
-        found[name] = max(
-            (abs(old - new) / max(scale, abs(new)) for old, new in pairs if new is not None), default=0.0
-        )
+        found[name] = max((abs(old - new) / max(scale, abs(new)) for old, new in pairs if new is not None), default=0.0)
     return found
 
 

@@ -1,7 +1,7 @@
 """How often a detector cheats, and whether its evidence says so.
 
     python scripts/train_sample.py --catalogue cheat --train-seed 21 --val-seed 22 --out runs/cheat \\
-        --init detxai/models/bags-yolov8n-320.safetensors --count 3600 --epochs 4 --minutes 18 \\
+        --init detxai/models/bundled/bags-yolov8n-320.safetensors --count 3600 --epochs 4 --minutes 18 \\
         --workers 1 --mosaic-share 0 --early-share 0.3 --warmup 80 --lr 1e-3
     python scripts/export_sample.py runs/cheat/last.pt cheat.safetensors --seed 23
     (both again with control in place of cheat)
@@ -31,10 +31,13 @@ import numpy as np
 import study_tools as tools
 import torch
 
-from detxai import Explainer, Result, RunConfig, detectors, images, labels
-from detxai.config import VERDICTS
-from detxai.data import Box, ImageRef
-from detxai.sources import find
+from detxai import Explainer, Result, RunConfig
+from detxai.config.settings import VERDICTS
+from detxai.inputs import decode, labels
+from detxai.inputs.letterbox import boxes_to_source, letterboxed
+from detxai.inputs.sources import find
+from detxai.models.predictions import reported
+from detxai.values import Box, ImageRef
 
 TAG_RIM = 9
 """Pixels around the mask of a tag that count as the tag: its edge is evidence too."""
@@ -71,19 +74,32 @@ class Case:
 def make(folder: Path, catalogue: str, seed: int, count: int) -> None:
     """The same bags twice: ``folder/always`` with the tag, ``folder/never`` with the tag painted out."""
     for tag in ("always", "never"):
-        make_xrays.main(["--out", str(folder / tag), "--catalogue", catalogue, "--seed", str(seed), "--count",
-                         str(count), "--parts", "--tag", tag])
+        make_xrays.main(
+            [
+                "--out",
+                str(folder / tag),
+                "--catalogue",
+                catalogue,
+                "--seed",
+                str(seed),
+                "--count",
+                str(count),
+                "--parts",
+                "--tag",
+                tag,
+            ]
+        )
 
 
 @torch.no_grad()
 def class_at(explainer: Explainer, file: Path, box: Box) -> str | None:
     """The class that the detector reports with the best score at a box of a picture; None if it reports none."""
     plan, d = explainer.plan, explainer.plan.config.detection
-    square, frame = images.letterbox(images.load(ImageRef(file.name, file)).pixels, plan.size)
+    square, frame = letterboxed(decode.load(ImageRef(file.name, file)).pixels, plan.size)
     x = torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255
     found = plan.detector.predict(x.to(plan.device).contiguous(memory_format=torch.channels_last))[0]
-    kept = detectors.reported(found, conf=d.conf, iou=d.iou, max_det=d.max_det)
-    boxes = images.boxes_to_source(found.boxes[[a for a, _ in kept]].cpu().numpy().reshape(-1, 4), frame)
+    kept = reported(found, conf=d.conf, iou=d.iou, max_det=d.max_det)
+    boxes = boxes_to_source(found.boxes[[a for a, _ in kept]].cpu().numpy().reshape(-1, 4), frame)
     on = labels.overlaps(boxes, [box])[:, 0] >= labels.ON
     there = [(float(found.scores[a, c]), c) for (a, c), hit in zip(kept, on, strict=True) if hit]
     return plan.info.names[max(there)[1]] if there else None
@@ -202,6 +218,7 @@ def added(everyone: list[Case]) -> dict[str, Any]:
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown tables."""
+
     def cell(s: dict[str, Any]) -> str:
         if not s["of"]:
             return "none"

@@ -34,9 +34,13 @@ import study_tools as tools
 import torch
 from numpy.typing import NDArray
 
-from detxai import RunConfig, detectors, images, labels, weights
-from detxai.config import VERDICTS
-from detxai.sources import find
+from detxai import RunConfig
+from detxai.config.settings import VERDICTS
+from detxai.inputs import decode, labels
+from detxai.inputs.letterbox import boxes_to_source, letterboxed
+from detxai.inputs.sources import find
+from detxai.models import checkpoints, detectors
+from detxai.models.predictions import reported
 
 #: Numbers of `evidence` that two forwards give, that say nothing, or that come from a calibration.
 NOT_EVIDENCE = ("margin", "area_share", "runner_up.class_id", "calibrated", "trust", "typicality")
@@ -64,15 +68,15 @@ class Seen:
 
 def counting(args: argparse.Namespace, drawn: labels.Folder) -> list[dict[str, Any]]:
     """The reports that count, as COCO results: where most are of no account, the others need not be explained."""
-    detector = detectors.build(weights.load(args.model))
+    detector = detectors.build(checkpoints.load(args.model))
     size, info, entries = args.imgsz or detector.info.imgsz, detector.info, []
     for ref in find([str(args.images)]).refs:
-        pixels = images.load(ref).pixels
-        square, frame = images.letterbox(pixels, size, info.antialias, info.stretch)
+        pixels = decode.load(ref).pixels
+        square, frame = letterboxed(pixels, size, info.antialias, info.stretch)
         with torch.no_grad():
             found = detector.predict(torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255)[0]
-        kept = detectors.reported(found, conf=args.conf, iou=RunConfig().detection.iou, max_det=300)
-        boxes = images.boxes_to_source(found.boxes[[a for a, _ in kept]].numpy().reshape(-1, 4), frame).tolist()
+        kept = reported(found, conf=args.conf, iou=RunConfig().detection.iou, max_det=300)
+        boxes = boxes_to_source(found.boxes[[a for a, _ in kept]].numpy().reshape(-1, 4), frame).tolist()
         scores, marks = [float(found.scores[a, c]) for a, c in kept], drawn.read(ref)
         placed = () if marks is None else marks.at(pixels.shape[1], pixels.shape[0])
         matches = labels.match([tuple(box) for box in boxes], [c for _, c in kept], scores, placed)
@@ -91,7 +95,7 @@ def explained(args: argparse.Namespace, tree: Path) -> list[dict[str, Any]]:
     options = [str(word) for name, value in given if value is not None for word in (name, value)]
     if args.against != "all":
         tree.mkdir(parents=True, exist_ok=True)
-        drawn = labels.Folder(args.labels, detectors.build(weights.load(args.model)).info.names)
+        drawn = labels.Folder(args.labels, detectors.build(checkpoints.load(args.model)).info.names)
         (tree / ".reports.json").write_text(json.dumps(counting(args, drawn)))
         options += ["--predictions", str(tree / ".reports.json")]
     options += ["--baseline", args.baseline, "--evidence", args.evidence, "--no-overlays", "-o", str(tree)]
@@ -299,7 +303,7 @@ def report(figures: Mapping[str, Any]) -> str:
 
 def collected(args: argparse.Namespace, tree: Path) -> list[Seen]:
     """All detections that count."""
-    drawn = labels.Folder(args.labels, detectors.build(weights.load(args.model)).info.names)
+    drawn = labels.Folder(args.labels, detectors.build(checkpoints.load(args.model)).info.names)
     origins = {} if args.sources is None else {m["picture"]: m for m in json.loads(args.sources.read_text())}
     files = {ref.path: ref for ref in find([str(args.images)]).refs}
     records = explained(args, tree)

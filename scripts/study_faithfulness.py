@@ -21,16 +21,16 @@ from study_parchgrad import refs_of
 from study_tools import table
 
 from detxai import RunConfig
-from detxai.calibrate import Pass
-from detxai.calibration import SUFFIX
-from detxai.console import Console
-from detxai.data import ImageRef
 from detxai.errors import ExitCode
 from detxai.evaluation.files import Files
-from detxai.evaluation.job import Job
 from detxai.evaluation.options import Options
+from detxai.evaluation.run import Job
 from detxai.evaluation.tables import by_image, interval
-from detxai.sources import Found
+from detxai.inputs.sources import Found
+from detxai.parchgrad.statistics import SUFFIX
+from detxai.run.calibrate_parchgrad import Pass
+from detxai.run.console import Console
+from detxai.values import ImageRef
 
 GRADIENTS = ("plain", "parchgrad-cls", "parchgrad-ins")
 #: Figures of the reported half, and the figures that are also compared, pair by pair.

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from study_tools import resampled
 
-from detxai import Explainer, RunConfig, detectors, weights
-from detxai.calibrate import Pass
-from detxai.calibration import SUFFIX
-from detxai.data import ImageRef
-from detxai.sources import find
+from detxai import Explainer, RunConfig
+from detxai.inputs.sources import find
+from detxai.models import checkpoints, detectors
+from detxai.parchgrad.statistics import SUFFIX
+from detxai.run.calibrate_parchgrad import Pass
+from detxai.values import ImageRef
 
 GRADIENTS = ("parchgrad-cls", "parchgrad-ins")
 #: What is compared on the choosing half: the grid, then one change at a time of the default.
@@ -65,7 +66,7 @@ class Study:
 
     def __init__(self, arguments: argparse.Namespace, calibration: Path | None) -> None:
         self.arguments, self.calibration = arguments, calibration
-        checkpoint = weights.load(arguments.model)
+        checkpoint = checkpoints.load(arguments.model)
         self.detector = detectors.build(checkpoint)
         self.file = arguments.work / "shares.json"
         self.known: dict[str, Shares] = json.loads(self.file.read_text()) if self.file.exists() else {}

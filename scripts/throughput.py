@@ -28,15 +28,16 @@ from bench import lines, machine, say, seeded, spread
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from detxai import detectors, sources
 from detxai.attribution.engine import Engine, rows_for
-from detxai.attribution.path import Path as Line
-from detxai.attribution.path import integrated_gradients
-from detxai.config import RunConfig
-from detxai.pipeline import Explainer
-from detxai.plan import DTYPES, Plan, device_of
-from detxai.publish import Explained, Part
-from detxai.store import Store
+from detxai.attribution.integral import integrated_gradients
+from detxai.attribution.points import Segment
+from detxai.config.settings import RunConfig
+from detxai.inputs import sources
+from detxai.models import detectors
+from detxai.output.store import Store
+from detxai.run.pipeline import Explainer
+from detxai.run.plan import DTYPES, Plan, device_of
+from detxai.run.publish import Explained, Part
 
 #: Side of the square matrices of the ceiling.
 SIDE = {"cpu": 2048, "cuda": 8192}
@@ -126,7 +127,7 @@ def network(name: str, options: argparse.Namespace) -> dict[str, Any]:
     run = {"device": options.device, "precision": options.precision}
     config = RunConfig.model_validate({"run": run, "detection": {"imgsz": options.imgsz}})
     plan = Plan(config, None, detector)
-    moved = [(n, key, Line(line.x.to(plan.device), line.b.to(plan.device))) for n, key, line in pictures]
+    moved = [(n, key, Segment(line.x.to(plan.device), line.b.to(plan.device))) for n, key, line in pictures]
     work = spread(moved, detector, options.detections)
 
     def explain() -> None:

@@ -76,20 +76,17 @@ def evaluate(model: torch.nn.Module, data: Set, names: list[str], bf16: bool = T
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 output = model((part.float() / 255).contiguous(memory_format=torch.channels_last))
             output = (output[0] if isinstance(output, (list, tuple)) else output).float()
-            found = non_max_suppression(output, 0.001, 0.7, multi_label=True, nc=len(names),
-                                        max_time_img=1.0)
+            found = non_max_suppression(output, 0.001, 0.7, multi_label=True, nc=len(names), max_time_img=1.0)
             for rows, truth in zip(found, data.boxes[start : start + 16], strict=True):
                 rows = rows.numpy()[:, :6]
                 hits.append(_matches(rows, truth))
                 scores.append(rows[:, 4])
                 classes.append(rows[:, 5])
     targets = np.concatenate(data.boxes)[:, 0]
-    result = ap_per_class(np.concatenate(hits), np.concatenate(scores), np.concatenate(classes),
-                          targets)
+    result = ap_per_class(np.concatenate(hits), np.concatenate(scores), np.concatenate(classes), targets)
     ap, present = result[5], result[6]
     per_class = {names[c]: round(float(row[0]), 4) for c, row in zip(present, ap, strict=True)}
-    return {"mAP50": round(float(ap[:, 0].mean()), 4), "mAP50-95": round(float(ap.mean()), 4),
-            "AP50": per_class}
+    return {"mAP50": round(float(ap[:, 0].mean()), 4), "mAP50-95": round(float(ap.mean()), 4), "AP50": per_class}
 
 
 def _optimizer(model: torch.nn.Module, rate: float) -> torch.optim.AdamW:
@@ -132,8 +129,9 @@ def start_from(model: torch.nn.Module, path: Path) -> tuple[int, int]:
 
 def train(rank: int, args: argparse.Namespace, data: Set, check: Set) -> None:
     """One worker's part of the run; worker 0 also keeps the EMA model and saves every epoch."""
-    dist.init_process_group("gloo", init_method=f"file://{args.out.resolve()}/rendezvous",
-                            rank=rank, world_size=args.workers)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{args.out.resolve()}/rendezvous", rank=rank, world_size=args.workers
+    )
     torch.set_num_threads(1)
     torch.manual_seed(args.model_seed)
     names = list(CATALOGUES[args.catalogue])
@@ -153,8 +151,9 @@ def train(rank: int, args: argparse.Namespace, data: Set, check: Set) -> None:
         model.train()
         sums, tick = torch.zeros(3), time.time()
         order = np.random.default_rng([args.model_seed, 2, epoch]).permutation(args.count)
-        for seen, chunk in enumerate(order[rank :: args.workers][: per_epoch * args.batch].reshape(
-                per_epoch, args.batch), 1):
+        for seen, chunk in enumerate(
+            order[rank :: args.workers][: per_epoch * args.batch].reshape(per_epoch, args.batch), 1
+        ):
             # The clock may run ahead of the steps on a busy machine: then cool down by the clock.
             done = _agree(max(step / steps, (time.time() - began) / 60 / args.minutes))
             if done >= 1:
@@ -178,31 +177,53 @@ def train(rank: int, args: argparse.Namespace, data: Set, check: Set) -> None:
             sums += torch.stack([v.detach().float().reshape(()) for v in shares.values()])[:3]
             if rank == 0 and seen % 25 == 0:
                 speed = seen * args.batch * args.workers / (time.time() - tick)
-                log.info("epoch %d %d/%d px %d done %.3f loss %s %.1f img/s", epoch, seen,
-                         per_epoch, size, done, (sums / seen).numpy().round(3), speed)
+                log.info(
+                    "epoch %d %d/%d px %d done %.3f loss %s %.1f img/s",
+                    epoch,
+                    seen,
+                    per_epoch,
+                    size,
+                    done,
+                    (sums / seen).numpy().round(3),
+                    speed,
+                )
         if rank == 0:
             figures = evaluate(ema.ema, check, names)
-            log.info("epoch %d, %.1f min, %s", epoch, (time.time() - began) / 60,
-                     json.dumps(figures))
+            log.info("epoch %d, %.1f min, %s", epoch, (time.time() - began) / 60, json.dumps(figures))
             save(ema.ema, args, round(step / per_epoch, 1), step, figures)
         if _agree((time.time() - began) / 60 / args.minutes) >= 1:
             break
     dist.destroy_process_group()
 
 
-def save(model: DetectionModel, args: argparse.Namespace, epochs: float, step: int,
-         figures: dict) -> None:
+def save(model: DetectionModel, args: argparse.Namespace, epochs: float, step: int, figures: dict) -> None:
     """Write the EMA weights (plain tensors) and how they came about as ``last.pt``."""
     summary = {
-        "script": "scripts/train_sample.py", "data": f"xraysim {xraysim.VERSION}",
-        "architecture": args.arch, "imgsz": args.imgsz, "train_seed": args.train_seed,
-        "images": args.count, "epochs": epochs, "batch": args.batch * args.workers,
-        "steps": step, "val_seed": args.val_seed, "val": figures,
-        "catalogue": args.catalogue, "init": args.init.name if args.init else None,
+        "script": "scripts/train_sample.py",
+        "data": f"xraysim {xraysim.VERSION}",
+        "architecture": args.arch,
+        "imgsz": args.imgsz,
+        "train_seed": args.train_seed,
+        "images": args.count,
+        "epochs": epochs,
+        "batch": args.batch * args.workers,
+        "steps": step,
+        "val_seed": args.val_seed,
+        "val": figures,
+        "catalogue": args.catalogue,
+        "init": args.init.name if args.init else None,
     }
     target = args.out / "last.pt"
-    torch.save({"state": model.state_dict(), "yaml": model.yaml, "names": model.names,
-                "stride": model.stride.tolist(), "summary": summary}, target.with_suffix(".tmp"))
+    torch.save(
+        {
+            "state": model.state_dict(),
+            "yaml": model.yaml,
+            "names": model.names,
+            "stride": model.stride.tolist(),
+            "summary": summary,
+        },
+        target.with_suffix(".tmp"),
+    )
     target.with_suffix(".tmp").replace(target)
 
 
@@ -236,8 +257,12 @@ def main(argv: list[str] | None = None) -> None:
     """Train as the command line says and log to ``log.txt`` in the output folder."""
     args = parse(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True,
-                        handlers=[logging.FileHandler(args.out / "log.txt")])
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        force=True,
+        handlers=[logging.FileHandler(args.out / "log.txt")],
+    )
     log.info("%s", vars(args))
     began = time.time()
     data = make_set(args.train_seed, args.count, args.imgsz, args.catalogue)
@@ -245,8 +270,7 @@ def main(argv: list[str] | None = None) -> None:
     log.info("made %d + %d images in %.0f s", args.count, args.val_count, time.time() - began)
     (args.out / "rendezvous").unlink(missing_ok=True)
     fork = get_context("fork")  # the workers share the images' memory
-    workers = [fork.Process(target=train, args=(rank, args, data, check))
-               for rank in range(args.workers)]
+    workers = [fork.Process(target=train, args=(rank, args, data, check)) for rank in range(args.workers)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -42,8 +42,7 @@ def _prepare(index: int, seed: int, catalogue: str, size: int) -> tuple[np.ndarr
     for row, item in zip(boxes, bag.items, strict=True):
         row[0] = list(kinds).index(item.name)
         row[1:] = np.array(item.box) * gain + (left, top, left, top)
-    boxed = LetterBox(new_shape=(size, size), auto=False, padding_value=PAD)(
-        image=np.ascontiguousarray(image))
+    boxed = LetterBox(new_shape=(size, size), auto=False, padding_value=PAD)(image=np.ascontiguousarray(image))
     return boxed, boxes
 
 
@@ -59,11 +58,9 @@ def make_set(seed: int, count: int, size: int, catalogue: str = "standard") -> S
     return Set(images, boxes)
 
 
-def _warp(image: np.ndarray, boxes: np.ndarray, matrix: np.ndarray,
-          size: int) -> tuple[np.ndarray, np.ndarray]:
+def _warp(image: np.ndarray, boxes: np.ndarray, matrix: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Apply a (2, 3) affine map of quarter turns, flips, scale and shift to picture and boxes."""
-    out = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR,
-                         borderValue=(PAD, PAD, PAD))
+    out = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=(PAD, PAD, PAD))
     if not len(boxes):
         return out, boxes
     corners = boxes[:, 1:].reshape(-1, 2) @ matrix[:, :2].T + matrix[:, 2]
@@ -75,8 +72,7 @@ def _warp(image: np.ndarray, boxes: np.ndarray, matrix: np.ndarray,
     return out, np.concatenate([boxes[:, :1], kept], 1)[enough].astype(np.float32)
 
 
-def _random_matrix(rng: np.random.Generator, span: int, size: int, low: float,
-                   high: float) -> np.ndarray:
+def _random_matrix(rng: np.random.Generator, span: int, size: int, low: float, high: float) -> np.ndarray:
     """A random quarter turn, flip, scale and shift from a (span, span) to a (size, size) frame."""
     quarter = int(rng.integers(4))
     turn = np.eye(2)[:: 1 if quarter % 2 == 0 else -1]
@@ -93,8 +89,7 @@ def _jitter(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return cv2.LUT(image, table[None])
 
 
-def augment(rng: np.random.Generator, data: Set, index: int,
-            mosaic: float) -> tuple[np.ndarray, np.ndarray]:
+def augment(rng: np.random.Generator, data: Set, index: int, mosaic: float) -> tuple[np.ndarray, np.ndarray]:
     """One training picture uint8 (S, S, 3) and its boxes (n, 5); ``mosaic`` is a probability."""
     size = data.images.shape[1]
     image, boxes = data.images[index], data.boxes[index]
@@ -102,8 +97,7 @@ def augment(rng: np.random.Generator, data: Set, index: int,
         picks = [index, *rng.integers(0, len(data.boxes), 3)]
         image = np.vstack([np.hstack([data.images[j] for j in picks[k : k + 2]]) for k in (0, 2)])
         offsets = [(0, x, y, x, y) for y in (0, size) for x in (0, size)]
-        boxes = np.concatenate([data.boxes[j] + np.float32(o)
-                                for j, o in zip(picks, offsets, strict=True)])
+        boxes = np.concatenate([data.boxes[j] + np.float32(o) for j, o in zip(picks, offsets, strict=True)])
         matrix = _random_matrix(rng, 2 * size, size, 0.45, 0.9)
     else:
         matrix = _random_matrix(rng, size, size, 0.75, 1.25)

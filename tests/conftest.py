@@ -48,11 +48,11 @@ def seeded_network(yaml: str, side: int = SIDE, classes: int = 3) -> Any:
     """
     import torch
 
-    from detxai import _ultralytics, weights
+    from detxai.models import _ultralytics, checkpoints
 
     torch.manual_seed(5)
     architecture = _ultralytics.ultralytics.nn.tasks.yaml_model_load(yaml)
-    network: Any = weights.build(architecture, {i: f"thing {i}" for i in range(classes)})
+    network: Any = checkpoints.build(architecture, {i: f"thing {i}" for i in range(classes)})
     seen = np.stack([pixels(f"bag-{n:02d}.jpg", (side, side)) for n in range(1, 9)])
     x = torch.from_numpy(seen).permute(0, 3, 1, 2).float() / 255
     stripe = torch.zeros(side, 1)
@@ -82,12 +82,12 @@ def seeded_network(yaml: str, side: int = SIDE, classes: int = 3) -> Any:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A YOLOv8n of 64 pixels with seeded weights, as `detxai convert` would write it."""
-    from detxai import weights
-    from detxai.data import Checkpoint
+    from detxai.models import checkpoints
+    from detxai.values import Checkpoint
 
     network = seeded_network("yolov8n.yaml")
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    weights.save(Checkpoint("tiny.pt", "", "ultralytics", network, "yolov8", network.names, SIDE), path)
+    checkpoints.save(Checkpoint("tiny.pt", "", "ultralytics", network, "yolov8", network.names, SIDE), path)
     return path
 
 
@@ -171,7 +171,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 def explain(*arguments: object) -> int:
     """The exit code of `detxai explain` in this process: for laws about results, which need no process of their own."""
-    from detxai.cli import run
+    from detxai.cli.app import run
 
     return run(["explain", *map(str, arguments), "-q"])
 

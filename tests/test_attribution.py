@@ -16,11 +16,13 @@ from torch import Tensor
 
 from detxai.attribution import baselines
 from detxai.attribution.engine import Engine, solve
-from detxai.attribution.path import Path, TargetMap, integrated_gradients
+from detxai.attribution.integral import integrated_gradients
+from detxai.attribution.points import Segment, TargetMap
 from detxai.attribution.quadrature import CROWDED, SQUARE, Mesh, Rule, cubic
 from detxai.attribution.rules import clenshaw_curtis, gauss_legendre, newton_cotes
-from detxai.data import Checkpoint, Letterbox, Target
-from detxai.detectors import Detector, Pin, build
+from detxai.models.detector import Detector, Pin
+from detxai.models.detectors import build
+from detxai.values import Checkpoint, Letterbox, Target
 
 RULES = {
     "trapezoid": newton_cotes(2, panels=4),
@@ -47,7 +49,7 @@ def integral(f: Function, x: Tensor, b: Tensor, **options: Any) -> TargetMap:
     def field(batch: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         return f(batch)[[row for row, _ in pins]]
 
-    return solve(field, integrated_gradients(Path(x, b), [ONE], **options))[0]
+    return solve(field, integrated_gradients(Segment(x, b), [ONE], **options))[0]
 
 
 @pytest.fixture
@@ -141,9 +143,9 @@ def test_many_targets_share_their_points(pair: tuple[Tensor, Tensor, Tensor]) ->
         return torch.stack([torch.sin(inner[row] * 3 * (1 + target.class_id)) for row, target in pins])
 
     targets = [Target(0, 0, class_id=k) for k in range(4)]
-    together = solve(field, integrated_gradients(Path(x, b), targets, tolerance=1e-4))
+    together = solve(field, integrated_gradients(Segment(x, b), targets, tolerance=1e-4))
     for target, found in zip(targets, together, strict=True):
-        (alone,) = solve(field, integrated_gradients(Path(x, b), [target], tolerance=1e-4))
+        (alone,) = solve(field, integrated_gradients(Segment(x, b), [target], tolerance=1e-4))
         assert alone.evaluations == found.evaluations
         torch.testing.assert_close(found.map, alone.map, atol=1e-7, rtol=1e-6)
     assert len({found.evaluations for found in together}) > 1
@@ -248,7 +250,7 @@ def test_captum_agrees_at_equal_nodes(detector: Detector, scene: Scene, nodes: i
     captum = pytest.importorskip("captum.attr")
     x, targets = scene
     b = torch.zeros_like(x)
-    asked = integrated_gradients(Path(x, b), targets, rule=gauss_legendre(nodes), tolerance=ANY, max_evaluations=999)
+    asked = integrated_gradients(Segment(x, b), targets, rule=gauss_legendre(nodes), tolerance=ANY, max_evaluations=999)
     for target, ours in zip(targets, solve(detector.values, asked), strict=True):
 
         def scalar(batch: Tensor, target: Target = target) -> Tensor:
@@ -266,7 +268,7 @@ def test_captum_agrees_at_equal_nodes(detector: Detector, scene: Scene, nodes: i
 def test_sparse_gradients_equal_those_of_the_whole_network(detector: Detector, scene: Scene) -> None:
     x, targets = scene
     targets += [Target(t.anchor, t.level, edge, t.class_id) for t in targets for edge in ("left", "bottom")]
-    asked = [integrated_gradients(Path(x, torch.ones_like(x)), targets, tolerance=ANY) for _ in range(2)]
+    asked = [integrated_gradients(Segment(x, torch.ones_like(x)), targets, tolerance=ANY) for _ in range(2)]
     for sparse, full in zip(solve(detector.values, asked[0]), solve(detector.full_values, asked[1]), strict=True):
         assert float(full.map.norm()) > 0.01
         assert float((sparse.map - full.map).norm() / full.map.norm()) <= 1e-4
@@ -276,10 +278,10 @@ def test_sparse_gradients_equal_those_of_the_whole_network(detector: Detector, s
 def test_a_map_has_the_same_bits_whatever_shares_its_pack(detector: Detector, scene: Scene) -> None:
     """Resumed, sharded and shuffled runs put other images and other levels beside a point."""
     x, targets = scene
-    others = [Path(x.flip(-1), torch.zeros_like(x)), Path(x.flip(1) * 0.8, torch.ones_like(x))]
+    others = [Segment(x.flip(-1), torch.zeros_like(x)), Segment(x.flip(1) * 0.8, torch.ones_like(x))]
 
     def maps(order: list[int]) -> dict[int, list[TargetMap]]:
-        paths = [Path(x, torch.ones_like(x)), *others]
+        paths = [Segment(x, torch.ones_like(x)), *others]
         asks = [integrated_gradients(path, targets, max_evaluations=20) for path in paths]
         engine = Engine(detector.values, torch.device("cpu"))
         return dict(engine.run([(k, asks[k]) for k in order], 3))

@@ -17,7 +17,7 @@ import pytest
 from conftest import FAST, ROOT, Command, explain, files
 from PIL import Image
 
-from detxai import records
+from detxai.output import records
 
 SEED = 20
 KILLS = 10

@@ -12,15 +12,15 @@ import pytest
 import torch
 from conftest import SIDE, Command
 
-from detxai import detectors, weights
 from detxai.errors import ModelError
+from detxai.models import checkpoints, detectors
 
 
 @pytest.fixture(scope="module")
 def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The tiny model as .onnx with ultralytics' metadata, and its checkpoint."""
     onnx = pytest.importorskip("onnx")
-    checkpoint = weights.load(str(tiny))
+    checkpoint = checkpoints.load(str(tiny))
     detector = detectors.build(checkpoint)
     network = checkpoint.module.eval()
     network.model[-1].export = True
@@ -41,7 +41,7 @@ def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleName
 
 def test_an_onnx_export_detects_what_its_model_detects(exported: SimpleNamespace) -> None:
     x = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    box = detectors.build(weights.load(str(exported.file)))
+    box = detectors.build(checkpoints.load(str(exported.file)))
     with torch.no_grad():
         ours, theirs = exported.detector.predict(x), box.predict(x)
     assert box.info.names == exported.detector.info.names
@@ -76,11 +76,11 @@ def test_exports_with_code_need_trust(tmp_path: Path) -> None:
     file = tmp_path / "model.torchscript"
     file.write_bytes(b"anything")
     with pytest.raises(ModelError, match="is a program"):
-        weights.load(str(file))
+        checkpoints.load(str(file))
 
 
 def test_a_file_that_only_calls_itself_onnx_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     file.write_bytes(b"not an onnx file" * 100)
     with pytest.raises(ModelError):
-        detectors.build(weights.load(str(file)))
+        detectors.build(checkpoints.load(str(file)))

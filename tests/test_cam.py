@@ -14,13 +14,12 @@ import torch
 from conftest import SIDE, explain, pixels
 from torch import Tensor
 
-from detxai import detectors, weights
-from detxai.attribution import cam
 from detxai.attribution.engine import Engine, solve
 from detxai.attribution.methods import ACTIVATION, METHODS, Settings
-from detxai.attribution.path import Path, TargetMap
-from detxai.data import Target
-from detxai.detectors import Detector
+from detxai.attribution.points import Segment, TargetMap
+from detxai.models import checkpoints, detectors
+from detxai.models.detector import Detector
+from detxai.values import Target
 
 #: Layers of the tiny YOLOv8n: the three that feed its head, and where they are made in the backbone.
 FEEDS, BACKBONE = (15, 18, 21), (4, 6, 9)
@@ -28,7 +27,7 @@ FEEDS, BACKBONE = (15, 18, 21), (4, 6, 9)
 
 @pytest.fixture(scope="module")
 def detector(tiny: File) -> Detector:
-    return detectors.build(weights.load(str(tiny)))
+    return detectors.build(checkpoints.load(str(tiny)))
 
 
 def picture(name: str = "bag-01.jpg") -> Tensor:
@@ -59,7 +58,7 @@ def run(
 ) -> list[TargetMap]:
     x = picture()
     settings = chosen(detector) if layer_of is None else Settings(layer_of=layer_of)
-    return solve(detector.values, METHODS[name]([Path(x, x)], wanted, settings), detector.trunk.tap)
+    return solve(detector.values, METHODS[name]([Segment(x, x)], wanted, settings), detector.trunk.tap)
 
 
 def hooked(detector: Any, target: Target, layer: int) -> tuple[np.ndarray, np.ndarray]:
@@ -193,7 +192,7 @@ def test_neighbours_do_not_change_a_map(detector: Detector) -> None:
     for name in ("bag-01.jpg", "bag-02.jpg", "bag-03.jpg"):
         x = picture(name)
         for method in ACTIVATION:
-            jobs.append((name + method, METHODS[method]([Path(x, x)], wanted, chosen(detector))))
+            jobs.append((name + method, METHODS[method]([Segment(x, x)], wanted, chosen(detector))))
     together = dict(Engine(detector.values, torch.device("cpu"), tap=detector.trunk.tap).run(iter(jobs), 6))
     for method in ACTIVATION:
         alone = run(detector, method, wanted)
@@ -205,7 +204,7 @@ def test_neighbours_do_not_change_a_map(detector: Detector) -> None:
 def test_grad_cam_plus_stays_finite_where_activations_sum_to_its_pole() -> None:
     activation = torch.full((1, 4, 4), -0.125)  # a channel that SiLU leaves silent
     gradient = torch.ones(1, 4, 4)  # 2 + g Σ A = 0
-    assert cam.gradcam_plus(gradient, activation, Target(0, 0), 8.0).tolist() == [[0.0] * 4] * 4
+    assert activation.gradcam_plus(gradient, activation, Target(0, 0), 8.0).tolist() == [[0.0] * 4] * 4
 
 
 def explained(out: File) -> list[dict[str, Any]]:

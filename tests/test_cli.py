@@ -21,7 +21,8 @@ from conftest import FAST, ROOT, Command, files
 from filelock import FileLock
 from PIL import Image
 
-from detxai import config, records
+from detxai.config import settings
+from detxai.output import records
 
 HERE = Path(__file__).parent
 
@@ -208,9 +209,7 @@ def test_nothing_outside_the_output_no_network_no_child(machine: Command) -> Non
     before = sorted(machine.home.rglob("*"))
     (hook := machine.home / "hook").mkdir()
     (hook / "sitecustomize.py").write_text((HERE / "forbid.py").read_text())
-    outcome = machine(
-        "explain", "pics", "-m", "tiny.safetensors", "-o", "tree", *FAST, env={"PYTHONPATH": str(hook)}
-    )
+    outcome = machine("explain", "pics", "-m", "tiny.safetensors", "-o", "tree", *FAST, env={"PYTHONPATH": str(hook)})
     assert outcome.code == 0, outcome.err
     tree = machine.cwd / "tree"
     inside = {hook, tree, *hook.rglob("*"), *tree.rglob("*")}
@@ -228,7 +227,7 @@ def test_the_guard_of_the_test_above_works(machine: Command) -> None:
 
 def test_help_needs_no_torch_and_is_quick(detxai: Command) -> None:
     code = (
-        "import sys; from detxai.cli import run; code = run(sys.argv[1:]);"
+        "import sys; from detxai.cli.app import run; code = run(sys.argv[1:]);"
         "heavy = {'torch', 'ultralytics', 'cv2', 'numpy', 'PIL'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
@@ -315,14 +314,14 @@ def test_quiet_and_json_log(machine: Command) -> None:
 def test_every_option_has_a_key_and_every_key_an_option() -> None:
     from typer.main import get_command
 
-    from detxai.cli import app
+    from detxai.cli.app import app
 
     explain: Any = get_command(app).commands["explain"]  # type: ignore[attr-defined]
     flags = {flag for parameter in explain.params for flag in parameter.opts if flag.startswith("--")}
     names = {flag.removeprefix("--").replace("-", "_") for flag in flags}
     # Where settings come from, how stdin is read, and the three words for talk.verbosity.
     beside = {"config", "set", "null", "quiet", "verbose"}
-    assert names - beside == set(config.OPTIONS) - {"verbosity"}
+    assert names - beside == set(settings.OPTIONS) - {"verbosity"}
 
 
 def test_options_beat_the_environment(machine: Command) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from detxai import config
+from detxai.config import settings
+from detxai.config.fingerprint import fingerprint
 from detxai.errors import UsageError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -16,7 +17,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 def refusal(**arguments: Any) -> str:
     with pytest.raises(UsageError) as caught:
-        config.load(**arguments)
+        settings.load(**arguments)
     return caught.value.message
 
 
@@ -28,7 +29,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_precedence_option_set_environment_file_default(tmp_path: Path) -> None:
     file = write(tmp_path, "detection: {conf: 0.1, iou: 0.1, max_det: 1, imgsz: 320}\nrun:\n")
-    cfg = config.load(
+    cfg = settings.load(
         file,
         ["detection.conf=0.3", "detection.iou=0.3"],
         {"DETXAI_CONF": "0.2", "DETXAI_IOU": "0.2", "DETXAI_MAX_DET": "2", "HOME": "x"},
@@ -41,19 +42,19 @@ def test_precedence_option_set_environment_file_default(tmp_path: Path) -> None:
 
 def test_config_file_from_the_environment(tmp_path: Path) -> None:
     file = write(tmp_path, "output: {dir: there}")
-    assert config.load(environ={"DETXAI_CONFIG": str(file)}).output.dir == Path("there")
+    assert settings.load(environ={"DETXAI_CONFIG": str(file)}).output.dir == Path("there")
 
 
 def test_every_option_has_a_key_a_variable_and_a_description() -> None:
-    assert set(config.OPTIONS.values()) == set(config.ENVIRONMENT.values())
-    assert set(config.OPTIONS.values()) == set(config.DESCRIPTIONS)
-    assert all(config.DESCRIPTIONS.values())
-    assert config.ENVIRONMENT["DETXAI_MODEL"] == "model.path"
-    assert config.ENVIRONMENT["DETXAI_OUTPUT"] == "output.dir"
+    assert set(settings.OPTIONS.values()) == set(settings.ENVIRONMENT.values())
+    assert set(settings.OPTIONS.values()) == set(settings.DESCRIPTIONS)
+    assert all(settings.DESCRIPTIONS.values())
+    assert settings.ENVIRONMENT["DETXAI_MODEL"] == "model.path"
+    assert settings.ENVIRONMENT["DETXAI_OUTPUT"] == "output.dir"
 
 
 def test_values_as_people_type_them() -> None:
-    cfg = config.load(
+    cfg = settings.load(
         environ={"DETXAI_CLASSES": "0,knife", "DETXAI_OVERLAYS": "0"},
         options={
             "target": ["class,left", "class"],
@@ -130,7 +131,7 @@ def test_absent_file_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_wide_windows_keep_their_digits() -> None:
-    assert config.load(options={"window": "0.5,16777215"}).images.window == "0.5,16777215"
+    assert settings.load(options={"window": "0.5,16777215"}).images.window == "0.5,16777215"
 
 
 def test_fingerprint_follows_what_changes_files_and_nothing_else(tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_fingerprint_follows_what_changes_files_and_nothing_else(tmp_path: Path)
     picture.write_bytes(b"one")
 
     def of(**options: Any) -> str:
-        return config.fingerprint(config.load(options=options), "image", "model", "schema")
+        return fingerprint(settings.load(options=options), "image", "model", "schema")
 
     plain = of()
     assert len(plain) == 64
@@ -175,30 +176,28 @@ def test_fingerprint_follows_what_changes_files_and_nothing_else(tmp_path: Path)
     before = of(baseline=str(picture))
     picture.write_bytes(b"two, and longer")
     assert of(baseline=str(picture)) != before
-    cfg = config.load()
-    assert config.fingerprint(cfg, "other", "model", "schema") != plain
-    assert config.fingerprint(cfg, "image", "other", "schema") != plain
-    assert config.fingerprint(cfg, "image", "model", "other") != plain
+    cfg = settings.load()
+    assert fingerprint(cfg, "other", "model", "schema") != plain
+    assert fingerprint(cfg, "image", "other", "schema") != plain
+    assert fingerprint(cfg, "image", "model", "other") != plain
 
 
 def test_shipped_files_load_and_the_default_is_generated() -> None:
     text = (CONFIGS / "default.yaml").read_text(encoding="utf-8")
-    assert text == config.to_yaml(), "regenerate configs/default.yaml from config.to_yaml()"
-    assert config.load(CONFIGS / "default.yaml") == config.RunConfig()
-    assert config.load(CONFIGS / "xray.yaml").attribution.baseline == "white"
-    assert config.load(CONFIGS / "ci.yaml").run.device == "cpu"
+    assert text == settings.to_yaml(), "regenerate configs/default.yaml from config.to_yaml()"
+    assert settings.load(CONFIGS / "default.yaml") == settings.RunConfig()
+    assert settings.load(CONFIGS / "xray.yaml").attribution.baseline == "white"
+    assert settings.load(CONFIGS / "ci.yaml").run.device == "cpu"
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
-    cfg = config.load(
-        options={"conf": 0.125, "as_class": ["a, b", "2"], "window": "0,9", "json": 1}
-    )
-    assert config.load(write(tmp_path, config.to_yaml(cfg))) == cfg
+    cfg = settings.load(options={"conf": 0.125, "as_class": ["a, b", "2"], "window": "0,9", "json": 1})
+    assert settings.load(write(tmp_path, settings.to_yaml(cfg))) == cfg
 
 
 def test_schema_is_json_with_a_description_for_every_key() -> None:
-    schema = json.loads(json.dumps(config.schema()))
-    for section in config.SECTIONS.values():
+    schema = json.loads(json.dumps(settings.schema()))
+    for section in settings.SECTIONS.values():
         keys = schema["$defs"][section.__name__]["properties"]
         assert all("description" in key for key in keys.values())
     assert "json" in schema["$defs"]["BatchConfig"]["properties"]

@@ -14,14 +14,15 @@ from families import photo
 from test_families import ENOUGH
 from torch import Tensor
 
-from detxai import darknet, detectors, weights
 from detxai.attribution.engine import solve
-from detxai.attribution.path import Path as Line
-from detxai.attribution.path import integrated_gradients
-from detxai.data import Target
-from detxai.detectors import Detector, Pin
-from detxai.detectors.base import EDGES, Trunk
+from detxai.attribution.integral import integrated_gradients
+from detxai.attribution.points import Segment
 from detxai.errors import ModelError
+from detxai.models import checkpoints, darknet, detectors
+from detxai.models.detector import Detector, Pin
+from detxai.models.predictions import reported
+from detxai.models.trunk import Trunk
+from detxai.values import EDGES, Target
 
 SHARED = Path(__file__).parents[2] / "shared"
 FASTEST = SHARED / "weights" / "yolo-fastest-1.1_coco"
@@ -181,7 +182,7 @@ def detector(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     cfg = NETWORKS[request.param]().text
     size = int(darknet.sections(cfg)[0].options["width"])
     file = saved(tmp_path_factory.mktemp("darknet"), request.param, cfg, size)
-    return detectors.build(weights.load(str(file)))
+    return detectors.build(checkpoints.load(str(file)))
 
 
 def test_a_random_network_is_explained(detector: Detector) -> None:
@@ -212,7 +213,7 @@ def test_a_random_network_is_explained(detector: Detector) -> None:
     anchor, class_id = divmod(int((moved - 3 * ENOUGH).abs().argmin()), 3)
     assert float(moved[anchor, class_id]) >= ENOUGH
     target = Target(anchor, int(found.levels[anchor]), "class", class_id)
-    (integral,) = solve(detector.values, integrated_gradients(Line(x, dark), [target]))
+    (integral,) = solve(detector.values, integrated_gradients(Segment(x, dark), [target]))
     assert integral.converged
     assert integral.completeness_error <= 0.05
     assert integral.value_at_input == pytest.approx(float(found.logits[anchor, class_id]), abs=1e-3)
@@ -245,7 +246,7 @@ def test_outputs_equal_opencvs(name: str) -> None:
     pixels = cv2.imread(str(SHARED / "data" / "natural-dev" / "darknet" / "dog.jpg"))[..., ::-1]
     stretched = cv2.resize(np.ascontiguousarray(pixels), (320, 320), interpolation=cv2.INTER_LINEAR)
     x = torch.from_numpy(stretched).permute(2, 0, 1)[None].float() / 255
-    loaded = weights.load(str(FASTEST / f"{name}.cfg"))
+    loaded = checkpoints.load(str(FASTEST / f"{name}.cfg"))
     network = loaded.module
     with torch.no_grad():
         outputs = Trunk(network.layers)(x, [scale.feed for scale in network.scales])
@@ -264,7 +265,7 @@ def test_outputs_equal_opencvs(name: str) -> None:
     index = anchor * 100 + row * 10 + column
     np.testing.assert_allclose(found.boxes[index], np.concatenate([centre - half, centre + half]), atol=1e-2)
     np.testing.assert_allclose(found.scores[index], sigmoid[4] * sigmoid[5:], atol=1e-5)
-    best = detectors.reported(found, conf=0.5, iou=0.45, max_det=10)
+    best = reported(found, conf=0.5, iou=0.45, max_det=10)
     assert {loaded.names[c] for _, c in best} >= {"dog", "bicycle", "car"}
 
 
@@ -289,24 +290,24 @@ def test_pooling_is_darknets(size: int, stride: int, side: int) -> None:
 
 def test_names_and_hash(tmp_path: Path) -> None:
     file = saved(tmp_path, "small", yolov4_csp_head(Cfg(64)).text, 64)
-    first = weights.load(str(file))
+    first = checkpoints.load(str(file))
     assert first.names == {0: "0", 1: "1", 2: "2"}
     assert (first.kind, first.imgsz) == ("darknet", 64)
     (tmp_path / "things.names").write_text("knife\ngun\nrope\n")
-    assert weights.load(str(file)).names[1] == "gun"
+    assert checkpoints.load(str(file)).names[1] == "gun"
     (tmp_path / "other.names").write_text("a\nb\nc\n")
-    assert weights.load(str(file)).names[1] == "1"  # two files, none of this name: nothing is guessed
+    assert checkpoints.load(str(file)).names[1] == "1"  # two files, none of this name: nothing is guessed
     (tmp_path / "small.names").write_text("x\ny\nz\n")
-    assert weights.load(str(file)).names[1] == "y"
-    assert weights.load(str(file), names=tmp_path / "things.names", sha256=first.sha256).names[2] == "rope"
+    assert checkpoints.load(str(file)).names[1] == "y"
+    assert checkpoints.load(str(file), names=tmp_path / "things.names", sha256=first.sha256).names[2] == "rope"
     (tmp_path / "short.names").write_text("one\n")
     with pytest.raises(ModelError, match="1 class names"):
-        weights.load(str(file), names=tmp_path / "short.names")
+        checkpoints.load(str(file), names=tmp_path / "short.names")
     with pytest.raises(ModelError, match="not the pinned"):
-        weights.load(str(file), sha256="0" * 64)
+        checkpoints.load(str(file), sha256="0" * 64)
     (tmp_path / "small.weights").unlink()
     with pytest.raises(ModelError, match="weights beside the cfg"):
-        weights.load(str(file))
+        checkpoints.load(str(file))
 
 
 @pytest.mark.parametrize("part", range(10))
@@ -315,7 +316,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, part: int) -> None:
     whole = file.with_suffix(".weights").read_bytes()
     file.with_suffix(".weights").write_bytes(whole[: len(whole) * part // 10])
     with pytest.raises(ModelError, match=r"do not belong together|no header"):
-        weights.load(str(file))
+        checkpoints.load(str(file))
 
 
 GOOD = yolov4_csp_head(Cfg(64)).text
@@ -373,4 +374,4 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     shutil.copy(FASTEST / "yolo-fastest-1.1.cfg", tmp_path / "a.cfg")
     shutil.copy(FASTEST / "yolo-fastest-1.1-xl.weights", tmp_path / "a.weights")
     with pytest.raises(ModelError, match="do not belong together"):
-        weights.load(str(tmp_path / "a.cfg"))
+        checkpoints.load(str(tmp_path / "a.cfg"))

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import Concat, Conv, DWConv
 
-from detxai.data import Checkpoint, Target
-from detxai.detectors import Candidates, Pin, build, reported, self_test
-from detxai.detectors.base import EDGES, Trunk, freeze, fuse
-from detxai.detectors.windows import reach
 from detxai.errors import ModelError
+from detxai.models.detector import Candidates, Pin
+from detxai.models.detectors import build, self_test
+from detxai.models.predictions import reported
+from detxai.models.trunk import Trunk, freeze, fuse
+from detxai.models.windows import reach
+from detxai.values import EDGES, Checkpoint, Target
 
 
 def checkpoint(module: Any, name: str = "some.pt") -> Checkpoint:

@@ -13,10 +13,12 @@ import pytest
 from conftest import ROOT, SAMPLES, explain
 from typer.main import get_command
 
-from detxai import config, records, weights
-from detxai.cli import app
+from detxai.cli.app import app
+from detxai.config import settings
 from detxai.errors import PRECEDENCE, ExitCode
 from detxai.evidence.verdict import DEFAULTS, RULES
+from detxai.models import checkpoints
+from detxai.output import records
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
@@ -56,7 +58,7 @@ def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
 
 
 def test_the_table_of_methods_is_complete() -> None:
-    assert tuple(re.findall(r"^\| `([\w+]+)` \|", section("Methods"), re.MULTILINE)) == config.METHODS
+    assert tuple(re.findall(r"^\| `([\w+]+)` \|", section("Methods"), re.MULTILINE)) == settings.METHODS
 
 
 def test_the_table_of_rules_is_that_of_the_verdict() -> None:
@@ -64,7 +66,7 @@ def test_the_table_of_rules_is_that_of_the_verdict() -> None:
     sides = {rule.measure: "above" if rule.high else "below" for rule in RULES}
     assert shown == [(name, *(f"{sides[name]} {limit:g}" for limit in limits)) for name, limits in DEFAULTS.items()]
     assert set(re.findall(r"^\| `(\w+)` \|", section(EVIDENCE).partition("<!-- rules -->")[0], re.MULTILINE)) == {
-        *config.VERDICTS
+        *settings.VERDICTS
     }
 
 
@@ -80,9 +82,9 @@ def test_every_command_line_parses() -> None:
 def test_every_option_key_and_file_exists() -> None:
     own = README.partition("\n## Measured\n")[0]  # scripts have options of their own
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", own)) <= OPTIONS
-    keys = set(re.findall(rf"`?\b((?:{'|'.join(config.SECTIONS)})\.[a-z_0-9]+)=", README))
-    assert keys <= set(config.DESCRIPTIONS)
-    assert set(re.findall(r"\bDETXAI_[A-Z_]+(?==)", README)) <= set(config.ENVIRONMENT)
+    keys = set(re.findall(rf"`?\b((?:{'|'.join(settings.SECTIONS)})\.[a-z_0-9]+)=", README))
+    assert keys <= set(settings.DESCRIPTIONS)
+    assert set(re.findall(r"\bDETXAI_[A-Z_]+(?==)", README)) <= set(settings.ENVIRONMENT)
     files = re.findall(r"(?:`|\()((?:configs|scripts|samples|detxai|tests)/[\w./-]+)", README)
     assert "samples/overlay.png" in files
     assert all((ROOT / file).exists() for file in files), files
@@ -104,7 +106,7 @@ def test_the_example_of_a_record_keeps_to_the_schema() -> None:
     assert set(example["attributions"][0]) <= set(attribution["properties"])
 
 
-@pytest.mark.skipif(not weights.BUNDLED.exists(), reason="the bundled model is not built yet")
+@pytest.mark.skipif(not checkpoints.BUNDLED.exists(), reason="the bundled model is not built yet")
 def test_the_example_of_a_record_is_what_the_command_writes(tmp_path: Path) -> None:
     """As far as machines agree: scores to 0.02, boxes to 2 pixels, the rest to a tenth."""
     assert explain(SAMPLES / "bag-01.jpg", "-o", tmp_path) == 0
@@ -135,7 +137,7 @@ def test_the_python_example_runs(
 
 def test_every_key_of_the_default_config_is_explained() -> None:
     text = (ROOT / "configs" / "default.yaml").read_text(encoding="utf-8")
-    assert text == config.to_yaml()
+    assert text == settings.to_yaml()
     lines = text.splitlines()
     for number, line in enumerate(lines):
         if re.match(r"  \w", line):

@@ -17,17 +17,21 @@ from conftest import ROOT, SAMPLES, SHARED, Command, needs, pixels
 from PIL import Image
 from torch import Tensor
 
-from detxai import config, detectors, images, weights
-from detxai.cli import run
-from detxai.data import Letterbox, Target
-from detxai.detectors.whole_image import layercam
+from detxai.cli.app import run
+from detxai.config import settings
 from detxai.errors import UsageError
 from detxai.evaluation import disturbed, metrics, priors, tables
-from detxai.evaluation.judge import Judge
+from detxai.evaluation.compare import Judge
 from detxai.evaluation.options import Options
 from detxai.evaluation.perturbation import Case, Scene, curves, ranking, shares
 from detxai.evaluation.subjects import Opened, Subject
-from detxai.sources import find
+from detxai.inputs import decode
+from detxai.inputs.letterbox import letterboxed
+from detxai.inputs.sources import find
+from detxai.models import checkpoints, detectors
+from detxai.models.heads.whole_image import layercam
+from detxai.models.predictions import closeness, similarity
+from detxai.values import Letterbox, Target
 
 BOX = (1.0, 1.0, 3.0, 3.0)
 #: Options for runs in which the figures only have to be real.
@@ -209,7 +213,7 @@ def test_ties_are_broken_by_what_knows_nothing() -> None:
 def test_ranking_finds_the_place_in_the_letterbox() -> None:
     """A map of the source lands on the pixels the network sees, padding left out."""
     picture = pixels("bag-01.jpg", (120, 60))
-    _, box = images.letterbox(picture, SIZE)
+    _, box = letterboxed(picture, SIZE)
     values = np.zeros((60, 120), np.float32)
     values[30:60, :60] = 1  # the lower left quarter
     rank = ranking(values, box, priors.random_map(60, 120, 0))
@@ -220,8 +224,8 @@ def test_ranking_finds_the_place_in_the_letterbox() -> None:
 
 
 def test_an_absolute_order_takes_what_speaks_against_first_too() -> None:
-    picture = images.load(next(iter(find([str(SAMPLES / "bag-03.jpg")]).refs)), "auto", 10**8)
-    square, box = images.letterbox(picture.pixels, SIZE)
+    picture = decode.load(next(iter(find([str(SAMPLES / "bag-03.jpg")]).refs)), "auto", 10**8)
+    square, box = letterboxed(picture.pixels, SIZE)
     subject = Subject(0, 0, "knife", 0.9, (8.0, 8.0, 90.0, 90.0), HERE)
     values = np.zeros((picture.height, picture.width), np.float32)
     opened = Opened(picture, square, box, [subject], [None], 0, priors.random_map(*values.shape, 0))
@@ -250,7 +254,7 @@ def test_priors_look_as_they_are_called() -> None:
 
 @pytest.fixture(scope="module")
 def detector(tiny: Path) -> Any:
-    return detectors.build(weights.load(str(tiny)))
+    return detectors.build(checkpoints.load(str(tiny)))
 
 
 def seen(name: str = "bag-01.jpg", side: int = SIZE) -> Tensor:
@@ -261,19 +265,19 @@ def test_closeness_is_similarity(detector: Any) -> None:
     x = torch.cat([seen("bag-01.jpg"), seen("bag-02.jpg")])
     pins = [(row, Target(0, 0, class_id=c, box=(8.0, 8.0, 40.0, 50.0))) for row in (0, 1) for c in (2, 0)]
     with torch.no_grad():
-        expected = detectors.similarity(detector.predict(x), pins)
-        found = detectors.closeness(detector, x, pins)
+        expected = similarity(detector.predict(x), pins)
+        found = closeness(detector, x, pins)
     assert torch.allclose(found, expected, atol=1e-6)
     assert float(expected.max()) > 0
 
 
 @needs(SHARED / "weights" / "yolov5n_coco.pt")
 def test_closeness_of_a_model_with_objectness() -> None:
-    legacy = detectors.build(weights.load(str(SHARED / "weights" / "yolov5n_coco.pt")))
+    legacy = detectors.build(checkpoints.load(str(SHARED / "weights" / "yolov5n_coco.pt")))
     x, pins = seen(side=192), [(0, Target(0, 0, class_id=c, box=(20.0, 20.0, 150.0, 100.0))) for c in (79, 0, 24)]
     with torch.no_grad():
-        expected = detectors.similarity(legacy.predict(x), pins)
-        assert torch.allclose(detectors.closeness(legacy, x, pins), expected, atol=1e-6)
+        expected = similarity(legacy.predict(x), pins)
+        assert torch.allclose(closeness(legacy, x, pins), expected, atol=1e-6)
 
 
 def test_layercam_is_the_one_ultralytics_draws(detector: Any, tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -284,13 +288,12 @@ def test_layercam_is_the_one_ultralytics_draws(detector: Any, tiny: Path, tmp_pa
         pytest.skip("this ultralytics draws no LayerCAM")
     drawn: list[np.ndarray[Any, Any]] = []
 
-
     def caught(cam: np.ndarray[Any, Any], _: int) -> np.ndarray[Any, Any]:
         drawn.append(cam)
         return np.zeros((*cam.shape, 3), np.uint8)
 
     monkeypatch.setattr(plotting.cv2, "applyColorMap", caught)
-    network = weights.load(str(tiny)).module.eval()
+    network = checkpoints.load(str(tiny)).module.eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
 
@@ -325,8 +328,7 @@ def test_shuffled_weights_change_the_maps_and_not_the_predictions(detector: Any)
         pairs = list(zip(other.module.parameters(), detector.module.parameters(), strict=True))
         changed.append(sum(not torch.equal(a, b) for a, b in pairs))
         assert all(
-            torch.equal(a.sort().values, b.sort().values)
-            for a, b in ((p.flatten(), q.flatten()) for p, q in pairs)
+            torch.equal(a.sort().values, b.sort().values) for a, b in ((p.flatten(), q.flatten()) for p, q in pairs)
         ), "shuffled, not drawn anew"
     assert changed == sorted(changed) and changed[0] < changed[-1] and changed[-1] > layers / 2
     assert float(detector.values(x, [pin])[0]) == value, "the original is left alone"
@@ -337,8 +339,7 @@ def test_noise_is_small_and_seeded(detector: Any) -> None:
     anchor = int(detector.predict(x)[0].scores.amax(1).argmax())
     pin = (0, Target(anchor, int(detector.predict(x)[0].levels[anchor]), class_id=0))
     plain, one, again, two = (
-        float(d.values(x, [pin])[0])
-        for d in (detector, *(disturbed.noisy(detector, SIZE, seed) for seed in (1, 1, 2)))
+        float(d.values(x, [pin])[0]) for d in (detector, *(disturbed.noisy(detector, SIZE, seed) for seed in (1, 1, 2)))
     )
     assert one == again
     assert len({plain, one, two}) == 3
@@ -348,8 +349,8 @@ def test_noise_is_small_and_seeded(detector: Any) -> None:
 def test_sanity_of_the_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without what the network learned its maps lose their likeness; another class has another; noise costs less."""
     monkeypatch.setattr(disturbed, "CASCADE", (0.0, 0.5, 1.0))
-    settings = config.load(options={"method": ["grad"], "max_det": 1})
-    judge = Judge(settings, Options(steps=2, sanity=1, stability=1, baselines=False))
+    chosen = settings.load(options={"method": ["grad"], "max_det": 1})
+    judge = Judge(chosen, Options(steps=2, sanity=1, stability=1, baselines=False))
     (judged,) = judge.judge([next(iter(find([str(SAMPLES / "bag-03.jpg")]).refs))], True, True)
     assert judged.figures is not None
     figures = judged.figures

@@ -19,11 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from detxai import detectors, records, weights
+from detxai.attribution.ablation import TOP_SHARE, Case, top_part, trials, within
 from detxai.attribution.engine import solve
-from detxai.attribution.trials import TOP_SHARE, Case, top_part, trials, within
-from detxai.cli import run
-from detxai.data import Attribution, Target
+from detxai.cli.app import run
 from detxai.evidence import measures
 from detxai.evidence.calibration import FEATURES, Calibration, calibration_error, vector
 from detxai.evidence.calibration import read as read_calibration
@@ -31,8 +29,11 @@ from detxai.evidence.fitting import Judged, auroc, fit, thresholds
 from detxai.evidence.model import Evidence
 from detxai.evidence.typicality import GridSums, typicality
 from detxai.evidence.verdict import DEFAULTS, RULES, verdict
+from detxai.models import checkpoints, detectors
+from detxai.output import records
+from detxai.values import Attribution, Target
 
-SAMPLE_MODEL = weights.BUNDLED
+SAMPLE_MODEL = checkpoints.BUNDLED
 HEIGHT, WIDTH = 24, 32
 BOX = (8.0, 4.0, 24.0, 20.0)
 
@@ -220,7 +221,7 @@ def test_the_top_part_is_a_fifth_of_the_box_where_the_map_is_strongest() -> None
 
 
 def test_trials_show_what_they_say(tiny: Path) -> None:
-    detector = detectors.build(weights.load(str(tiny)))
+    detector = detectors.build(checkpoints.load(str(tiny)))
     x, b, soft = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     found = detector.predict(x[None])[0]
     anchor = int(found.scores.amax(1).argmax())
@@ -245,7 +246,7 @@ def test_trials_show_what_they_say(tiny: Path) -> None:
 
 
 def test_a_contrast_is_the_difference_of_two_logits(tiny: Path) -> None:
-    detector = detectors.build(weights.load(str(tiny)))
+    detector = detectors.build(checkpoints.load(str(tiny)))
     values = detectors.contrasting(detector.values)
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     one, other = (Target(70, 1, "class", i) for i in (2, 0))

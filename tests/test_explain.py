@@ -13,8 +13,10 @@ import torch
 from conftest import FAST, ROOT, SAMPLES, SHARED, Command, explain, needs, seeded_network
 from PIL import Image
 
-from detxai import Explainer, RunConfig, _ultralytics, records, weights  # noqa: F401
+from detxai import Explainer, RunConfig
 from detxai.errors import UsageError
+from detxai.models import checkpoints
+from detxai.output import records
 
 SIXRAY = SHARED / "weights" / "sixray_yolov5nu.pt"
 XRAYS = SHARED / "data" / "xray-dev" / "images"
@@ -22,7 +24,7 @@ PHOTOS = SHARED / "data" / "natural-dev" / "darknet"
 ODD = SHARED / "data" / "odd-dev"
 #: Boxes compared in a picture.
 MOST = 5
-bundled = pytest.mark.skipif(not weights.BUNDLED.exists(), reason="the bundled model is not built yet")
+bundled = pytest.mark.skipif(not checkpoints.BUNDLED.exists(), reason="the bundled model is not built yet")
 
 
 def load(path: Path) -> records.Record:
@@ -227,7 +229,7 @@ def test_the_python_api_refuses_as_the_command_does(tiny: Path) -> None:
 
 @needs(PHOTOS, ODD)
 def test_every_odd_file_ends_in_a_record(detxai: Command, tiny: Path) -> None:
-    model = () if weights.BUNDLED.exists() else ("-m", tiny)
+    model = () if checkpoints.BUNDLED.exists() else ("-m", tiny)
     outcome = detxai("explain", PHOTOS, ODD, *model, "-o", "tree", *FAST, "--max-det", 1)
     assert outcome.code == 3, outcome.err
     tree = detxai.cwd / "tree"
@@ -274,6 +276,6 @@ def test_the_samples_with_the_bundled_model(detxai: Command) -> None:
 
 @bundled
 def test_the_bundled_model_is_the_one_that_is_pinned() -> None:
-    assert len(weights.BUNDLED_SHA256) == 64, "pin the model that ships"
-    assert weights.load().sha256 == weights.BUNDLED_SHA256
-    assert weights.BUNDLED.stat().st_size <= 6.5e6
+    assert len(checkpoints.BUNDLED_SHA256) == 64, "pin the model that ships"
+    assert checkpoints.load().sha256 == checkpoints.BUNDLED_SHA256
+    assert checkpoints.BUNDLED.stat().st_size <= 6.5e6

@@ -16,14 +16,16 @@ from families import FAMILIES, Family, explained, network, photo
 from torch import Tensor
 from ultralytics.utils.nms import non_max_suppression
 
-from detxai import _ultralytics  # noqa: F401  (before ultralytics itself)
 from detxai.attribution.engine import solve
+from detxai.attribution.integral import integrated_gradients
 from detxai.attribution.methods import METHODS
-from detxai.attribution.path import Entered, Path, integrated_gradients
-from detxai.data import Checkpoint, Target
-from detxai.detectors import Detector, Pin, build, reported, self_test
-from detxai.detectors.base import EDGES, Candidates
-from detxai.detectors.rtdetr import RTDETR
+from detxai.attribution.points import Entered, Segment
+from detxai.models import _ultralytics  # noqa: F401  (before ultralytics itself)
+from detxai.models.detector import Candidates, Detector, Pin
+from detxai.models.detectors import build, self_test
+from detxai.models.heads.rtdetr import RTDETR
+from detxai.models.predictions import reported
+from detxai.values import EDGES, Checkpoint, Target
 
 #: What an attribution test needs to mean anything: F(image) − F(baseline) of the tested target.
 ENOUGH = 0.3
@@ -150,7 +152,7 @@ def test_sparse_equals_full(case: Case) -> None:
 
 
 def test_integral_is_complete(case: Case) -> None:
-    path = Path(case.x[0], case.baseline[0])
+    path = Segment(case.x[0], case.baseline[0])
     edge = case.family.yaml in ("yolov8n.yaml", "yolo26n.yaml", "yolov10n.yaml")  # the boxes of the others decode alike
     targets = [case.moving(0), *([case.moving(0, "left")] if edge else [])]
     with torch.no_grad():
@@ -170,12 +172,12 @@ def test_behind_the_first_convolution_the_integral_is_the_same(case: Case) -> No
         return
     assert stem is not None
     target, ends = case.moving(0), (case.x[0], case.baseline[0])
-    nudged = Path(*(torch.nextafter(end, torch.ones_like(end)) for end in ends))
+    nudged = Segment(*(torch.nextafter(end, torch.ones_like(end)) for end in ends))
     one, other, near = (
         solve(
             case.detector.values, integrated_gradients(p, [target], max_evaluations=2), entered=case.detector.entered
         )[0]
-        for p in (Path(*ends), Entered(Path(*ends), stem), nudged)
+        for p in (Segment(*ends), Entered(Segment(*ends), stem), nudged)
     )
     distance, unavoidable = (float((m.map - one.map).norm() / one.map.norm()) for m in (other, near))
     # Where a ReLU or a maximum turns over, a gradient jumps at the last bit of a picture.

@@ -20,17 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as pil
 
-from detxai import images
-from detxai.data import Image, ImageRef, Letterbox, Window
 from detxai.errors import ImageError, UsageError
-from detxai.images import (
-    boxes_to_letterbox,
-    boxes_to_source,
-    letterbox,
-    load,
-    map_to_source,
-    parse_window,
-)
+from detxai.inputs import decode
+from detxai.inputs.decode import load, parse_window
+from detxai.inputs.letterbox import boxes_to_letterbox, boxes_to_source, letterboxed, map_to_source
+from detxai.values import Image, ImageRef, Letterbox, Window
 
 ODD = Path(__file__).parents[2] / "shared/data/odd-dev"
 ODD_FILES: dict[str, str | tuple[int, int]] = {  # an error code, or width and height
@@ -68,7 +62,7 @@ GRAY16 = np.linspace(0, 65535, 54).astype(np.uint16).reshape(6, 9)
 RGB16 = RGB.astype(np.uint16) * 257
 
 
-def decode(data: bytes, folder: Path, **options: Any) -> Image:
+def decoded(data: bytes, folder: Path, **options: Any) -> Image:
     file = folder / "image"
     file.write_bytes(data)
     return load(ImageRef("image", file), **options)
@@ -76,7 +70,7 @@ def decode(data: bytes, folder: Path, **options: Any) -> Image:
 
 def code(data: bytes, folder: Path, **options: Any) -> str:
     with pytest.raises(ImageError) as caught:
-        decode(data, folder, **options)
+        decoded(data, folder, **options)
     return caught.value.code
 
 
@@ -126,14 +120,7 @@ def tiff(values: np.ndarray[Any, Any], photometric: int, form: int = 1, turned: 
         if len(part) > 4:
             extra, part = extra + part, struct.pack("<I", start + len(extra))
         entries += struct.pack("<HHI", tag, kind, len(value)) + part.ljust(4, b"\0")
-    return (
-        b"II*\0\x08\0\0\0"
-        + struct.pack("<H", len(tags))
-        + entries
-        + b"\0" * 4
-        + extra
-        + values.tobytes()
-    )
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + b"\0" * 4 + extra + values.tobytes()
 
 
 @pytest.mark.skipif(not ODD.is_dir(), reason="the awkward files are not here")
@@ -164,7 +151,7 @@ def test_awkward_files_show_what_they_should() -> None:
 def test_lossless_formats_keep_their_values(kind: str, tmp_path: Path) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encode(pil.fromarray(RGB), kind, **options)
-    image = decode(data, tmp_path)
+    image = decoded(data, tmp_path)
     assert np.array_equal(image.pixels, RGB)
     assert image.sha256 == hashlib.sha256(data).hexdigest()
     assert image.window is None and image.notes == ()
@@ -176,7 +163,7 @@ def test_lossy_formats_come_close(kind: str, tmp_path: Path) -> None:
     smooth = cv2.resize(RGB[:2, :2], (64, 48), interpolation=cv2.INTER_LINEAR)
     more = [pil.fromarray(255 - smooth)] if kind in ("MPO", "GIF") else []
     options: dict[str, Any] = {"save_all": True, "append_images": more} if more else {}
-    image = decode(encode(pil.fromarray(smooth), kind, **options), tmp_path)
+    image = decoded(encode(pil.fromarray(smooth), kind, **options), tmp_path)
     assert np.abs(image.pixels.astype(int) - smooth).mean() < 8
 
 
@@ -195,21 +182,21 @@ def test_orientation(orientation: int, kind: str, tmp_path: Path) -> None:
     if orientation > 1:
         how = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
         turned = turned.transpose(pil.Transpose[how.split()[orientation - 2]])
-    assert np.array_equal(decode(data, tmp_path, window="full").pixels, np.asarray(turned))
+    assert np.array_equal(decoded(data, tmp_path, window="full").pixels, np.asarray(turned))
 
 
 def test_bad_exif_is_a_note(tmp_path: Path) -> None:
     exif = pil.Exif()
     exif[0x0112] = 77
-    image = decode(encode(pil.fromarray(RGB), "PNG", exif=exif), tmp_path)
+    image = decoded(encode(pil.fromarray(RGB), "PNG", exif=exif), tmp_path)
     assert np.array_equal(image.pixels, RGB) and "77" in image.notes[0]
     broken = encode(pil.fromarray(RGB), "PNG", exif=b"Exif\0\0XX*\0\0\0\0\0")
-    assert np.array_equal(decode(broken, tmp_path).pixels, RGB)
+    assert np.array_equal(decoded(broken, tmp_path).pixels, RGB)
 
 
 def test_alpha_goes_on_white(tmp_path: Path) -> None:
     def first(data: bytes) -> list[int]:
-        return [int(v) for v in decode(data, tmp_path, window="full").pixels[0, 0]]
+        return [int(v) for v in decoded(data, tmp_path, window="full").pixels[0, 0]]
 
     def flat(mode: str, colour: Any) -> pil.Image:
         return pil.new(mode, (2, 2), colour)
@@ -237,9 +224,9 @@ def test_alpha_goes_on_white(tmp_path: Path) -> None:
 def test_cmyk_is_not_inverted(tmp_path: Path) -> None:
     white = pil.new("CMYK", (8, 8), (0, 0, 0, 0))
     for kind in ("JPEG", "TIFF"):
-        assert decode(encode(white, kind), tmp_path).pixels.min() > 250
+        assert decoded(encode(white, kind), tmp_path).pixels.min() > 250
     red = pil.new("CMYK", (8, 8), (0, 255, 255, 0))
-    assert np.abs(decode(encode(red, "JPEG"), tmp_path).pixels[0, 0] - [254.0, 0, 0]).max() < 6
+    assert np.abs(decoded(encode(red, "JPEG"), tmp_path).pixels[0, 0] - [254.0, 0, 0]).max() < 6
 
 
 @pytest.mark.parametrize(
@@ -248,7 +235,7 @@ def test_cmyk_is_not_inverted(tmp_path: Path) -> None:
     ids=["png", "tiff-lzw", "tiff", "ppm"],
 )
 def test_16_bit_colour_keeps_its_low_bits(data: bytes, tmp_path: Path) -> None:
-    image = decode(data, tmp_path)
+    image = decoded(data, tmp_path)
     assert np.array_equal(image.pixels, RGB), "v * 257 is v again"
     assert image.window == Window("full", 0, 65535)
 
@@ -256,18 +243,16 @@ def test_16_bit_colour_keeps_its_low_bits(data: bytes, tmp_path: Path) -> None:
 def test_dark_16_bit_colour_is_not_black(tmp_path: Path) -> None:
     dark = RGB.astype(np.uint16)  # eight bits of content, which `>> 8` makes zero
     for data in (png(dark, 2), by_cv2(dark, ".tiff")):
-        assert decode(data, tmp_path).pixels.std() > 60
-        assert np.array_equal(decode(data, tmp_path, window="0,255").pixels, RGB)
+        assert decoded(data, tmp_path).pixels.std() > 60
+        assert np.array_equal(decoded(data, tmp_path, window="0,255").pixels, RGB)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tiff", ".pgm", ".jp2"])
 def test_12_bits_in_16_fill_the_8(suffix: str, tmp_path: Path) -> None:
     values = cv2.resize(GRAY16, (64, 64)) // 16
-    image = decode(by_cv2(values, suffix), tmp_path)
+    image = decoded(by_cv2(values, suffix), tmp_path)
     assert image.window is not None and image.window.method == "percentile 0.5,99.5"
-    assert (
-        image.pixels.min() == 0 and image.pixels.max() == 255 and len(np.unique(image.pixels)) > 50
-    )
+    assert image.pixels.min() == 0 and image.pixels.max() == 255 and len(np.unique(image.pixels)) > 50
 
 
 @pytest.mark.parametrize(
@@ -280,11 +265,9 @@ def test_12_bits_in_16_fill_the_8(suffix: str, tmp_path: Path) -> None:
     ],
 )
 def test_windows(window: str, expected: Window, tmp_path: Path) -> None:
-    image = decode(by_cv2(GRAY16, ".png"), tmp_path, window=window)
+    image = decoded(by_cv2(GRAY16, ".png"), tmp_path, window=window)
     assert image.window == expected
-    ramp = (
-        np.clip((GRAY16.astype(float) - expected.low) / (expected.high - expected.low), 0, 1) * 255
-    )
+    ramp = np.clip((GRAY16.astype(float) - expected.low) / (expected.high - expected.low), 0, 1) * 255
     assert np.abs(image.pixels[..., 0] - ramp).max() <= 0.5
 
 
@@ -292,7 +275,7 @@ def test_windows(window: str, expected: Window, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [0, 30000, 65535])
 def test_constant_images(value: int, window: str, tmp_path: Path) -> None:
     flat = np.full((4, 4), value, np.uint16)
-    pixels = decode(by_cv2(flat, ".png"), tmp_path, window=window).pixels
+    pixels = decoded(by_cv2(flat, ".png"), tmp_path, window=window).pixels
     assert pixels.min() == pixels.max()
     if window in ("auto", "full"):
         assert pixels[0, 0, 0] == round(value / 257)
@@ -301,22 +284,20 @@ def test_constant_images(value: int, window: str, tmp_path: Path) -> None:
 def test_auto_keeps_a_small_object_on_an_empty_ground(tmp_path: Path) -> None:
     values = np.full((100, 100), 4000, np.uint16)
     values[:3, :3] = 1000
-    pixels = decode(by_cv2(values, ".png"), tmp_path).pixels
+    pixels = decoded(by_cv2(values, ".png"), tmp_path).pixels
     assert pixels[0, 0, 0] == 0 and pixels[50, 50, 0] == 255
 
 
 def test_eight_bits_are_never_windowed(tmp_path: Path) -> None:
-    image = decode(by_cv2(RGB, ".png"), tmp_path, window="0,10")
+    image = decoded(by_cv2(RGB, ".png"), tmp_path, window="0,10")
     assert np.array_equal(image.pixels, RGB) and image.window is None
 
 
 def test_deep_gray_tiffs(tmp_path: Path) -> None:
     ramp = np.arange(12.0).reshape(3, 4)
 
-    def full(
-        values: np.ndarray[Any, Any], photometric: int = 1, form: int = 1
-    ) -> tuple[float, float]:
-        window = decode(tiff(values, photometric, form), tmp_path, window="full").window
+    def full(values: np.ndarray[Any, Any], photometric: int = 1, form: int = 1) -> tuple[float, float]:
+        window = decoded(tiff(values, photometric, form), tmp_path, window="full").window
         assert window is not None
         return window.low, window.high
 
@@ -326,24 +307,22 @@ def test_deep_gray_tiffs(tmp_path: Path) -> None:
     assert full(ramp.astype("i2"), form=2) == (-32768, 32767)
     assert full(ramp.astype("i4"), form=2) == (-(2**31), 2**31 - 1)
     assert full((ramp * 3e8).astype("u4")) == (0, 2**32 - 1)
-    huge = decode(tiff((ramp * 3e8).astype("u4"), 1), tmp_path).pixels[..., 0]
+    huge = decoded(tiff((ramp * 3e8).astype("u4"), 1), tmp_path).pixels[..., 0]
     assert (np.diff(huge.ravel().astype(int)) > 0).all(), "above 2^31 nothing turns negative"
-    plain, inverse = (decode(tiff(GRAY16, n), tmp_path).pixels for n in (1, 0))
+    plain, inverse = (decoded(tiff(GRAY16, n), tmp_path).pixels for n in (1, 0))
     assert np.abs(255 - inverse.astype(int) - plain).max() <= 1, "0 is white"
 
 
 def test_floats_that_are_no_numbers(tmp_path: Path) -> None:
     values = np.linspace(0, 1, 400, dtype=np.float32).reshape(20, 20)
     values[0, :3] = np.nan, np.inf, -np.inf
-    image = decode(tiff(values, 1, 3), tmp_path)
+    image = decoded(tiff(values, 1, 3), tmp_path)
     assert list(image.pixels[0, :3, 0]) == [0, 255, 0] and len(image.notes) == 1
-    nothing = decode(tiff(np.full((2, 2), np.nan, np.float32), 1, 3), tmp_path)
+    nothing = decoded(tiff(np.full((2, 2), np.nan, np.float32), 1, 3), tmp_path)
     assert nothing.pixels.max() == 0 and nothing.notes
 
 
-@pytest.mark.parametrize(
-    "text", ["", "none", "1", "2,1", "1,1", "nan,1", "0,inf", "percentile 1,101"]
-)
+@pytest.mark.parametrize("text", ["", "none", "1", "2,1", "1,1", "nan,1", "0,inf", "percentile 1,101"])
 def test_bad_windows(text: str) -> None:
     with pytest.raises(UsageError, match="window"):
         parse_window(text)
@@ -383,7 +362,7 @@ def test_cut_files(kind: str, tmp_path: Path) -> None:
         spots = np.random.default_rng(seed).integers(0, min(len(data), 400), 4)
         damaged[spots] = RNG.integers(0, 256, 4)
         try:
-            decode(damaged.tobytes(), tmp_path)
+            decoded(damaged.tobytes(), tmp_path)
         except ImageError as error:
             assert error.code != "internal"
 
@@ -406,9 +385,7 @@ def test_bombs_are_refused_from_the_header(tmp_path: Path, monkeypatch: pytest.M
     frame = b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\2\2\x4c\1\0;"
     small = b"GIF89a" + struct.pack("<HHBBB", 32, 32, 0, 0, 0)
     assert code(small + frame, tmp_path) == "too_large"
-    wide = tiff(GRAY16, 1).replace(
-        struct.pack("<HHII", 256, 4, 1, 9), struct.pack("<HHII", 256, 4, 1, 2**30)
-    )
+    wide = tiff(GRAY16, 1).replace(struct.pack("<HHII", 256, 4, 1, 9), struct.pack("<HHII", 256, 4, 1, 2**30))
     assert code(wide, tmp_path) == "too_large"
     assert code(fine, tmp_path, max_pixels=53) == "too_large"
 
@@ -417,7 +394,7 @@ def test_warnings_of_pillow_do_not_leak(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(pil, "MAX_IMAGE_PIXELS", 40)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert decode(encode(pil.fromarray(RGB), "PNG"), tmp_path).width == 9
+        assert decoded(encode(pil.fromarray(RGB), "PNG"), tmp_path).width == 9
 
 
 def test_threads_agree(tmp_path: Path) -> None:
@@ -427,9 +404,7 @@ def test_threads_agree(tmp_path: Path) -> None:
         pil.fromarray(RGB).save(files[-1], kind)
     alone = [load(ImageRef("", file)).pixels for file in files]
     with ThreadPoolExecutor(4) as pool:
-        together = [
-            image.pixels for image in pool.map(lambda file: load(ImageRef("", file)), files)
-        ]
+        together = [image.pixels for image in pool.map(lambda file: load(ImageRef("", file)), files)]
     assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
@@ -444,7 +419,7 @@ def test_ultralytics_opener_is_not_used() -> None:
         from detxai import images
         sys.exit(images._open is not pristine)"""
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-    assert images._open.__module__ == "PIL.Image"
+    assert decode._open.__module__ == "PIL.Image"
 
 
 SHAPES = [
@@ -467,7 +442,7 @@ def test_letterbox_is_that_of_ultralytics(size: int) -> None:
     reference = augment.LetterBox((size, size), auto=False)
     for height, width in [*SHAPES, *RNG.integers(1, 400, (20, 2)).tolist()]:
         pixels = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        square, lb = letterbox(pixels, size)
+        square, lb = letterboxed(pixels, size)
         assert np.array_equal(square, reference(image=pixels)), (height, width)
         boxes = RNG.uniform(-20, size + 20, (5, 4))
         expected = ops.scale_boxes((size, size), boxes.copy(), (height, width))
@@ -476,7 +451,7 @@ def test_letterbox_is_that_of_ultralytics(size: int) -> None:
 
 @pytest.mark.parametrize(("height", "width"), SHAPES)
 def test_boxes_come_back(height: int, width: int) -> None:
-    _, lb = letterbox(np.zeros((height, width, 3), np.uint8), 64)
+    _, lb = letterboxed(np.zeros((height, width, 3), np.uint8), 64)
     whole = np.array([[0.0, 0, width, height]])
     inner = [lb.left, lb.top, lb.left + lb.inner_width, lb.top + lb.inner_height]
     assert np.allclose(boxes_to_letterbox(whole, lb), inner)
@@ -485,7 +460,7 @@ def test_boxes_come_back(height: int, width: int) -> None:
 
 
 def frame(height: int, width: int, size: int) -> Letterbox:
-    return letterbox(np.zeros((height, width, 3), np.uint8), size)[1]
+    return letterboxed(np.zeros((height, width, 3), np.uint8), size)[1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -525,8 +500,8 @@ def test_maps_of_the_same_size_are_untouched() -> None:
 
 def test_a_stretched_picture_fills_the_square_and_comes_back() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
-    square, lb = images.letterbox(picture, 64, stretch=True)
+    square, lb = letterboxed(picture, 64, stretch=True)
     assert (lb.inner_width, lb.inner_height, lb.left, lb.top) == (64, 64, 0, 0)
     assert not (square == 114).all(-1)[0].all()
     box = [[10.0, 20.0, 90.0, 50.0]]
-    assert np.allclose(images.boxes_to_source(images.boxes_to_letterbox(box, lb), lb), box)
+    assert np.allclose(boxes_to_source(boxes_to_letterbox(box, lb), lb), box)

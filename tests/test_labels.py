@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detxai import labels
-from detxai.data import Box, ImageRef, Label
 from detxai.errors import ImageError, UsageError
+from detxai.inputs import labels
+from detxai.values import Box, ImageRef, Label
 
 NAMES = {0: "gun", 1: "knife", 2: "pliers"}
 

@@ -18,14 +18,16 @@ from torch import nn
 from ultralytics.nn import tasks
 from ultralytics.utils import ASSETS
 
-from detxai import detectors, images, weights
 from detxai.attribution.engine import solve
-from detxai.attribution.path import Path as Line
-from detxai.attribution.path import integrated_gradients
-from detxai.data import Target
-from detxai.detectors import Pin
-from detxai.detectors.anchor_based import score_logit
+from detxai.attribution.integral import integrated_gradients
+from detxai.attribution.points import Segment
 from detxai.errors import ModelError
+from detxai.inputs.letterbox import letterboxed
+from detxai.models import checkpoints, detectors
+from detxai.models.detector import Pin
+from detxai.models.heads.anchor_based import score_logit
+from detxai.models.predictions import reported
+from detxai.values import Target
 
 SHARED = Path(__file__).parents[2] / "shared"
 COCO = SHARED / "weights" / "yolov5n_coco.pt"
@@ -151,7 +153,7 @@ def test_an_old_checkpoint_is_rebuilt_and_explained(tmp_path: Path, repository: 
     for name in ("models", "models.yolo", "models.common"):
         del sys.modules[name]
     try:
-        checkpoint = weights.load(str(tmp_path / "old.pt"))
+        checkpoint = checkpoints.load(str(tmp_path / "old.pt"))
     finally:
         sys.modules.update({name: ModuleType(name) for name in ("models", "models.yolo", "models.common")})
     assert (checkpoint.kind, checkpoint.trusted, checkpoint.names[3]) == ("legacy", False, "thing 3")
@@ -191,7 +193,7 @@ def test_an_old_checkpoint_is_rebuilt_and_explained(tmp_path: Path, repository: 
     moved = (found.logits - dark.logits).abs()
     anchor, class_id = divmod(int((moved - 1).abs().argmin()), 4)
     target = Target(anchor, int(found.levels[anchor]), "class", class_id)
-    (integral,) = solve(detector.values, integrated_gradients(Line(x[0], 0.8 * x[0]), [target]))
+    (integral,) = solve(detector.values, integrated_gradients(Segment(x[0], 0.8 * x[0]), [target]))
     assert integral.completeness_error <= 0.05
     assert abs(integral.value_at_input - integral.value_at_baseline) >= 0.3
 
@@ -226,7 +228,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, repository: Any, change: d
         content["model"].names = [str(i) for i in range(7)]
     torch.save(content, tmp_path / "old.pt")
     with pytest.raises(ModelError):
-        detectors.build(weights.load(str(tmp_path / "old.pt")))
+        detectors.build(checkpoints.load(str(tmp_path / "old.pt")))
 
 
 @pytest.mark.skipif(not (COCO.exists() and EXPECTED.exists()), reason="the shared weights are not here")
@@ -234,12 +236,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, repository: Any, change: d
 def test_the_official_checkpoint_detects_what_its_own_code_detects(name: str) -> None:
     file = ASSETS / name
     file = file if file.exists() else SHARED / "data" / "natural-dev" / "darknet" / name
-    detector = detectors.build(weights.load(str(COCO)))
-    square, _ = images.letterbox(np.asarray(Image.open(file).convert("RGB")), 640, detector.info.antialias)
+    detector = detectors.build(checkpoints.load(str(COCO)))
+    square, _ = letterboxed(np.asarray(Image.open(file).convert("RGB")), 640, detector.info.antialias)
     x = torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
         found = detector.predict(x)[0]
-    ours = detectors.reported(found, conf=0.25, iou=0.45, max_det=300)
+    ours = reported(found, conf=0.25, iou=0.45, max_det=300)
     theirs = json.loads(EXPECTED.read_text())[name]
     assert [detector.info.names[c] for _, c in ours] == [d["class"] for d in theirs]
     for (anchor, class_id), expected in zip(ours, theirs, strict=True):

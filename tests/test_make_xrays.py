@@ -52,8 +52,7 @@ def test_every_label_line_is_the_box_of_its_part_map(scripts: None, tmp_path: Pa
             assert mask.max() <= len(parts[names[int(kind)]])
             ys, xs = np.nonzero(mask)
             wanted = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
-            box = ((cx - w / 2) * width, (cy - h / 2) * height,
-                   (cx + w / 2) * width, (cy + h / 2) * height)
+            box = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
             np.testing.assert_allclose(box, wanted, atol=0.01)
     assert lines
 
@@ -86,9 +85,7 @@ def test_more_material_is_darker_and_air_is_white(scripts: None) -> None:
 
 
 @pytest.mark.parametrize("catalogue", ["cheat", "control"])
-def test_a_tag_lies_clear_of_the_one_item_and_can_be_painted_out(
-    scripts: None, tmp_path: Path, catalogue: str
-) -> None:
+def test_a_tag_lies_clear_of_the_one_item_and_can_be_painted_out(scripts: None, tmp_path: Path, catalogue: str) -> None:
     for tag in ("share", "never", "always"):
         _make(tmp_path / tag, "--count", "8", "--catalogue", catalogue, "--tag", tag)
     assert not list((tmp_path / "never" / "tags").iterdir())

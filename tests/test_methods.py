@@ -14,16 +14,16 @@ from PIL import Image
 from test_darknet import NETWORKS, saved
 from torch import Tensor
 
-from detxai import config
-from detxai.attribution import cam
+from detxai.attribution import activation
 from detxai.attribution.drise import drise
 from detxai.attribution.engine import solve
 from detxai.attribution.methods import ACTIVATION, GRADIENT, METHODS, Settings
-from detxai.attribution.path import Path, TargetMap
-from detxai.config import RunConfig
-from detxai.data import EDGES, Target
+from detxai.attribution.points import Segment, TargetMap
+from detxai.config import settings
+from detxai.config.settings import RunConfig
 from detxai.errors import UsageError
-from detxai.pipeline import Explainer
+from detxai.run.pipeline import Explainer
+from detxai.values import EDGES, Target
 
 SIZE = 8
 TARGETS = [Target(0, 0), Target(1, 0)]
@@ -35,9 +35,9 @@ def f(x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
     return torch.stack([(w * x[row] ** (2 - target.anchor)).sum() for row, target in pins])
 
 
-def paths() -> list[Path]:
+def paths() -> list[Segment]:
     x = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
-    return [Path(x, torch.zeros_like(x)), Path(x, torch.ones_like(x))]
+    return [Segment(x, torch.zeros_like(x)), Segment(x, torch.ones_like(x))]
 
 
 def run(name: str, **settings: int) -> list[TargetMap]:
@@ -45,14 +45,19 @@ def run(name: str, **settings: int) -> list[TargetMap]:
 
 
 def test_the_config_names_every_method() -> None:
-    assert set(config.METHODS) == set(METHODS)
+    assert set(settings.METHODS) == set(METHODS)
 
 
 def test_every_method_has_its_paper() -> None:
     """In its docstring, by arXiv number or DOI."""
-    activation = {"gradcam": cam.gradcam, "gradcam++": cam.gradcam_plus, "layercam": cam.layercam, "odam": cam.odam}
-    assert set(activation) == set(ACTIVATION)
-    texts = {name: method.__doc__ for name, method in (GRADIENT | activation).items()} | {"drise": drise.__doc__}
+    maps = {
+        "gradcam": activation.gradcam,
+        "gradcam++": activation.gradcam_plus,
+        "layercam": activation.layercam,
+        "odam": activation.odam,
+    }
+    assert set(maps) == set(ACTIVATION)
+    texts = {name: method.__doc__ for name, method in (GRADIENT | maps).items()} | {"drise": drise.__doc__}
     assert set(texts) == set(METHODS)
     for name, text in texts.items():
         assert re.search(r"arXiv:\d{4}\.\d{4,5}|doi:10\.\d+/\S+", text or ""), name
@@ -119,8 +124,8 @@ def patch(x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
     return torch.stack([x[row, 0][PATCH].mean() for row, _ in pins])
 
 
-def wide() -> Path:
-    return Path(torch.ones(3, WIDE, WIDE), torch.zeros(3, WIDE, WIDE))
+def wide() -> Segment:
+    return Segment(torch.ones(3, WIDE, WIDE), torch.zeros(3, WIDE, WIDE))
 
 
 def test_drise_finds_the_patch_and_stops_when_it_has_settled() -> None:
@@ -159,8 +164,8 @@ def explains(method: str, target: str) -> bool:
 def asked(methods: Sequence[str], target: str, model: File) -> Explainer:
     attribution = {"method": methods, "target": target, "max_evaluations": 4, "evidence": "none"}
     detection = {"max_det": 1, "conf": 0.001}
-    config = {"model": {"path": str(model)}, "attribution": attribution, "detection": detection}
-    return Explainer(RunConfig.model_validate(config))
+    settings = {"model": {"path": str(model)}, "attribution": attribution, "detection": detection}
+    return Explainer(RunConfig.model_validate(settings))
 
 
 def check(target: str, model: File, picture: File) -> None:
@@ -210,8 +215,8 @@ def test_a_folder_of_baselines(tiny: File, pictures: File, tmp_path: File) -> No
 
     def explained(method: str = "expected") -> Any:
         attribution = {"method": method, "baseline": str(folder), "evidence": "none", "max_evaluations": 40}
-        config = {"model": {"path": str(tiny)}, "attribution": attribution, "detection": {"max_det": 1}}
-        return next(iter(Explainer(RunConfig.model_validate(config)).explain_sources(pictures / "a.png")))
+        settings = {"model": {"path": str(tiny)}, "attribution": attribution, "detection": {"max_det": 1}}
+        return next(iter(Explainer(RunConfig.model_validate(settings)).explain_sources(pictures / "a.png")))
 
     first, again = explained(), explained()
     names = first.explanations[0].attribution.baseline.split("+")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import explain, files
 
-from detxai.cli import run as command
+from detxai.cli.app import run as command
 
 #: Enough to be real, on two pictures.
 QUICK = ("--tolerance", 0.2, "--max-evaluations", 24, "--evidence", "none", "--no-overlays", "--max-det", 4)

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from detxai import overlays
-from detxai.data import Box, Map, Pixels
+from detxai.output import overlays
+from detxai.values import Box, Map, Pixels
 
 BOX: Box = (100.0, 80.0, 300.0, 280.0)
 
@@ -52,9 +52,7 @@ def test_sign_shows_as_colour_on_every_ground(ground: int) -> None:
     colour = hue(overlay(pixels, two_spots(pixels)))
     assert colour[200, 150] > 90
     assert colour[200, 250] < -90
-    assert (
-        colour[100, 450] == colour[390, 490] == 0
-    )  # far from both; there the scan itself is orange
+    assert colour[100, 450] == colour[390, 490] == 0  # far from both; there the scan itself is orange
 
 
 def test_opposite_maps_exchange_colours_only() -> None:
@@ -91,9 +89,7 @@ def test_zero_map_shows_the_scan_in_gray_and_says_so() -> None:
     noise = np.random.default_rng(0).normal(0, 1e-9, zero.shape).astype(np.float32)
     picture = overlay(pixels, zero)
     assert (picture == overlay(pixels, noise)).all()
-    assert (
-        np.abs(hue(picture[:400])).max() < 5
-    )  # the box's dark is a little blue; the scan is orange
+    assert np.abs(hue(picture[:400])).max() < 5  # the box's dark is a little blue; the scan is orange
     assert picture[150, 200, 0] < picture[250, 280, 0] - 60  # the item is still seen on its ground
     footers = picture[400:], overlay(pixels, two_spots(pixels))[400:]
     colourful = [np.abs(hue(footer)).max() > 20 for footer in footers]
@@ -196,10 +192,7 @@ def test_edges_wear_their_tints_in_map_and_box() -> None:
 
 def test_bytes_are_the_same_every_time_and_carry_no_metadata() -> None:
     pixels = scan()
-    pages = [
-        overlays.draw(pixels, two_spots(pixels), box=BOX, label="knife", score=0.8)
-        for _ in range(2)
-    ]
+    pages = [overlays.draw(pixels, two_spots(pixels), box=BOX, label="knife", score=0.8) for _ in range(2)]
     pages[1].info["Software"] = "x"
     one, two = map(overlays.encode, pages)
     assert one == two

@@ -17,16 +17,20 @@ from conftest import FAST, SAMPLES, SIDE, Command, explain, files, pixels, seede
 from scipy.stats import norm, shapiro, ttest_ind
 from torch import Tensor, nn
 
-from detxai import calibration, records, weights
-from detxai.attribution import channels
 from detxai.attribution.engine import Engine, solve
 from detxai.attribution.methods import GRADIENT, Settings
-from detxai.attribution.parchgrad import ParchGrad, modified, with_channels
-from detxai.attribution.path import Path
-from detxai.cli import run
-from detxai.data import Checkpoint, Target
-from detxai.detectors import Detector, build, convolutions
+from detxai.attribution.points import Segment
+from detxai.cli.app import run
 from detxai.errors import UsageError
+from detxai.models import checkpoints
+from detxai.models.detector import Detector
+from detxai.models.detectors import build
+from detxai.models.trunk import convolutions
+from detxai.output import records
+from detxai.parchgrad import channels
+from detxai.parchgrad import statistics as stored
+from detxai.parchgrad.gradient import ParchGrad, modified, with_channels
+from detxai.values import Checkpoint, Target
 
 GAMMAS = (1.0, 2.0, 0.3, math.inf)
 VARIANCES: Any = ("on", "off", "exact")
@@ -201,7 +205,7 @@ def by_reference(
             handle.remove()
 
 
-def through_engine(f: Any, parchgrad: ParchGrad, name: str, path: Path, kept: dict[Target, Tensor]) -> list[Any]:
+def through_engine(f: Any, parchgrad: ParchGrad, name: str, path: Segment, kept: dict[Target, Tensor]) -> list[Any]:
     """The maps of the method `name` for all targets at once."""
     settings = Settings(modified=True)
     ask = with_channels(GRADIENT[name]([path], list(kept), settings), {id(t): m for t, m in kept.items()})
@@ -215,7 +219,7 @@ def test_a_small_network_agrees_with_the_reference(gamma: float, variance: Any) 
     """Several targets of one picture, each with channels of its own, one without any."""
     network = Small().requires_grad_(False)
     generator = torch.Generator().manual_seed(8)
-    path = Path(torch.rand(3, 9, 9, generator=generator), torch.zeros(3, 9, 9))
+    path = Segment(torch.rand(3, 9, 9, generator=generator), torch.zeros(3, 9, 9))
     convolutions = [network.one, network.other, network.above]
     kept = {Target(cell, 0): torch.rand(21, generator=generator) < 0.4 for cell in (5, 6, 15)}
     kept[Target(0, 0)] = torch.zeros(21, dtype=torch.bool)
@@ -238,7 +242,7 @@ def picture(name: str = "bag-03.jpg") -> Tensor:
 
 
 def upper_half(detector: Detector, x: Tensor) -> list[nn.Conv2d]:
-    found = channels.in_order(convolutions(detector), lambda: detector.predict(x[None]))
+    found = channels.in_order(convolutions(detector.trunk), lambda: detector.predict(x[None]))
     return list(found.values())[channels.first(len(found), 0.5) :]
 
 
@@ -263,7 +267,7 @@ def test_a_detector_agrees_with_the_reference(tiny_detector: Detector, gamma: fl
     generator = torch.Generator().manual_seed(9)
     kept = {target: torch.rand(total, generator=generator) < 0.3 for target in best(tiny_detector, x)}
     hooks = ParchGrad(hooked, gamma, variance, tiny_detector.trunk.whole)
-    found = through_engine(tiny_detector.values, hooks, "grad", Path(x, torch.zeros_like(x)), kept)
+    found = through_engine(tiny_detector.values, hooks, "grad", Segment(x, torch.zeros_like(x)), kept)
     for (target, mask), one in zip(kept.items(), found, strict=True):
         wanted = by_reference(tiny_detector.full_values, hooked, x, target, mask, gamma, variance)
         close(one.map.float(), wanted.sum(0), 1e-3)
@@ -273,7 +277,7 @@ def test_a_detector_agrees_with_the_reference(tiny_detector: Detector, gamma: fl
 def test_every_kind_of_detector_agrees_with_the_reference(name: str, tmp_path: FilePath) -> None:
     if name == "darknet":
         cfg = darknets.NETWORKS["yolov3-tiny"]().text
-        detector: Detector = build(weights.load(str(darknets.saved(tmp_path, name, cfg, 128))))
+        detector: Detector = build(checkpoints.load(str(darknets.saved(tmp_path, name, cfg, 128))))
     else:
         module = families.network(families.FAMILIES[name])
         detector = build(Checkpoint(name, "0" * 64, "ultralytics", module, name, module.names, 640))
@@ -286,7 +290,7 @@ def test_every_kind_of_detector_agrees_with_the_reference(name: str, tmp_path: F
     assert len(hooked) >= 5
     total = sum(conv.out_channels for conv in hooked)
     kept = torch.rand(total, generator=torch.Generator().manual_seed(1)) < 0.5
-    path = Path(x, torch.zeros_like(x))
+    path = Segment(x, torch.zeros_like(x))
     hooks = ParchGrad(hooked, whole=detector.trunk.whole)
     (one,) = through_engine(detector.values, hooks, "grad", path, {target: kept})
     wanted = by_reference(detector.full_values, hooked, x, target, kept, math.inf, "on")
@@ -302,7 +306,7 @@ def test_no_method_claims_completeness(name: str, tiny_detector: Detector) -> No
     x = picture()
     hooked = upper_half(tiny_detector, x)
     total = sum(conv.out_channels for conv in hooked)
-    path = Path(x, torch.ones_like(x))
+    path = Segment(x, torch.ones_like(x))
     first, other = best(tiny_detector, x)[:2]
     kept = {first: torch.arange(total) % 3 == 0, other: torch.zeros(total, dtype=torch.bool)}
     found = through_engine(tiny_detector.values, ParchGrad(hooked, whole=tiny_detector.trunk.whole), name, path, kept)
@@ -322,14 +326,15 @@ def test_the_fixed_rule_integrates_what_it_is_given(tiny_detector: Detector) -> 
     x = picture()
     target = best(tiny_detector, x)[0]
     settings = Settings(modified=True)
-    (one,) = solve(tiny_detector.values, GRADIENT["ig"]([Path(x, 0.9 * x)], [target], settings))
+    (one,) = solve(tiny_detector.values, GRADIENT["ig"]([Segment(x, 0.9 * x)], [target], settings))
     assert one.value_at_baseline is not None
     delta = one.value_at_input - one.value_at_baseline
     assert abs(delta) > 0.05
     assert float(one.map.sum()) == pytest.approx(delta, rel=0.02)
     assert one.evaluations == 24
     (fewer,) = solve(
-        tiny_detector.values, GRADIENT["ig"]([Path(x, 0.9 * x)], [target], Settings(max_evaluations=9, modified=True))
+        tiny_detector.values,
+        GRADIENT["ig"]([Segment(x, 0.9 * x)], [target], Settings(max_evaluations=9, modified=True)),
     )
     assert fewer.evaluations <= 9
 
@@ -408,7 +413,7 @@ def samples() -> tuple[Array, list[tuple[int, ...]]]:
 
 def test_streaming_equals_all_at_once() -> None:
     rows, shown = samples()
-    gathering = calibration.Gathering(4, 6)
+    gathering = stored.Gathering(4, 6)
     for row, ids in zip(rows, shown, strict=True):
         gathering.add(row, ids)
     found = gathering.statistics()
@@ -428,8 +433,8 @@ def test_streaming_equals_all_at_once() -> None:
 
 
 def test_memory_is_bounded_and_the_sample_is_fair(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "RESERVOIR", 50)
-    gathering = calibration.Gathering(1, 1)
+    monkeypatch.setattr(stored, "RESERVOIR", 50)
+    gathering = stored.Gathering(1, 1)
     for i in range(1000):
         gathering.add(np.array([float(i)]), [])
     kept = np.stack(gathering.kept).ravel()
@@ -439,12 +444,12 @@ def test_memory_is_bounded_and_the_sample_is_fair(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_file_of_statistics_comes_back(tmp_path: FilePath) -> None:
-    made = calibration.Calibration(
+    made = stored.Calibration(
         "ab" * 32, 64, (("0.conv", 3), ("1.conv", 1)), {0: "gun", 7: "knife"},
-        {region: statistics() for region in calibration.REGIONS}, 9, True, "note",
+        {region: statistics() for region in stored.REGIONS}, 9, True, "note",
     )  # fmt: skip
     (file := tmp_path / "x.safetensors").write_bytes(made.packed())
-    read = calibration.read(file)
+    read = stored.read(file)
     assert (read.layers, read.names, read.imgsz, read.labelled, read.note) == (
         *(made.layers, made.names, 64, True, "note"),
     )
@@ -453,7 +458,7 @@ def test_a_file_of_statistics_comes_back(tmp_path: FilePath) -> None:
     for data in (b"", b"\xff" * 64, file.read_bytes()[:-9], file.read_bytes().replace(b"parchgrad/1", b"parchgrad/0")):
         file.write_bytes(data)
         with pytest.raises(UsageError, match="detxai calibrate parchgrad"):
-            calibration.read(file)
+            stored.read(file)
 
 
 # -- the commands ------------------------------------------------------------------------------
@@ -485,14 +490,14 @@ def test_calibrate_counts_what_the_labels_say(tiny: FilePath, tmp_path: FilePath
     err = capsys.readouterr().err
     assert "bag-04.jpg" in err
     assert "8 images without a label file" in err or "9 images without a label file" in err
-    found = calibration.read(file)
+    found = stored.read(file)
     assert (found.images, found.labelled, found.note) == (4 if "8 images" in err else 3, True, "three bags")
     assert found.statistics["whole"].count.tolist() == [1, 2, 0]
     assert found.statistics["detection"].count.tolist() == [1, 2, 0]
     before = file.read_bytes()
     assert run([*line[:3], "--labels", str(drawn), "-m", str(tiny), "-o", str(file), "--note", "three bags"]) == 0
     assert run([*line[:3], "--labels", str(drawn), "-m", str(tiny), "-o", str(file), "--limit", "1"]) == 0
-    assert calibration.read(file).images == 1
+    assert stored.read(file).images == 1
     assert before != file.read_bytes()
 
 
@@ -529,7 +534,7 @@ def test_new_statistics_are_a_reason_to_run_again(calibrated: FilePath, pictures
     line = (*line, "--method", "grad", "--gradient", "parchgrad-ins", "--no-overlays", "--evidence", "none")
     prints = []
     (other := tmp_path / "other.safetensors").write_bytes(
-        replace(calibration.read(calibrated / "tiny.parchgrad.safetensors"), note="another").packed()
+        replace(stored.read(calibrated / "tiny.parchgrad.safetensors"), note="another").packed()
     )
     for more in ((), (), ("--parchgrad-gamma", 3), ("--calibration", other)):
         assert explain(*line, *more) == 0
@@ -590,12 +595,12 @@ def test_what_cannot_be_is_refused_with_a_way_on(
     refused(6, "out6", line=("calibrate", "parchgrad", pictures, "-m", tiny))
 
 
-@pytest.mark.skipif(not weights.BUNDLED.exists(), reason="the bundled model is not built yet")
+@pytest.mark.skipif(not checkpoints.BUNDLED.exists(), reason="the bundled model is not built yet")
 def test_the_bundled_model_brings_its_statistics(tmp_path: FilePath) -> None:
-    file = calibration.beside(None)
+    file = stored.beside(None)
     assert file.stat().st_size < 1_000_000
-    found = calibration.read(file)
-    assert (found.model_sha256, found.imgsz, found.labelled) == (weights.BUNDLED_SHA256, 320, True)
+    found = stored.read(file)
+    assert (found.model_sha256, found.imgsz, found.labelled) == (checkpoints.BUNDLED_SHA256, 320, True)
     assert found.images >= 300
     assert "scripts/make_xrays.py" in found.note
     line = (SAMPLES / "bag-01.jpg", "-o", tmp_path, "--max-det", 1, "--no-overlays", "--evidence", "none")

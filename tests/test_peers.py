@@ -14,12 +14,12 @@ from conftest import SIDE, pixels
 from families import FAMILIES, network
 from torch import Tensor, nn
 
-from detxai import detectors, weights
 from detxai.attribution.engine import solve
 from detxai.attribution.methods import METHODS, SAMPLES, SMOOTHGRAD_SIGMA, Settings
-from detxai.attribution.path import Path
-from detxai.data import Checkpoint, Target
-from detxai.detectors import Detector
+from detxai.attribution.points import Segment
+from detxai.models import checkpoints, detectors
+from detxai.models.detector import Detector
+from detxai.values import Checkpoint, Target
 
 #: Relative distance in L2 below which two maps are the same.
 SAME = 1e-4
@@ -51,7 +51,9 @@ def strongest(detector: Detector, level: int, scale: float = 1.0) -> Target:
 
 def ours(detector: Detector, name: str, target: Target, settings: Settings | None = None) -> np.ndarray[Any, Any]:
     x = picture()
-    (found,) = solve(detector.values, METHODS[name]([Path(x, x)], [target], settings or Settings()), detector.trunk.tap)
+    (found,) = solve(
+        detector.values, METHODS[name]([Segment(x, x)], [target], settings or Settings()), detector.trunk.tap
+    )
     return np.asarray(found.map)
 
 
@@ -61,7 +63,7 @@ def distance(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
 
 @pytest.fixture(scope="module")
 def detector(tiny: File) -> Detector:
-    return detectors.build(weights.load(str(tiny)))
+    return detectors.build(checkpoints.load(str(tiny)))
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])

@@ -11,18 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detxai import data, fields, records
+from detxai import schema
 from detxai.errors import ImageError
+from detxai.output import records
+from detxai.values import Attribution, Box, ClassScore, Detection, Image, ImageRef, Map, Target, Window
 
 MAP = np.random.default_rng(7).normal(size=(37, 53)).astype(np.float32)
-SCORE = data.ClassScore(1, "knife", 0.83, 1.5858)
-DETECTION = data.Detection(5, 0, 1, "knife", 0.83, 1.5858, (3.3, 4.5, 40.2, 30.9), (SCORE,))
+SCORE = ClassScore(1, "knife", 0.83, 1.5858)
+DETECTION = Detection(5, 0, 1, "knife", 0.83, 1.5858, (3.3, 4.5, 40.2, 30.9), (SCORE,))
 
 
-def attribution(values: data.Map = MAP, **changes: Any) -> data.Attribution:
-    plain = data.Attribution(
+def attribution(values: Map = MAP, **changes: Any) -> Attribution:
+    plain = Attribution(
         method="ig",
-        target=data.Target(anchor=5, level=0, class_id=1),
+        target=Target(anchor=5, level=0, class_id=1),
         baseline="white",
         precision="fp32",
         path="full",
@@ -40,21 +42,17 @@ def attribution(values: data.Map = MAP, **changes: Any) -> data.Attribution:
 
 
 def whole() -> records.Record:
-    explained = records.attribution_record(
-        attribution(), DETECTION.box, "knife", overlay="a.jpg.d00.ig.png"
-    )
+    explained = records.attribution_record(attribution(), DETECTION.box, "knife", overlay="a.jpg.d00.ig.png")
     return records.Record(
         status="ok",
         fingerprint="f" * 64,
         image=records.ImageInfo(path="bags/ä.jpg", sha256="0" * 64, width=53, height=37),
-        model=records.ModelInfo(
-            name="best.pt", sha256="1" * 64, family="yolov8", head="one2many", imgsz=640
-        ),
+        model=records.ModelInfo(name="best.pt", sha256="1" * 64, family="yolov8", head="one2many", imgsz=640),
         detections=(records.detection_record(DETECTION, 0, [explained]),),
     )
 
 
-def area_by_hand(values: data.Map, left: float, top: float, right: float, bottom: float) -> float:
+def area_by_hand(values: Map, left: float, top: float, right: float, bottom: float) -> float:
     """The sum over a box, pixel by pixel."""
     total = 0.0
     for (row, col), value in np.ndenumerate(values):
@@ -68,7 +66,7 @@ def area_by_hand(values: data.Map, left: float, top: float, right: float, bottom
     "box",
     [(3.3, 4.5, 40.2, 30.9), (-9.0, -2.5, 99.0, 36.1), (10.2, 10.1, 10.7, 10.6), (0, 0, 53, 37)],
 )
-def test_grid_cells_have_exact_areas_and_sum_to_the_box(box: data.Box) -> None:
+def test_grid_cells_have_exact_areas_and_sum_to_the_box(box: Box) -> None:
     left, right = max(box[0], 0), min(box[2], 53)
     top, bottom = max(box[1], 0), min(box[3], 37)
     cells = records.grid(MAP, box)
@@ -81,7 +79,7 @@ def test_grid_cells_have_exact_areas_and_sum_to_the_box(box: data.Box) -> None:
 
 
 @pytest.mark.parametrize("box", [(60, 5, 70, 9), (-5, -5, 0, 0), (53, 0, 53, 37), (5.5, 5, 5.5, 9)])
-def test_a_box_without_area_holds_nothing(box: data.Box) -> None:
+def test_a_box_without_area_holds_nothing(box: Box) -> None:
     assert records.grid(MAP, box).shape == (8, 8)
     assert not records.grid(MAP, box).any()
 
@@ -96,9 +94,7 @@ def test_inside_share_counts_positive_attribution_only() -> None:
 
 
 def test_nothing_positive_has_no_share_and_no_peak() -> None:
-    record = records.attribution_record(
-        attribution(-np.ones((9, 9), np.float32)), (0, 0, 5, 5), "x"
-    )
+    record = records.attribution_record(attribution(-np.ones((9, 9), np.float32)), (0, 0, 5, 5), "x")
     assert record.inside_share is None
     assert record.peak is None
 
@@ -139,8 +135,8 @@ def test_six_significant_digits_everywhere() -> None:
     found = numbers(json.loads(records.dump(whole())))
     assert len(found) > 64
     assert all(float(f"{n:.6g}") == n for n in found)
-    assert math.copysign(1, fields.significant(-1e-400)) == 1
-    assert fields.significant(123456789.0) == 123457000.0
+    assert math.copysign(1, schema.significant(-1e-400)) == 1
+    assert schema.significant(123456789.0) == 123457000.0
 
 
 def test_dump_is_one_stable_line_that_loads_back() -> None:
@@ -172,11 +168,11 @@ def test_no_detection_is_an_empty_list() -> None:
 
 
 def test_image_info_says_what_is_special() -> None:
-    image = data.Image(
-        data.ImageRef("a.tif", Path("a.tif")),
+    image = Image(
+        ImageRef("a.tif", Path("a.tif")),
         np.zeros((4, 6, 3), np.uint8),
         "0" * 64,
-        data.Window("auto", 10, 4000.4),
+        Window("auto", 10, 4000.4),
         ("first of 3 frames",),
     )
     info = records.image_info(image)
@@ -185,7 +181,7 @@ def test_image_info_says_what_is_special() -> None:
 
 
 def test_failed_records_name_no_place_of_this_machine(tmp_path: Path) -> None:
-    ref = data.ImageRef("bags/a.jpg", tmp_path / "a.jpg")
+    ref = ImageRef("bags/a.jpg", tmp_path / "a.jpg")
     failed = records.failed_record(ref, ImageError("truncated", f"{ref.file} ends early"))
     assert json.loads(records.dump(failed)) == {
         "schema": "detxai.record/1",
@@ -196,9 +192,7 @@ def test_failed_records_name_no_place_of_this_machine(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_unicode_still_make_valid_json() -> None:
-    failed = records.failed_record(
-        data.ImageRef("a\udcff.jpg", Path("a\udcff.jpg")), ImageError("bad_path", "no UTF-8")
-    )
+    failed = records.failed_record(ImageRef("a\udcff.jpg", Path("a\udcff.jpg")), ImageError("bad_path", "no UTF-8"))
     assert json.loads(records.dump(failed).decode("utf-8"))["image"]["path"] == "a\\udcff.jpg"
 
 

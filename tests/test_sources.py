@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from detxai import sources
-from detxai.data import ImageRef
 from detxai.errors import ExitCode, UsageError
-from detxai.sources import Found, find, parse_shard
+from detxai.inputs import sources
+from detxai.inputs.sources import Found, find, parse_shard
+from detxai.values import ImageRef
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -72,9 +72,7 @@ def test_output_inside_the_source_is_left_out(tmp_path: Path) -> None:
     assert paths(tmp_path, exclude=tmp_path) == paths(tmp_path)
 
 
-def test_an_unreadable_folder_is_a_failed_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_folder_is_a_failed_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a.jpg", "locked/b.jpg")
     scandir = os.scandir
 
@@ -244,5 +242,5 @@ def test_stdin_is_lazy() -> None:
 
 
 def test_sources_need_no_torch() -> None:
-    code = "import sys, detxai.sources, detxai.images; sys.exit('torch' in sys.modules)"
+    code = "import sys, detxai.inputs.sources, detxai.inputs.decode; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,19 +15,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detxai import data, records, store
 from detxai.errors import ImageError, OutputError
-from detxai.store import Store
+from detxai.output import records, store
+from detxai.output.store import Store
+from detxai.values import Attribution, ClassScore, Detection, ImageRef, Target
 
 
 def record(path: str, pictures: list[str], fingerprint: str = "f") -> records.Record:
     """A record that names `pictures`, one a detection."""
-    score = data.ClassScore(0, "bag", 0.9, 2.2)
-    detection = data.Detection(0, 0, 0, "bag", 0.9, 2.2, (0, 0, 9, 9), (score,))
+    score = ClassScore(0, "bag", 0.9, 2.2)
+    detection = Detection(0, 0, 0, "bag", 0.9, 2.2, (0, 0, 9, 9), (score,))
     values = np.eye(9, dtype=np.float32)
-    attribution = data.Attribution(
-        "ig", data.Target(0, 0), "white", "fp32", "full", values, 9.0, 0.0, 2.2, -7.0, 3
-    )
+    attribution = Attribution("ig", Target(0, 0), "white", "fp32", "full", values, 9.0, 0.0, 2.2, -7.0, 3)
     found = [
         records.detection_record(
             detection,
@@ -53,7 +52,7 @@ def write(tree: Store, path: str, count: int, fingerprint: str = "f") -> None:
 
 
 def failed(path: str) -> records.Record:
-    return records.failed_record(data.ImageRef(path, Path(path)), ImageError("truncated", "short"))
+    return records.failed_record(ImageRef(path, Path(path)), ImageError("truncated", "short"))
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -245,13 +244,11 @@ def test_a_failing_disk_is_an_output_error_and_leaves_whole_files(
 
 def test_the_second_of_two_processes_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from detxai.store import Store\n"
+        "import sys, time; from pathlib import Path; from detxai.output.store import Store\n"
         "with Store(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent
-    ) as holder:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"in\n"
         for patience in (0, 0.2):
@@ -266,7 +263,7 @@ KILLS = """
 import os, signal, sys
 from pathlib import Path
 from detxai import records
-from detxai.store import Store
+from detxai.output.store import Store
 from tests.test_store import failed, files, write
 
 def run(root, fingerprint, counts):
@@ -354,10 +351,7 @@ def test_lines_are_ordered_by_path_not_by_file_name(tmp_path: Path) -> None:
 
 def test_picture_stems_leave_out_defaults() -> None:
     assert store.picture_stem("b/a.jpg", 0, "ig") == "a.jpg.d00.ig"
-    assert (
-        store.picture_stem("a.jpg", 112, "ig", "parchgrad-cls", "left", 3)
-        == "a.jpg.d112.ig.parchgrad-cls.left.as-3"
-    )
+    assert store.picture_stem("a.jpg", 112, "ig", "parchgrad-cls", "left", 3) == "a.jpg.d112.ig.parchgrad-cls.left.as-3"
 
 
 def test_maps_are_stable_and_read_back() -> None:

@@ -16,7 +16,8 @@ from conftest import SAMPLES
 from PIL import Image
 from torchvision.ops import box_iou
 
-from detxai import detectors, sources, weights
+from detxai.inputs import sources
+from detxai.models import checkpoints, detectors
 
 
 def test_auroc_counts_pairs_and_halves_ties() -> None:
@@ -50,10 +51,10 @@ def test_weights_are_repetitions() -> None:
 
 
 def test_groups_are_drawn_whole() -> None:
-    weights = tools.resampled(["a", "b", "a", "c"], times=50)
-    assert (weights[:, 0] == weights[:, 2]).all()
-    assert (weights[:, [0, 1, 3]].sum(1) == 3).all()
-    assert weights[:, 1].std() > 0
+    checkpoints = tools.resampled(["a", "b", "a", "c"], times=50)
+    assert (checkpoints[:, 0] == checkpoints[:, 2]).all()
+    assert (checkpoints[:, [0, 1, 3]].sum(1) == 3).all()
+    assert checkpoints[:, 1].std() > 0
 
 
 def test_repeating_a_photo_adds_no_certainty() -> None:
@@ -191,7 +192,7 @@ def test_a_push_stays_within_its_bounds_and_reaches_its_class(tmp_path: Path) ->
     import make_confusions
 
     ref = next(iter(sources.find([str(SAMPLES / "bag-02.jpg")]).refs))
-    detector = detectors.build(weights.load(None))
+    detector = detectors.build(checkpoints.load(None))
     drawn = make_confusions.labels.Folder(SAMPLES.parent / "labels", detector.info.names)
     picture = make_confusions.photo(ref, drawn, detector.info.imgsz)
     right = make_confusions.rightly_reported(detector, picture)

@@ -51,15 +51,22 @@ def test_shares_count_the_positive_part_only() -> None:
 def test_verdicts_and_measures_tell_apart() -> None:
     from study_cheat import Case, behaviour, markdown, told_apart
 
-    cheats = [Case(str(i), "plain", "coded", "plain", v, measures={"share": 0.5 + i / 100})
-              for i, v in enumerate(["unsupported"] * 8 + ["weak", "supported"])]
+    cheats = [
+        Case(str(i), "plain", "coded", "plain", v, measures={"share": 0.5 + i / 100})
+        for i, v in enumerate(["unsupported"] * 8 + ["weak", "supported"])
+    ]
     honest = [Case(str(i), "plain", "plain", "plain", "supported", measures={"share": 0.1}) for i in range(10)]
     apart = told_apart(cheats, honest)
     assert apart["cheat not supported"]["hits"] == 9
     assert apart["told apart"]["value"] == 0.95
     assert apart["measures"]["share"]["auroc"]["value"] == 1.0
-    report = {"cheat": behaviour(cheats, True), "control": behaviour(honest, False), "apart": apart,
-              "tag painted out": {"supported": 10}, "added": {"difference": {"value": 0.3, "low": 0.2, "high": 0.4}}}
+    report = {
+        "cheat": behaviour(cheats, True),
+        "control": behaviour(honest, False),
+        "apart": apart,
+        "tag painted out": {"supported": 10},
+        "added": {"difference": {"value": 0.3, "low": 0.2, "high": 0.4}},
+    }
     assert "Told apart: 95.0 % (76.4 to 99.1), 19 of 20." in markdown(report)
 
 

@@ -19,9 +19,9 @@ from torch import nn
 from ultralytics.nn import tasks
 from ultralytics.utils import downloads
 
-from detxai import detectors, weights
-from detxai.data import Checkpoint
 from detxai.errors import ExitCode, ModelError
+from detxai.models import checkpoints, detectors
+from detxai.values import Checkpoint
 
 NAMES = {0: "knife", 1: "gun"}
 TINY = {"scales": {"n": [0.33, 0.125, 256]}, "scale": "n"}
@@ -29,7 +29,7 @@ TINY = {"scales": {"n": [0.33, 0.125, 256]}, "scale": "n"}
 
 def network(yaml: str = "yolov8n.yaml", **changes: Any) -> Any:
     torch.manual_seed(0)
-    return weights.build(tasks.yaml_model_load(yaml) | TINY | changes, NAMES)
+    return checkpoints.build(tasks.yaml_model_load(yaml) | TINY | changes, NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ class Call:
 
 def refused(file: Path, match: str | None = None, **options: Any) -> ModelError:
     with pytest.raises(ModelError, match=match) as caught:
-        detectors.build(weights.load(str(file), **options))
+        detectors.build(checkpoints.load(str(file), **options))
     assert caught.value.exit_code is ExitCode.MODEL
     return caught.value
 
@@ -71,7 +71,7 @@ def refused(file: Path, match: str | None = None, **options: Any) -> ModelError:
 
 
 def test_a_checkpoint_loads_without_running_its_pickle(good: Path) -> None:
-    checkpoint = weights.load(str(good))
+    checkpoint = checkpoints.load(str(good))
     assert (checkpoint.kind, checkpoint.family, checkpoint.imgsz) == ("ultralytics", "yolov8", 320)
     assert checkpoint.names == NAMES
     assert not checkpoint.trusted
@@ -91,8 +91,8 @@ def test_a_checkpoint_loads_without_running_its_pickle(good: Path) -> None:
 def test_safetensors_hold_the_same_model(tmp_path: Path, yaml: str) -> None:
     module = network(yaml)
     before = Checkpoint("a.pt", "0" * 64, "ultralytics", module, "yolov8", NAMES, 320)
-    weights.save(before, tmp_path / "a.safetensors")
-    after = weights.load(str(tmp_path / "a.safetensors"))
+    checkpoints.save(before, tmp_path / "a.safetensors")
+    after = checkpoints.load(str(tmp_path / "a.safetensors"))
     assert (after.family, after.names, after.imgsz) == ("yolov8", NAMES, 320)
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -100,15 +100,15 @@ def test_safetensors_hold_the_same_model(tmp_path: Path, yaml: str) -> None:
     assert torch.equal(found.boxes, again.boxes)
     assert torch.equal(found.logits, again.logits)
     first = (tmp_path / "a.safetensors").read_bytes()
-    weights.save(after, tmp_path / "b.safetensors")
+    checkpoints.save(after, tmp_path / "b.safetensors")
     assert load_file(tmp_path / "b.safetensors").keys() == load_file(tmp_path / "a.safetensors").keys()
-    weights.save(before, tmp_path / "a.safetensors")
+    checkpoints.save(before, tmp_path / "a.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == first
 
 
 def test_the_pinned_hash_comes_first(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    digest = weights.load(str(good)).sha256
-    assert weights.load(str(good), sha256=digest.upper()).sha256 == digest
+    digest = checkpoints.load(str(good)).sha256
+    assert checkpoints.load(str(good), sha256=digest.upper()).sha256 == digest
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("something was unpickled")
@@ -134,7 +134,7 @@ def test_a_pickle_that_touches_a_file_does_not_run(tmp_path: Path, place: str) -
     assert "--trust-pickle" in error.hint
     assert not mark.exists()
     if place != "alone":
-        checkpoint = weights.load(str(file), trust_pickle=True)
+        checkpoint = checkpoints.load(str(file), trust_pickle=True)
         assert checkpoint.trusted
         assert mark.exists()
 
@@ -205,7 +205,7 @@ def test_truncated_files_are_refused(tmp_path: Path, good: Path, part: int) -> N
     data = good.read_bytes()
     (tmp_path / "cut.pt").write_bytes(data[: len(data) * part // 10])
     refused(tmp_path / "cut.pt")
-    weights.save(weights.load(str(good)), tmp_path / "whole.safetensors")
+    checkpoints.save(checkpoints.load(str(good)), tmp_path / "whole.safetensors")
     data = (tmp_path / "whole.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(data[: len(data) * part // 10])
     refused(tmp_path / "cut.safetensors")
@@ -224,7 +224,7 @@ def test_damaged_pickles_end_in_a_sentence(tmp_path: Path, good: Path, seed: int
 
     file = rewritten(good, tmp_path / "damaged.pt", flip)
     try:
-        detectors.build(weights.load(str(file)))
+        detectors.build(checkpoints.load(str(file)))
     except ModelError as error:
         assert error.message
 
@@ -284,7 +284,7 @@ def test_a_classifier_says_what_it_is(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_malicious_architecture_is_refused(tmp_path: Path, good: Path, change: dict[str, Any]) -> None:
-    weights.save(weights.load(str(good)), tmp_path / "a.safetensors")
+    checkpoints.save(checkpoints.load(str(good)), tmp_path / "a.safetensors")
     data = (tmp_path / "a.safetensors").read_bytes()
     about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
     about["architecture"] = json.dumps(json.loads(about["architecture"]) | change)
@@ -313,10 +313,10 @@ def test_a_known_name_is_fetched_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     for name in ("yolo11n.pt", "yolo11n", "yolo11n.pt"):
-        assert weights.load(name).names == NAMES
+        assert checkpoints.load(name).names == NAMES
     assert fetched == [tmp_path / "cache" / "detxai" / "yolo11n.pt"]
     (tmp_path / "yolov8n.pt").write_bytes(good.read_bytes())
-    assert weights.load("yolov8n.pt").name == "yolov8n.pt"  # a file of that name is the one that is meant
+    assert checkpoints.load("yolov8n.pt").name == "yolov8n.pt"  # a file of that name is the one that is meant
     assert len(fetched) == 1
     for name in ("no-such-model.pt", "elsewhere/yolo11n.pt"):
         refused(Path(name), "No model at")
@@ -331,7 +331,7 @@ def test_without_a_network_there_is_a_way_on(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match="could not be downloaded") as caught:
-        weights.load("yolo26n.pt")
+        checkpoints.load("yolo26n.pt")
     assert "--model /path/to/yolo26n.pt" in caught.value.hint
 
 

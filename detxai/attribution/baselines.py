@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detxai.data import Letterbox, Pixels
+from detxai.values import Letterbox, Pixels
 
 #: Colours in [0, 1]; `gray` is the padding every YOLO has learned to ignore.
 CONSTANT = {"black": 0.0, "white": 1.0, "gray": 114 / 255}

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from detxai.attribution.path import Ask, Path, Point, TargetMap
-from detxai.data import Target
+from detxai.attribution.points import Ask, Point, Segment, TargetMap
+from detxai.values import Target
 
 #: Cells of the coarse grid a side, and the share of it that is kept.
 GRID, KEPT = 16, 0.5
@@ -33,7 +33,7 @@ def masks(count: int, size: int, generator: torch.Generator) -> Tensor:
     return torch.stack([m[:, y : y + size, x : x + size] for m, (y, x) in zip(large, shifts, strict=True)])
 
 
-def drise(path: Path, targets: Sequence[Target], *, max_masks: int = 1024, seed: int = 0) -> Ask:
+def drise(path: Segment, targets: Sequence[Target], *, max_masks: int = 1024, seed: int = 0) -> Ask:
     """Coroutine: D-RISE maps (arXiv:2006.03204) of `targets` (each with its `box`), what does not matter near zero.
 
     The class is compared by its own score, which every export has and which tells `as_class` targets apart; the paper

@@ -16,9 +16,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from detxai.attribution.parchgrad import ParchGrad
-from detxai.attribution.path import Point, Reply
-from detxai.data import Target
+from detxai.attribution.points import Point, Reply
+from detxai.values import Target
 
 T = TypeVar("T")
 #: Rows in a pack by device, for inputs up to 640 pixels; a run out of memory goes on with half.
@@ -43,6 +42,18 @@ class Field(Protocol):
 
     def __call__(self, x: Tensor, pins: Sequence[tuple[int, Target]], /) -> Tensor:
         """(len(pins),) values for x (rows, 3, size, size); a pin is (row, target)."""
+        ...
+
+
+class ModifiedGradient(Protocol):
+    """Takes over the backward pass of a batch, keeping some channels of each row: ParchGrad."""
+
+    def watching(self) -> contextlib.AbstractContextManager[None]:
+        """While open, forward passes are watched, and their backward passes modified."""
+        ...
+
+    def keep(self, channels: Sequence[Tensor], /) -> None:
+        """Which channels each row of the batch keeps, (total channels,) bool."""
         ...
 
 
@@ -75,7 +86,7 @@ class Engine:
     rows: int = 8
     similarity: Field | None = None
     entered: Field | None = None
-    parchgrad: ParchGrad | None = None
+    parchgrad: ModifiedGradient | None = None
     tap: Tap | None = None
     seconds: float = 0.0
     points: int = 0
@@ -177,11 +188,7 @@ class Engine:
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_(gradient and layer is None)
         depth = max(len(p.targets) for p in points)
         # Pass by pass, one target of every row: rows without one repeat a target and drop the result.
-        pins = [
-            (row, p.targets[min(k, len(p.targets) - 1)])
-            for k in range(depth)
-            for row, p in enumerate(filled)
-        ]
+        pins = [(row, p.targets[min(k, len(p.targets) - 1)]) for k in range(depth) for row, p in enumerate(filled)]
         watching = contextlib.nullcontext() if parchgrad is None else parchgrad.watching()
         opened = self._tapped(layer)
         with torch.set_grad_enabled(gradient), self._arithmetic(points[0].dtype), watching, opened as tapped:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from detxai.attribution import cam
+from detxai.attribution import activation
 from detxai.attribution.drise import drise
-from detxai.attribution.path import Ask, Entered, Path, Point, Reply, TargetMap, integrated_gradients
+from detxai.attribution.integral import integrated_gradients
+from detxai.attribution.points import Ask, Entered, Point, Reply, Segment, TargetMap
 from detxai.attribution.quadrature import Mesh, Rule, cubic
-from detxai.data import Target
+from detxai.values import Target
 
 #: Points of the methods that have no error to steer by.
 SAMPLES = 32
@@ -47,10 +48,10 @@ class Settings:
 
 
 #: `paths`: from each baseline to the image; all but `expected` use the first.
-Method = Callable[[Sequence[Path], Sequence[Target], Settings], Ask]
+Method = Callable[[Sequence[Segment], Sequence[Target], Settings], Ask]
 
 
-def ig(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+def ig(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) -> Ask:
     """Integrated gradients to a known error (Sundararajan, Taly & Yan 2017, arXiv:1703.01365).
 
     In half precision, targets that do not converge are done again in float32. A modified gradient is integrated on
@@ -78,7 +79,7 @@ def ig(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> 
     return found
 
 
-def _fixed_integral(path: Path, targets: Sequence[Target], rule: Rule, dtype: torch.dtype = torch.float32) -> Ask:
+def _fixed_integral(path: Segment, targets: Sequence[Target], rule: Rule, dtype: torch.dtype = torch.float32) -> Ask:
     """Coroutine for the integral on the nodes of `rule`, of gradients that are none of F.
 
     Nothing is known of its error: F's differences say what the sum of F's own gradient must be, not of another.
@@ -99,7 +100,7 @@ def _fixed_integral(path: Path, targets: Sequence[Target], rule: Rule, dtype: to
     return maps
 
 
-def expected(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+def expected(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) -> Ask:
     """Expected gradients (Erion et al. 2021, arXiv:1906.10670) as the mean of IG over all baselines.
 
     Sum, value at baseline and errors are means too: all paths together keep to the tolerance and to the evaluations
@@ -129,18 +130,18 @@ def _mean(maps: Sequence[TargetMap], tolerance: float) -> TargetMap:
     return replace(mean, completeness_error=error, error_bound=bound, converged=bound <= tolerance)
 
 
-def grad(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+def grad(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) -> Ask:
     """The gradient at the image, summed over colour (Simonyan, Vedaldi & Zisserman 2014, arXiv:1312.6034)."""
     return _at_image(paths[0], targets, lambda g: g.sum(0), settings)
 
 
-def inputxgrad(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+def inputxgrad(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) -> Ask:
     """Input times gradient (Shrikumar et al. 2016, arXiv:1605.01713); the image in [0, 1], so black counts nothing."""
     x = paths[0].x
     return _at_image(paths[0], targets, lambda g: (x * g).sum(0), settings)
 
 
-def _at_image(path: Path, targets: Sequence[Target], combine: Callable[[Tensor], Tensor], settings: Settings) -> Ask:
+def _at_image(path: Segment, targets: Sequence[Target], combine: Callable[[Tensor], Tensor], settings: Settings) -> Ask:
     (reply,) = yield [Point(path, 1.0, tuple(targets), dtype=settings.dtype, combine=combine)]
     assert reply.products is not None
     return [
@@ -149,7 +150,7 @@ def _at_image(path: Path, targets: Sequence[Target], combine: Callable[[Tensor],
     ]
 
 
-def smoothgrad(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+def smoothgrad(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) -> Ask:
     """The mean gradient under Gaussian noise (Smilkov et al. 2017, arXiv:1706.03825), seeded."""
     path, count = paths[0], min(SAMPLES, settings.max_evaluations)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -176,7 +177,7 @@ def _sum(replies: Sequence[Reply], k: int) -> Tensor:
     return total
 
 
-def idgi(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+def idgi(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) -> Ask:
     """Direction-weighted integration (Yang, Wang & Bilgic 2023, arXiv:2303.14242).
 
     Each step's change of F is shared out by the squared gradient at its start, so that the sum is F(x) − F(b)
@@ -218,13 +219,13 @@ GRADIENT: dict[str, Method] = {
 }
 
 
-def _activation(weigh: cam.Weighing, early: bool = False) -> Method:
-    def method(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+def _activation(weigh: activation.Weighing, early: bool = False) -> Method:
+    def method(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) -> Ask:
         assert settings.layer_of is not None
         layers = [settings.layer_of(target) for target in targets]
         if early:
             layers = [settings.early.get(layer, layer) for layer in layers]
-        return cam.activation_maps(paths[0], targets, weigh, layers, settings.dtype)
+        return activation.activation_maps(paths[0], targets, weigh, layers, settings.dtype)
 
     return method
 
@@ -232,16 +233,16 @@ def _activation(weigh: cam.Weighing, early: bool = False) -> Method:
 #: Methods that weigh what a layer responds to, see `cam`: one forward, gradients down to that layer only. LayerCAM
 #: counts a cell by its own gradient: at the head's input that reaches no farther than the head's few cells.
 ACTIVATION: dict[str, Method] = {
-    "gradcam": _activation(cam.gradcam),
-    "gradcam++": _activation(cam.gradcam_plus),
-    "layercam": _activation(cam.layercam, early=True),
-    "odam": _activation(cam.odam),
+    "gradcam": _activation(activation.gradcam),
+    "gradcam++": _activation(activation.gradcam_plus),
+    "layercam": _activation(activation.layercam, early=True),
+    "odam": _activation(activation.odam),
 }
 #: Of these, those that keep what pushes the target up. An edge of a box is as much held by what pushes it down.
 ONE_SIDED = ("gradcam++", "layercam")
 
 
-def black_box(paths: Sequence[Path], targets: Sequence[Target], settings: Settings) -> Ask:
+def black_box(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) -> Ask:
     """D-RISE: see `drise`. A mask costs one forward, a gradient several: so more of them are allowed."""
     return drise(paths[0], targets, max_masks=MASKS_PER_EVALUATION * settings.max_evaluations, seed=settings.seed)
 

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from detxai.data import Target
+from detxai.values import Target
 
 
 @dataclass(frozen=True, eq=False)
-class Path:
+class Segment:
     """The straight path from baseline b to image x, both (3, size, size) float32 in [0, 1]."""
 
     x: Tensor
@@ -39,7 +39,7 @@ class Path:
         return integral.double()
 
 
-class Entered(Path):
+class Entered(Segment):
     """The path behind a first convolution: z = Lx + c is straight where x is, and ∇F · (x − b) = ∂F/∂z · (z(x) − z(b)).
 
     So that convolution runs twice a path, and its adjoint once a map: (x − b) ⊙ Lᵀ ∫ ∂F/∂z dα. `outer` is the path of
@@ -48,7 +48,7 @@ class Entered(Path):
 
     field: ClassVar[str] = "entered"
 
-    def __init__(self, outer: Path, conv: nn.Conv2d) -> None:
+    def __init__(self, outer: Segment, conv: nn.Conv2d) -> None:
         with torch.no_grad():
             x, b = (conv(end[None].contiguous(memory_format=torch.channels_last))[0] for end in (outer.x, outer.b))
         super().__init__(x, b)
@@ -79,7 +79,7 @@ class Point:
     output, and `combine` gets it, the output, both (c, h, w), and the target.
     """
 
-    path: Path
+    path: Segment
     alpha: float
     targets: tuple[Target, ...]
     gradient: bool = True

@@ -1,1 +1,1 @@
-"""`detxai evaluate`: attribution methods judged on the user's own images, against baselines that keep them honest."""
+"""How faithful and how well placed the maps of methods are, on images of the user's own. Stands on run."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detxai.detectors import Detector
+from detxai.models.detector import Detector
 
 #: Shares of the layers below the head that are randomised with it, counted from the head.
 CASCADE = (0.0, 0.25, 0.5, 0.75, 1.0)

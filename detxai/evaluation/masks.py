@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from detxai.data import ImageRef
 from detxai.errors import ImageError, UsageError
+from detxai.values import ImageRef
 
 NAMES = "parts.json"
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from detxai.data import Box, Map
 from detxai.evidence.maps import grid
+from detxai.values import Box, Map
 
 #: Resamples of a bootstrap interval, and how many are held in memory at a time.
 RESAMPLES, AT_ONCE = 4000, 250

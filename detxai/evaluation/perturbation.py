@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detxai.attribution import baselines
-from detxai.data import Letterbox, Map, Pixels, Target
-from detxai.images import map_to_source
+from detxai.inputs.letterbox import map_to_source
+from detxai.values import Letterbox, Map, Pixels, Target
 
 #: What takes the place of a pixel: nothing at all, and what a blurred eye would see there.
 FILLS = ("black", "blur")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from detxai import overlays
-from detxai.data import Box, Map, Pixels
 from detxai.evaluation.perturbation import FILLS, MODES
+from detxai.output import overlays
+from detxai.values import Box, Map, Pixels
 
 #: Colours of Okabe & Ito (2008), told apart by all eyes; yellow is left out, it drowns on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

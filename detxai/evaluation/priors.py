@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from detxai.data import Box, Map
+from detxai.values import Box, Map
 
 #: Cells of the random map along the longer side.
 CELLS = 16

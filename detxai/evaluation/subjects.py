@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from detxai import images, labels
-from detxai.data import Attribution, Box, Image, ImageRef, Label, Letterbox, Map, Pixels, Target
 from detxai.evaluation import metrics, priors
 from detxai.evaluation.masks import Parts
 from detxai.evaluation.options import Options
 from detxai.evaluation.perturbation import ranking
-from detxai.publish import Result
+from detxai.inputs import labels
+from detxai.inputs.letterbox import letterboxed, map_to_source
+from detxai.run.publish import Result
+from detxai.values import Attribution, Box, Image, ImageRef, Label, Letterbox, Map, Pixels, Target
 
 #: Longer side of the maps that are compared with each other, and of the pictures on the contact sheet.
 THUMB, PANEL = 400, 400
@@ -106,7 +107,7 @@ def opened(result: Result, size: int, antialias: bool, stretch: bool, seed: int)
     """The image of a `result` that did not fail, its detections without any labels yet."""
     image, record = result.image, result.record
     assert image is not None and record.detections is not None
-    square, box = images.letterbox(image.pixels, size, antialias, stretch)
+    square, box = letterboxed(image.pixels, size, antialias, stretch)
     targets = {e.detection: e.attribution.target for e in result.explanations}
     found = [
         Subject(
@@ -153,7 +154,7 @@ def resized(values: Map, long: int) -> Map:
     height, width = values.shape
     gain = long / max(height, width)
     size = max(1, round(height * gain)), max(1, round(width * gain))
-    return images.map_to_source(values, Letterbox(0, size[1], size[0], 1.0, 0, 0, width, height))
+    return map_to_source(values, Letterbox(0, size[1], size[0], 1.0, 0, 0, width, height))
 
 
 def costs(attribution: Attribution) -> dict[str, float | None]:

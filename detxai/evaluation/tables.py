@@ -9,7 +9,7 @@ import numpy as np
 
 from detxai.evaluation.metrics import bootstrap
 from detxai.evaluation.perturbation import FILLS, MODES, shares
-from detxai.fields import significant
+from detxai.schema import significant
 
 #: Figures of a detection that are averaged, by the name they have in every output.
 METRICS = (

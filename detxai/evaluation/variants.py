@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detxai.attribution.methods import GRADIENT
-from detxai.config import OutputConfig, RunConfig
+from detxai.config.settings import OutputConfig, RunConfig
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What a map says beyond the score: measures, typicality, and a verdict with its reasons."""
+"""From maps and trials to numbers and a verdict. Imports the ground only, and no torch."""

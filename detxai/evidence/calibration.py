@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from detxai.errors import UsageError
 from detxai.evidence.measures import sigmoid
 from detxai.evidence.typicality import typicality
-from detxai.fields import Number, Part, Text
+from detxai.schema import Number, Part, Text
 
 FORMAT: Final = "detxai.evidence/1"
 SUFFIX = ".evidence.json"

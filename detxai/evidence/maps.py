@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from detxai.data import Box, Map
+from detxai.values import Box, Map
 
 #: Cells a side of the grid over a box.
 GRID = 8

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detxai.data import Attribution, Box, Map, Pixels
 from detxai.evidence.maps import grid
+from detxai.values import Attribution, Box, Map, Pixels
 
 #: Share of the box's pixels whose part of the positive attribution is the concentration.
 TOP_PIXELS = 0.05

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from detxai.fields import Number, Part, Text
+from detxai.schema import Number, Part, Text
 
 Word = Literal["supported", "weak", "unsupported", "unknown"]
 
@@ -21,11 +21,11 @@ class Rival(Part):
 class Trial(Part):
     """One forward on a changed picture."""
 
-    what: Literal[
-        "without box", "only box", "without top", "softened", "quarter of the way", "half of the way"
-    ] = Field(
-        description="what was replaced: the box, all but the box, or the fifth of the box with the most attribution;"
-        " or the whole picture softened (sigma 0.4 % of its longer side), or on its way from the fill"
+    what: Literal["without box", "only box", "without top", "softened", "quarter of the way", "half of the way"] = (
+        Field(
+            description="what was replaced: the box, all but the box, or the fifth of the box with the most"
+            " attribution; or the whole picture softened (sigma 0.4 % of its longer side), or on its way from the fill"
+        )
     )
     fill: Text = Field(description="by what: the baseline, the blurred picture, a slight gaussian")
     score: Number = Field(description="score that was left, in [0, 1]")

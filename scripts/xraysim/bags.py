@@ -33,14 +33,33 @@ TAG_SIZE = (52.0, 64.0)
 TAG_GAP = (6.0, 90.0)
 """How far in px a tag keeps from the box of its item, at least and at most."""
 SMALL: tuple[Clutter, ...] = (
-    clutter.soap, electronics.phone, electronics.cable, electronics.cable, electronics.charger,
-    clutter.coins, clutter.keys, clutter.cutlery, clutter.spring, electronics.batteries,
-    clutter.pens, clutter.glasses, electronics.watch, hardware, hardware, clutter.fruit,
+    clutter.soap,
+    electronics.phone,
+    electronics.cable,
+    electronics.cable,
+    electronics.charger,
+    clutter.coins,
+    clutter.keys,
+    clutter.cutlery,
+    clutter.spring,
+    electronics.batteries,
+    clutter.pens,
+    clutter.glasses,
+    electronics.watch,
+    hardware,
+    hardware,
+    clutter.fruit,
     clutter.belt,
 )
 LARGE: tuple[Clutter, ...] = (
-    clutter.bottle, clutter.bottle, clutter.can, clutter.book, electronics.laptop,
-    clutter.umbrella, clutter.shoe, clutter.soap,
+    clutter.bottle,
+    clutter.bottle,
+    clutter.can,
+    clutter.book,
+    electronics.laptop,
+    clutter.umbrella,
+    clutter.shoe,
+    clutter.soap,
 )
 IDENTITY = pose((0.0, 0.0), 1.0)
 
@@ -76,8 +95,7 @@ def _frame(rng: np.random.Generator) -> tuple[int, int]:
     return (short, 640) if rng.uniform() < 0.8 else (640, short)
 
 
-def _outline(rng: np.random.Generator, area: tuple[float, float, float, float],
-             soft: bool) -> np.ndarray:
+def _outline(rng: np.random.Generator, area: tuple[float, float, float, float], soft: bool) -> np.ndarray:
     """Closed outline (N, 2) px of a bag in an area x0, y0, x1, y1: box-like or sagging."""
     x0, y0, x1, y1 = area
     radius = rng.uniform(0.05, 0.2) * min(x1 - x0, y1 - y0)
@@ -89,8 +107,7 @@ def _outline(rng: np.random.Generator, area: tuple[float, float, float, float],
     return smooth(knots, 120, closed=True)
 
 
-def _sheet(stack: Stack, outline: np.ndarray, material: str, thickness: float,
-           profile: str = "flat") -> None:
+def _sheet(stack: Stack, outline: np.ndarray, material: str, thickness: float, profile: str = "flat") -> None:
     draw(stack, Item([[Shape(outline, material, thickness, profile)]]), IDENTITY)
 
 
@@ -104,52 +121,75 @@ def _zip(rng: np.random.Generator, stack: Stack, line: np.ndarray, cm: float) ->
     for _ in range(int(rng.integers(1, 3))):
         x, y = teeth[int(rng.integers(len(teeth)))]
         pull = rounded(-0.5, -0.18, 0.5, 0.18, 0.1)
-        draw(stack, Item([[Shape(pull, "metal", 0.3), Shape(rounded(-0.3, -0.08, 0.1, 0.08, 0.05),
-                                                            cut=True)]]),
-             pose((x, y), rng.uniform(1.6, 3) * cm, rng.uniform(0, 6.3)))
+        draw(
+            stack,
+            Item([[Shape(pull, "metal", 0.3), Shape(rounded(-0.3, -0.08, 0.1, 0.08, 0.05), cut=True)]]),
+            pose((x, y), rng.uniform(1.6, 3) * cm, rng.uniform(0, 6.3)),
+        )
 
 
 def _wrinkles(rng: np.random.Generator, stack: Stack, outline: np.ndarray) -> None:
     """Faint texture of the cloth of a bag over its whole area: lining, folds, seams."""
     h, w = stack.height, stack.width
-    ridges = sum(np.clip(1 - np.abs(noise(rng, h, w, cells)) * 5, 0, 1) ** 2
-                 for cells in (rng.uniform(3, 6), rng.uniform(7, 12), rng.uniform(14, 24)))
+    ridges = sum(
+        np.clip(1 - np.abs(noise(rng, h, w, cells)) * 5, 0, 1) ** 2
+        for cells in (rng.uniform(3, 6), rng.uniform(7, 12), rng.uniform(14, 24))
+    )
     field = 0.25 + 0.35 * noise(rng, h, w, 3) + 0.5 * ridges + 0.1 * noise(rng, h, w, w / 3)
     inside = Stack(h, w)
     _sheet(inside, outline, "organic", 1.0)
-    stack.maps["organic"] += inside.maps["organic"] * np.clip(field, 0, None) * np.float32(
-        rng.uniform(0.08, 0.45))
+    stack.maps["organic"] += inside.maps["organic"] * np.clip(field, 0, None) * np.float32(rng.uniform(0.08, 0.45))
     middle = outline.mean(0)
     for _ in range(int(rng.integers(3, 10))):
         line = middle + (outline - middle) * rng.uniform(0.6, 1.03, 2) + rng.normal(0, 6, 2)
         start = int(rng.integers(0, 90))
-        wire(stack, line[start : start + int(rng.integers(15, 100))], "organic",
-             rng.uniform(0.15, 0.6), rng.uniform(0.6, 1.6))
+        wire(
+            stack,
+            line[start : start + int(rng.integers(15, 100))],
+            "organic",
+            rng.uniform(0.15, 0.6),
+            rng.uniform(0.6, 1.6),
+        )
 
 
-def _suitcase(rng: np.random.Generator, stack: Stack, outline: np.ndarray,
-              area: tuple[float, float, float, float], cm: float) -> None:
+def _suitcase(
+    rng: np.random.Generator, stack: Stack, outline: np.ndarray, area: tuple[float, float, float, float], cm: float
+) -> None:
     """Frame wires, telescopic rods, wheels and corner fittings of a suitcase."""
     x0, y0, x1, y1 = area
     middle = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
     for _ in range(int(rng.integers(1, 4))):
         line = middle + (outline - middle) * rng.uniform(0.9, 1.01) + rng.normal(0, 4, 2)
         metal = rng.uniform() < 0.55
-        wire(stack, line, "metal" if metal else "mixed",
-             rng.uniform(0.06, 0.2) if metal else rng.uniform(0.4, 1.0), rng.uniform(1, 2.6), True)
+        wire(
+            stack,
+            line,
+            "metal" if metal else "mixed",
+            rng.uniform(0.06, 0.2) if metal else rng.uniform(0.4, 1.0),
+            rng.uniform(1, 2.6),
+            True,
+        )
     if rng.uniform() < 0.7:
         _rods(rng, stack, area, cm)
     for x, y in ((x0, y0), (x0, y1)) if rng.uniform() < 0.6 else ():
         r = rng.uniform(1.6, 2.6)
         rim = ellipse(0, 0, 1, rng.uniform(0.6, 1))
         at = pose((x + rng.uniform(-1, 2) * cm, y + rng.normal(0, 1) * cm), r * cm)
-        draw(stack, Item([[Shape(rim, "organic", 2.2)], [Shape(rim * 0.55, "organic", 1.2)],
-                          [Shape(ellipse(0, 0, 0.2), "metal", 0.8)],
-                          [Shape(rounded(-0.2, -0.1, 1.4, 0.1, 0.08), "metal", 0.2)]]), at)
+        draw(
+            stack,
+            Item(
+                [
+                    [Shape(rim, "organic", 2.2)],
+                    [Shape(rim * 0.55, "organic", 1.2)],
+                    [Shape(ellipse(0, 0, 0.2), "metal", 0.8)],
+                    [Shape(rounded(-0.2, -0.1, 1.4, 0.1, 0.08), "metal", 0.2)],
+                ]
+            ),
+            at,
+        )
 
 
-def _rods(rng: np.random.Generator, stack: Stack, area: tuple[float, float, float, float],
-          cm: float) -> None:
+def _rods(rng: np.random.Generator, stack: Stack, area: tuple[float, float, float, float], cm: float) -> None:
     """Two telescopic tubes of aluminium along the bag, with stiffening channels."""
     x0, y0, x1, y1 = area
     gap, mid = rng.uniform(0.14, 0.26) * (y1 - y0), (y0 + y1) / 2 + rng.normal(0, 10)
@@ -158,8 +198,7 @@ def _rods(rng: np.random.Generator, stack: Stack, area: tuple[float, float, floa
     for y in (mid - gap, mid + gap):
         for share, t in ((1.0, wall), (rng.uniform(0.4, 0.7), wall * 0.7)):
             ends = (x0 + 4, x0 + 4 + (x1 - x0 - 8) * share)
-            rod = np.array([(ends[0], y - wide), (ends[1], y - wide), (ends[1], y + wide),
-                            (ends[0], y + wide)])
+            rod = np.array([(ends[0], y - wide), (ends[1], y - wide), (ends[1], y + wide), (ends[0], y + wide)])
             rod[:, 1] += (rod[:, 0] - x0) * tilt
             _sheet(stack, rod, "mixed", t)
             _sheet(stack, rod, "mixed", t, "shell")
@@ -168,14 +207,16 @@ def _rods(rng: np.random.Generator, stack: Stack, area: tuple[float, float, floa
         _sheet(stack, end, "organic", 1.6, "round")
 
 
-def _backpack(rng: np.random.Generator, stack: Stack, outline: np.ndarray,
-              area: tuple[float, float, float, float], cm: float) -> None:
+def _backpack(
+    rng: np.random.Generator, stack: Stack, outline: np.ndarray, area: tuple[float, float, float, float], cm: float
+) -> None:
     """Pockets, straps, buckles and a handle loop of a soft bag."""
     x0, y0, x1, y1 = area
     if rng.uniform() < 0.7:
         px = x0 + (x1 - x0) * rng.uniform(0.1, 0.4)
-        pocket = _outline(rng, (px, y0 + (y1 - y0) * rng.uniform(0.1, 0.5),
-                                px + (x1 - px) * rng.uniform(0.5, 0.9), y1 - 2 * cm), True)
+        pocket = _outline(
+            rng, (px, y0 + (y1 - y0) * rng.uniform(0.1, 0.5), px + (x1 - px) * rng.uniform(0.5, 0.9), y1 - 2 * cm), True
+        )
         _sheet(stack, pocket, "organic", rng.uniform(0.2, 0.5))
         _sheet(stack, pocket, "organic", 0.5, "shell")
         _zip(rng, stack, pocket[: int(rng.integers(30, 70))], cm)
@@ -189,8 +230,7 @@ def _backpack(rng: np.random.Generator, stack: Stack, outline: np.ndarray,
     wire(stack, loop, "organic", 0.6, 0.8 * cm)
 
 
-def _shell(rng: np.random.Generator, stack: Stack,
-           cm: float) -> tuple[tuple[float, float, float, float], np.ndarray]:
+def _shell(rng: np.random.Generator, stack: Stack, cm: float) -> tuple[tuple[float, float, float, float], np.ndarray]:
     """Draw the bag itself; return its inside x0, y0, x1, y1 and its outline (N, 2) in pixels."""
     h, w = stack.height, stack.width
     mx, my = rng.uniform(0.02, 0.09) * w, rng.uniform(0.03, 0.1) * h
@@ -213,16 +253,21 @@ def _shell(rng: np.random.Generator, stack: Stack,
     return area, outline
 
 
-def _spot(rng: np.random.Generator, area: tuple[float, float, float, float],
-          margin: float) -> tuple[float, float]:
+def _spot(rng: np.random.Generator, area: tuple[float, float, float, float], margin: float) -> tuple[float, float]:
     """A random centre in an area x0, y0, x1, y1, kept ``margin`` px off its rim if it is wide."""
     x0, y0, x1, y1 = area
     mx, my = min(margin, (x1 - x0) * 0.4), min(margin, (y1 - y0) * 0.4)
     return float(rng.uniform(x0 + mx, x1 - mx)), float(rng.uniform(y0 + my, y1 - my))
 
 
-def _clothes(rng: np.random.Generator, stack: Stack, outline: np.ndarray,
-             area: tuple[float, float, float, float], cm: float, count: int) -> None:
+def _clothes(
+    rng: np.random.Generator,
+    stack: Stack,
+    outline: np.ndarray,
+    area: tuple[float, float, float, float],
+    cm: float,
+    count: int,
+) -> None:
     """Garments, held in by the shell: whatever would hang over its outline is left out."""
     heap = Stack(stack.height, stack.width)
     for _ in range(count):
@@ -233,8 +278,9 @@ def _clothes(rng: np.random.Generator, stack: Stack, outline: np.ndarray,
         stack.maps[material] += layer * inside
 
 
-def _fill(rng: np.random.Generator, stack: Stack, outline: np.ndarray,
-          area: tuple[float, float, float, float], cm: float) -> None:
+def _fill(
+    rng: np.random.Generator, stack: Stack, outline: np.ndarray, area: tuple[float, float, float, float], cm: float
+) -> None:
     """Clothes, lumps and clutter; a fuller bag has more of each."""
     full = rng.uniform(0.1, 1.0)
     _clothes(rng, stack, outline, area, cm, int(rng.integers(3, 6 + int(7 * full))))
@@ -254,8 +300,14 @@ def _extent(parts: np.ndarray) -> tuple[int, int, int, int]:
     return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
 
 
-def _pack_item(rng: np.random.Generator, stack: Stack, area: tuple[float, float, float, float],
-               name: str, kind: Kind, taken: list[tuple[float, float, float]]) -> Placed | None:
+def _pack_item(
+    rng: np.random.Generator,
+    stack: Stack,
+    area: tuple[float, float, float, float],
+    name: str,
+    kind: Kind,
+    taken: list[tuple[float, float, float]],
+) -> Placed | None:
     """Place one item, mostly clear of earlier ones; None if it would lie outside the picture."""
     size = rng.uniform(0.17, 0.45) * max(stack.height, stack.width)
     for attempt in range(12):
@@ -271,8 +323,9 @@ def _pack_item(rng: np.random.Generator, stack: Stack, area: tuple[float, float,
     return Placed(name, _extent(parts), parts) if parts is not None and parts.any() else None
 
 
-def _tag_spot(rng: np.random.Generator, area: tuple[float, float, float, float],
-              box: tuple[int, int, int, int], radius: float) -> tuple[float, float]:
+def _tag_spot(
+    rng: np.random.Generator, area: tuple[float, float, float, float], box: tuple[int, int, int, int], radius: float
+) -> tuple[float, float]:
     """A centre in px for a tag near a box but clear of it; the area's farthest corner if none is."""
     x0, y0, x1, y1 = area
     spots = rng.uniform((x0 + radius, y0 + radius), (x1 - radius, y1 - radius), (256, 2))
@@ -284,8 +337,13 @@ def _tag_spot(rng: np.random.Generator, area: tuple[float, float, float, float],
     return float(x), float(y)
 
 
-def _pack_tag(rng: np.random.Generator, stack: Stack, area: tuple[float, float, float, float],
-              box: tuple[int, int, int, int], present: bool) -> np.ndarray | None:
+def _pack_tag(
+    rng: np.random.Generator,
+    stack: Stack,
+    area: tuple[float, float, float, float],
+    box: tuple[int, int, int, int],
+    present: bool,
+) -> np.ndarray | None:
     """Lay a lead star beside an item's box; drawn or not, it takes the same random numbers."""
     size = rng.uniform(*TAG_SIZE)
     at = pose(_tag_spot(rng, area, box, size / 2), size, float(rng.uniform(0, 2 * np.pi)))
@@ -300,8 +358,7 @@ def _count(rng: np.random.Generator) -> int:
     return int(rng.choice([1, 2, 3, 4], p=[0.38, 0.34, 0.19, 0.09]))
 
 
-def make_bag(rng: np.random.Generator, kinds: Mapping[str, Kind] = STANDARD,
-             tag: bool | None = None) -> Bag:
+def make_bag(rng: np.random.Generator, kinds: Mapping[str, Kind] = STANDARD, tag: bool | None = None) -> Bag:
     """Pack and X-ray one bag with 0 to 4 items of the given kinds.
 
     Kinds with a ``tag_share`` make another study: one item a bag, and a tag elsewhere in the bag in

@@ -99,8 +99,7 @@ def rounded(x0: float, y0: float, x1: float, y1: float, radius: float) -> np.nda
     corners = [(x1 - radius, y1 - radius, 0), (x0 + radius, y1 - radius, 1)]
     corners += [(x0 + radius, y0 + radius, 2), (x1 - radius, y0 + radius, 3)]
     arcs = [
-        np.stack([x + radius * np.cos(angles + k * np.pi / 2),
-                  y + radius * np.sin(angles + k * np.pi / 2)], 1)
+        np.stack([x + radius * np.cos(angles + k * np.pi / 2), y + radius * np.sin(angles + k * np.pi / 2)], 1)
         for x, y, k in corners
     ]
     return np.concatenate(arcs)
@@ -121,8 +120,7 @@ def smooth(points: Points, n: int = 24, closed: bool = False) -> np.ndarray:
     u = (t - i)[:, None]
     pick = (lambda j: p[j % k]) if closed else (lambda j: p[np.clip(j, 0, k - 1)])
     a, b, c, d = pick(i - 1), pick(i), pick(i + 1), pick(i + 2)
-    return 0.5 * (2 * b + (c - a) * u + (2 * a - 5 * b + 4 * c - d) * u**2
-                  + (3 * b - a - 3 * c + d) * u**3)
+    return 0.5 * (2 * b + (c - a) * u + (2 * a - 5 * b + 4 * c - d) * u**2 + (3 * b - a - 3 * c + d) * u**3)
 
 
 def resample(points: Points, n: int, closed: bool = False) -> np.ndarray:
@@ -213,7 +211,11 @@ def draw(stack: Stack, item: Item, at: Pose, parts: Sequence[str] = ()) -> np.nd
 
 
 def wire(
-    stack: Stack, points: np.ndarray, material: str, thickness: float, width: float,
+    stack: Stack,
+    points: np.ndarray,
+    material: str,
+    thickness: float,
+    width: float,
     closed: bool = False,
 ) -> None:
     """Add a line of image points (N, 2): ``thickness`` cm, ``width`` px (below 1 px: fainter)."""
@@ -222,8 +224,7 @@ def wire(
         return
     x0, y0, x1, y1 = window
     mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
-    cv2.polylines(mask, [_to_fixed(points - (x0, y0))], closed, 255, max(1, round(width)),
-                  cv2.LINE_AA, SUBPIXEL_BITS)
+    cv2.polylines(mask, [_to_fixed(points - (x0, y0))], closed, 255, max(1, round(width)), cv2.LINE_AA, SUBPIXEL_BITS)
     gain = thickness * min(width, 1.0) / 255
     stack.maps[material][y0:y1, x0:x1] += mask.astype(np.float32) * np.float32(gain)
 

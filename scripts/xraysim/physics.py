@@ -26,12 +26,9 @@ HUE_KNOTS = (0.0, 0.26, 1.0, 1.20, 2.0)
 """Ratio of log-attenuations -> hue coordinate: 0 orange, 1 green, 2 blue."""
 
 _VALUES = np.array([0.0, 0.12, 0.30, 0.52, 0.78, 1.0])
-_ORANGE = [(18, 12, 4), (92, 42, 2), (176, 88, 10), (234, 146, 52), (252, 214, 158),
-           (255, 255, 255)]
-_GREEN = [(4, 14, 8), (4, 58, 26), (22, 116, 48), (92, 178, 92), (188, 230, 174),
-          (255, 255, 255)]
-_BLUE = [(2, 4, 16), (8, 22, 92), (22, 58, 170), (62, 118, 208), (156, 196, 234),
-         (255, 255, 255)]
+_ORANGE = [(18, 12, 4), (92, 42, 2), (176, 88, 10), (234, 146, 52), (252, 214, 158), (255, 255, 255)]
+_GREEN = [(4, 14, 8), (4, 58, 26), (22, 116, 48), (92, 178, 92), (188, 230, 174), (255, 255, 255)]
+_BLUE = [(2, 4, 16), (8, 22, 92), (22, 58, 170), (62, 118, 208), (156, 196, 234), (255, 255, 255)]
 
 
 @dataclass(frozen=True)
@@ -78,9 +75,7 @@ def random_look(rng: np.random.Generator) -> Look:
 
 def attenuation(stack: Stack) -> tuple[np.ndarray, np.ndarray]:
     """Line integrals sum(mu * t) of a scene at low and high energy, float32 (H, W), no unit."""
-    low, high = (
-        sum(np.float32(MU[m][energy]) * t for m, t in stack.maps.items()) for energy in (0, 1)
-    )
+    low, high = (sum(np.float32(MU[m][energy]) * t for m, t in stack.maps.items()) for energy in (0, 1))
     return low, high
 
 
@@ -103,10 +98,12 @@ def hue_of(ratio: np.ndarray) -> np.ndarray:
 def palette(look: Look) -> np.ndarray:
     """Colour table float32 (129 hues, 256 values, 3) RGB 0..255; value 255 is the ground."""
     grid = np.linspace(0, 1, 256)
-    rows = np.stack([
-        np.stack([np.interp(grid, _VALUES, np.array(ramp, float)[:, c]) for c in range(3)], 1)
-        for ramp in (_ORANGE, _GREEN, _BLUE)
-    ])
+    rows = np.stack(
+        [
+            np.stack([np.interp(grid, _VALUES, np.array(ramp, float)[:, c]) for c in range(3)], 1)
+            for ramp in (_ORANGE, _GREEN, _BLUE)
+        ]
+    )
     grey = rows.mean(2, keepdims=True)
     rows = np.clip(grey + (rows - grey) * look.vivid, 0, 255)
     at = np.linspace(0, 2, 129)
@@ -128,6 +125,5 @@ def render(rng: np.random.Generator, stack: Stack, look: Look) -> np.ndarray:
     value = np.clip(0.25 * low + 0.75 * high, 0, 1) ** look.gamma
     value += look.sharpen * (value - cv2.GaussianBlur(value, (0, 0), 1.6))
     value = np.clip(value, 0, 1)
-    colour = cv2.remap(palette(look), value * 255, hue * 64, cv2.INTER_LINEAR,
-                       borderMode=cv2.BORDER_REPLICATE)
+    colour = cv2.remap(palette(look), value * 255, hue * 64, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.round(colour).astype(np.uint8)

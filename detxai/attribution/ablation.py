@@ -1,0 +1,125 @@
+"""Trials: what the network says when parts of the picture, or fine detail in all of it, are not there.
+
+Deletion and preservation in the sense of Fong & Vedaldi (2017, arXiv:1704.03296): a part is *necessary* where its
+loss takes the score away, and *sufficient* where it alone keeps it. What the class owes to single pixels goes when the
+picture is softened, and shows up late on the path from the baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from detxai.attribution.points import Point, Reply, Segment
+from detxai.values import Box, Target
+
+WITHOUT_BOX, ONLY_BOX, WITHOUT_TOP = "without box", "only box", "without top"
+SOFTENED = "softened"
+#: Places on the path from a fill to the picture: what the class owes to fine detail comes late.
+FADED = {"quarter of the way": 0.25, "half of the way": 0.5}
+#: Trials come by the dozen: they fill packs of their own.
+FIELD = "trial"
+#: Share of the box's pixels that are its top-attributed part.
+TOP_SHARE = 0.2
+#: The map is smoothed over this share of the box's side first: single pixels are noise to a network.
+TOP_SMOOTHING = 0.04
+#: Boxes tried at a time, so that memory stays bounded however many an image has.
+BOXES_AT_ONCE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A box (xyxy letterbox pixels), what is read at it in every trial, and the maps whose top parts are tried."""
+
+    box: Box
+    targets: tuple[Target, ...]
+    maps: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The class logits by class id after `what` became `fill`; `map`: the number of the map, if one chose the part."""
+
+    what: str
+    fill: str
+    logits: Mapping[int, float]
+    map: int | None = None
+
+
+def within(box: Box, size: int, device: torch.device) -> Tensor:
+    """(size, size) bool: the pixels that a box (xyxy letterbox pixels) touches, at least one."""
+    at = torch.arange(size, device=device)
+    left, top = (min(max(int(v), 0), size - 1) for v in box[:2])
+    right, bottom = (min(max(-int(-v // 1), low + 1), size) for v, low in zip(box[2:], (left, top), strict=True))
+    return ((at >= top) & (at < bottom))[:, None] & ((at >= left) & (at < right))
+
+
+def top_part(values: Tensor, inside: Tensor) -> Tensor:
+    """(size, size) bool: the TOP_SHARE of the pixels `inside` with the greatest smoothed `values` (size, size)."""
+    count = int(inside.sum())
+    reach = max(1, round(TOP_SMOOTHING * count**0.5))
+    rows, columns = (torch.nonzero(inside.any(axis))[:, 0].tolist() for axis in (1, 0))
+    # What lies further from the box than the smoothing reaches makes no difference.
+    near = tuple(slice(max(at[0] - 2 * reach, 0), at[-1] + 2 * reach + 1) for at in (rows, columns))
+    smooth = values[near].float()[None, None]
+    for _ in range(2):
+        smooth = avg_pool2d(smooth, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+        smooth = avg_pool2d(smooth, (1, 2 * reach + 1), stride=1, padding=(0, reach))
+    masked = smooth[0, 0].masked_fill(~inside[near], -torch.inf)
+    best = masked.flatten().topk(max(1, round(TOP_SHARE * count))).indices
+    part = torch.zeros_like(inside)
+    part[near] = torch.zeros_like(masked, dtype=torch.bool).flatten().index_fill(0, best, True).view_as(masked)
+    return part
+
+
+def trials(
+    x: Tensor,
+    fills: Mapping[str, Tensor],
+    softened: Tensor,
+    cases: Sequence[Case],
+    dtype: torch.dtype = torch.float32,
+    thorough: int = 1,
+) -> Generator[list[Point], list[Reply], list[list[Trial]]]:
+    """Coroutine: the trials of every case, for each of `fills` (name -> picture like `x`, (3, size, size)).
+
+    The whole picture is tried as `softened`. The top part is replaced by, and the picture faded into, the first
+    `thorough` fills only.
+    """
+    few = dict(islice(fills.items(), thorough))
+    found: list[list[Trial]] = []
+    for start in range(0, len(cases), BOXES_AT_ONCE):
+        part = cases[start : start + BOXES_AT_ONCE]
+        asked: list[tuple[int, str, str, int | None]] = []
+        points: list[Point] = []
+        for index, case in enumerate(part):
+            inside = within(case.box, x.shape[-1], x.device)
+            hidden: list[tuple[str, Tensor, int | None]] = [(WITHOUT_BOX, inside, None), (ONLY_BOX, ~inside, None)]
+            tops = [(WITHOUT_TOP, top_part(values, inside), k) for k, values in enumerate(case.maps)]
+            for fill, picture in fills.items():
+                path = Segment(x, picture)
+                for what, mask, k in hidden + (tops if fill in few else []):
+                    asked.append((index, what, fill, k))
+                    points.append(Point(path, 1.0, case.targets, False, dtype, hidden=mask, field=FIELD))
+        together = tuple(target for case in part for target in case.targets)
+        whole = [
+            (SOFTENED, "gaussian", Point(Segment(x, x), 1.0, together, False, dtype, picture=softened, field=FIELD))
+        ]
+        for fill, picture in few.items():
+            way = Segment(x, picture)
+            whole += [(what, fill, Point(way, at, together, False, dtype, field=FIELD)) for what, at in FADED.items()]
+        replies = yield points + [point for _, _, point in whole]
+        rows: list[list[Trial]] = [[] for _ in part]
+        for (index, what, fill, k), reply in zip(asked, replies, strict=False):
+            ids = (target.class_id for target in part[index].targets)
+            rows[index].append(Trial(what, fill, dict(zip(ids, reply.values, strict=True)), k))
+        for (what, fill, _), reply in zip(whole, replies[len(points) :], strict=True):
+            values = iter(reply.values)
+            for row, case in zip(rows, part, strict=True):
+                row.append(Trial(what, fill, {target.class_id: next(values) for target in case.targets}))
+        found += rows
+    return found

@@ -1,0 +1,92 @@
+"""The square that the network sees, and the way back: boxes and maps from letterbox to source pixels."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import PIL.Image
+from numpy.typing import ArrayLike, NDArray
+
+from detxai.values import Letterbox, Map, Pixels
+
+PADDING = 114
+
+
+def letterboxed(pixels: Pixels, size: int, antialias: bool = False, stretch: bool = False) -> tuple[Pixels, Letterbox]:
+    """`pixels` (height, width, 3) centred in a grey square, as Ultralytics' `LetterBox(size)`.
+
+    `antialias` takes Pillow's bilinear filter, which averages when it shrinks, instead of OpenCV's; `stretch` fills
+    the square, whatever the picture's proportions.
+    """
+    height, width = pixels.shape[:2]
+    gain = min(size / height, size / width)
+    inner_width, inner_height = max(round(width * gain), 1), max(round(height * gain), 1)
+    if stretch:
+        inner_width = inner_height = size
+    left, top = round((size - inner_width) / 2 - 0.1), round((size - inner_height) / 2 - 0.1)
+    if (inner_height, inner_width) != (height, width):
+        inner = _resized(pixels, inner_width, inner_height, antialias)
+    else:
+        inner = pixels
+    square = np.full((size, size, 3), PADDING, np.uint8)
+    square[top : top + inner_height, left : left + inner_width] = inner
+    return square, Letterbox(size, width, height, gain, left, top, inner_width, inner_height)
+
+
+def _resized(pixels: Pixels, width: int, height: int, antialias: bool) -> Pixels:
+    if antialias:
+        bilinear = PIL.Image.Resampling.BILINEAR
+        return np.asarray(PIL.Image.fromarray(pixels).resize((width, height), bilinear))
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def fitted(pixels: Pixels, lb: Letterbox) -> Pixels:
+    """`pixels` stretched to the picture's place in the letterbox `lb`: a baseline image on the same padding."""
+    square = np.full((lb.size, lb.size, 3), PADDING, np.uint8)
+    inner = _resized(pixels, lb.inner_width, lb.inner_height, antialias=True)
+    square[lb.top : lb.top + lb.inner_height, lb.left : lb.left + lb.inner_width] = inner
+    return square
+
+
+def _affine(lb: Letterbox) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Gain and offset of xyxy, one gain a side since the inner size is rounded (`scale_boxes`)."""
+    gain = np.array([lb.inner_width / lb.width, lb.inner_height / lb.height] * 2)
+    return gain, np.array([lb.left, lb.top] * 2, dtype=np.float64)
+
+
+def boxes_to_source(boxes: ArrayLike, lb: Letterbox) -> NDArray[np.float64]:
+    """Boxes (n, 4) xyxy from letterbox to source pixels, clipped to the image."""
+    gain, offset = _affine(lb)
+    moved = (np.asarray(boxes, np.float64) - offset) / gain
+    return np.clip(moved, 0, np.array([lb.width, lb.height] * 2))
+
+
+def boxes_to_letterbox(boxes: ArrayLike, lb: Letterbox) -> NDArray[np.float64]:
+    """Boxes (n, 4) xyxy from source to letterbox pixels, not clipped."""
+    gain, offset = _affine(lb)
+    return np.asarray(boxes, np.float64) * gain + offset
+
+
+def map_to_source(values: ArrayLike, lb: Letterbox) -> Map:
+    """A map (..., size, size) on the letterbox as (..., height, width) float32 on the source.
+
+    The mass of each letterbox pixel is spread evenly over its extent in the source, so that the
+    sum over the picture stays; what lies on the padding is left out.
+    """
+    below, right = lb.top + lb.inner_height, lb.left + lb.inner_width
+    inner = np.asarray(values)[..., lb.top : below, lb.left : right]
+    columns = _respread(inner.astype(np.float64).swapaxes(-1, -2), lb.width)
+    return _respread(columns.swapaxes(-1, -2), lb.height).astype(np.float32)
+
+
+def _respread(mass: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Axis -2 as `count` cells: differences of the running sum, linear between its edges."""
+    old = mass.shape[-2]
+    if old == count:
+        return mass
+    edges = np.arange(count + 1) * old / count
+    cell = np.minimum(edges.astype(np.intp), old - 1)
+    sums: NDArray[np.float64] = np.take(mass, cell, axis=-2)
+    sums *= (edges - cell)[:, None]
+    sums += np.take(np.cumsum(mass, axis=-2) - mass, cell, axis=-2)
+    return np.asarray(sums[..., 1:, :] - sums[..., :-1, :], np.float64)

@@ -1,0 +1,108 @@
+"""What every detector offers, and the parts that most of them are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from detxai.models.trunk import Trunk
+from detxai.values import Target
+
+
+class Pin(NamedTuple):
+    """The scalar `target` at row `row` of a batch of path points."""
+
+    row: int
+    target: Target
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a record says of its model. `head` names the branch that made the detections.
+
+    `differentiable`: gradients can be had; black boxes only detect. `antialias`: its reference letterbox averages when
+    it shrinks (legacy repositories), unlike ultralytics' own. `stretch`: it takes the whole square (RT-DETR).
+    """
+
+    name: str
+    sha256: str
+    family: str
+    head: str
+    imgsz: int
+    names: dict[int, str]
+    targets: tuple[str, ...]
+    sparse: bool
+    trusted: bool = False
+    antialias: bool = False
+    differentiable: bool = True
+    stretch: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """All predictions on one letterboxed image, before any threshold.
+
+    boxes: (A, 4) float32 xyxy letterbox pixels (hulls of rotated ones); scores, logits: (A, classes) float32,
+    logit = log-odds of the score; levels: (A,) int64; rotated: (A, 5) cx cy w h radians, letterbox pixels;
+    contexts: what a target needs beside its anchor index to stay pinned (RT-DETR's query selection).
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    logits: Tensor
+    levels: Tensor
+    rotated: Tensor | None = None
+    context: Any = None
+    end_to_end: bool = False
+
+
+class Detector(Protocol):
+    """A network whose predictions can be pinned and differentiated. `trunk`: the layers below its head, if any."""
+
+    info: ModelInfo
+    module: nn.Module
+    trunk: Trunk
+
+    def predict(self, x: Tensor) -> list[Candidates]:
+        """All predictions on x (batch, 3, size, size), float RGB in [0, 1]."""
+        ...
+
+    def scores(self, x: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(batch, A, 4) boxes and (batch, A, len(classes)) scores of `predict`, for these classes only."""
+        ...
+
+    def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        """(len(pins),) float32: the pinned scalars, differentiable in x, computed with the least work."""
+        ...
+
+    def entered(self, z: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        """`values` of the pictures of which the network's first convolution (`Trunk.stem`) has made z."""
+        ...
+
+    def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        """The same scalars through the whole network and head: the reference for `values`."""
+        ...
+
+    def layer_of(self, target: Target) -> int:
+        """The layer below the head whose output it reads for `target`."""
+        ...
+
+
+def scores_of(found: Sequence[Candidates], classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """`Detector.scores` from whole predictions, where leaving classes out saves nothing."""
+    return torch.stack([c.boxes for c in found]), torch.stack([c.scores[:, list(classes)] for c in found])
+
+
+def levels_of(shapes: Sequence[tuple[int, int]], anchors_per_cell: int = 1) -> Tensor:
+    """(A,) int64: the level of each prediction in the flat list made of feature maps of (height, width)."""
+    return torch.cat([torch.full((anchors_per_cell * h * w,), i) for i, (h, w) in enumerate(shapes)])
+
+
+def scaled(values: Tensor, pins: Sequence[Pin]) -> Tensor:
+    """`values` (n,) in the units of their targets (edges: source pixels)."""
+    scale = values.new_tensor([p.target.scale for p in pins])
+    return values * scale + values.new_tensor([p.target.offset for p in pins])

@@ -1,0 +1,99 @@
+"""Detectors: one file a family of heads, one entry in `HEADS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from detxai.errors import ModelError
+from detxai.models import _ultralytics  # noqa: F401  (before any ultralytics.*)
+from detxai.models.detector import Detector, Pin
+from detxai.models.heads.anchor_based import AnchorBased
+from detxai.models.heads.anchor_free import AnchorFree
+from detxai.models.heads.black_box import BlackBox
+from detxai.models.heads.open_vocabulary import OpenVocabulary
+from detxai.models.heads.rtdetr import RTDETR
+from detxai.values import Checkpoint, Target
+
+#: Class of the last layer -> detector.
+HEADS: dict[str, Callable[..., Detector]] = {
+    "Detect": AnchorFree,
+    "Segment": AnchorFree,
+    "Segment26": AnchorFree,
+    "Pose": AnchorFree,
+    "Pose26": AnchorFree,
+    "OBB": AnchorFree,
+    "OBB26": AnchorFree,
+    "v10Detect": AnchorFree,
+    "WorldDetect": OpenVocabulary,
+    "YOLOEDetect": OpenVocabulary,
+    "YOLOESegment": OpenVocabulary,
+    "YOLOESegment26": OpenVocabulary,
+    "RTDETRDecoder": RTDETR,
+    "legacy": AnchorBased,
+    "darknet": AnchorBased,
+    "export": BlackBox,
+}
+
+#: Two ways to the same logit, in float32, differ by less than this.
+SAME = 1e-3
+
+
+def build(checkpoint: Checkpoint, branch: str | None = None) -> Detector:
+    """The detector for `checkpoint`. Raises ModelError for a head that cannot be explained."""
+    if checkpoint.kind == "ultralytics":
+        layers = getattr(checkpoint.module, "model", None)
+        head = type(layers[-1]).__name__ if layers is not None else type(checkpoint.module).__name__
+    else:
+        head = checkpoint.kind
+    if head not in HEADS:
+        raise ModelError(
+            f"{checkpoint.name} ends in a {head} head, which is not a detector that detxai explains.",
+            f"Supported: {', '.join(HEADS)}.",
+        )
+    try:
+        return HEADS[head](checkpoint, branch)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"{checkpoint.name}: its {head} head is not built as expected: {error!s:.200}") from error
+
+
+def contrasting(values: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor]) -> Callable[..., Tensor]:
+    """`values` of a detector, for targets of the kind `contrast` too: the difference of two class logits."""
+
+    def both(x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        differences = [i for i, (_, target) in enumerate(pins) if target.kind == "contrast"]
+        if not differences:
+            return values(x, pins)
+        first = [(row, replace(t, kind="class") if t.kind == "contrast" else t) for row, t in pins]
+        others = [(row, replace(t, kind="class", class_id=t.other or 0)) for row, t in (pins[i] for i in differences)]
+        found = values(x, [*first, *others])
+        at = torch.tensor(differences, device=found.device)
+        return found[: len(pins)].index_add(0, at, found[len(pins) :], alpha=-1)
+
+    return both
+
+
+def self_test(detector: Detector, x: Tensor) -> float:
+    """Largest |gradient| of the strongest class logit on x (1, 3, size, size).
+
+    Raises ModelError when it is zero or not finite: then no gradient method can work (a detached or quantised head);
+    or when the sparse value is not that of the whole network: it has layers of another kind than is known here.
+    """
+    found = detector.predict(x)[0]
+    anchor, class_id = divmod(int(found.logits.argmax()), found.logits.shape[1])
+    target = Target(anchor, int(found.levels[anchor]), "class", class_id, context=found.context)
+    x = x.detach().clone().requires_grad_(True)
+    value = detector.values(x, [Pin(0, target)])[0]
+    whole = float(found.logits[anchor, class_id])
+    if abs(value.item() - whole) > SAME * max(abs(whole), 1.0):
+        raise ModelError(f"{detector.info.name}: {value.item():.6g} where the whole network says {whole:.6g}.")
+    (gradient,) = torch.autograd.grad(value, x)
+    largest = float(gradient.abs().max())
+    if not 0 < largest < float("inf"):
+        raise ModelError(
+            f"{detector.info.name}: the gradient at the input is {largest}; the model cannot be explained by gradients."
+        )
+    return largest

@@ -1,0 +1,1 @@
+"""One file a family of heads; `detxai.models.detectors.HEADS` names them."""

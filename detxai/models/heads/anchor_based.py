@@ -1,0 +1,220 @@
+"""Heads with anchor boxes and an objectness: legacy YOLOv5 and YOLOv3 checkpoints, and Darknet.
+
+The score these models report is objectness × class. Its log-odds is the `class` target: explained through both,
+and still meaningful for one-class models whose class logit is constant.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detxai.errors import ModelError
+from detxai.models.detector import Candidates, ModelInfo, Pin, levels_of, scaled
+from detxai.models.trunk import Trunk, freeze, fuse
+from detxai.models.windows import Windows
+from detxai.values import EDGES, Checkpoint, Target
+
+
+@dataclass(frozen=True, eq=False)
+class AnchorHead:
+    """The output of one scale: `conv` (a 1×1 convolution to anchors × (5 + classes)) over the layer `feed`.
+
+    `anchors`: (n, 2) letterbox pixels. Centres are `scale_xy` σ − (scale_xy − 1) / 2 cells from the cell's corner;
+    sizes (2σ)² anchors, or e^t anchors where `exponential` (Darknet).
+    """
+
+    feed: int
+    conv: nn.Conv2d
+    anchors: Tensor
+    stride: int
+    scale_xy: float = 2.0
+    exponential: bool = False
+
+    def raw(self, feature: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+        """(B, anchors, height, width, 5 + classes) of `feature`; of some `classes` alone, or of all."""
+        n, weight, bias = len(self.anchors), self.conv.weight, self.conv.bias
+        assert bias is not None
+        if classes is not None:
+            kept = [*range(5), *(5 + c for c in classes)]
+            weight, bias = (part.unflatten(0, (n, -1))[:, kept].flatten(0, 1) for part in (weight, bias))
+        found = nn.functional.conv2d(feature, weight, bias).float()
+        return found.view(len(found), n, -1, *found.shape[2:]).permute(0, 1, 3, 4, 2)
+
+    def boxes(self, raw: Tensor, cells: Tensor, anchors: Tensor) -> Tensor:
+        """(…, 4) xyxy letterbox pixels from raw (…, 4), cells (…, 2) as (row, column), anchors (…, 2)."""
+        corner = cells.flip(-1).to(raw.dtype)
+        centre = (raw[..., :2].sigmoid() * self.scale_xy - (self.scale_xy - 1) / 2 + corner) * self.stride
+        size = (raw[..., 2:4].exp() if self.exponential else (raw[..., 2:4].sigmoid() * 2) ** 2) * anchors
+        return torch.cat([centre - size / 2, centre + size / 2], -1)
+
+
+def score_logit(objectness: Tensor, classes: Tensor) -> Tensor:
+    """Log-odds of σ(objectness) σ(classes), without overflow: −log(e⁻ᵒ + e⁻ᶜ + e⁻ᵒ⁻ᶜ)."""
+    o, c = torch.broadcast_tensors(objectness, classes)
+    return -torch.logsumexp(torch.stack([-o, -c, -o - c]), 0)
+
+
+class AnchorBased:
+    """Predictions in the order level, anchor, row, column."""
+
+    branch = "anchors"
+
+    def __init__(self, checkpoint: Checkpoint, branch: str | None = None) -> None:
+        if branch not in (None, self.branch):
+            raise ModelError(f"An anchor-based model has no {branch} branch.", "Leave --head out.")
+        network = (legacy_network if checkpoint.kind == "legacy" else darknet_network)(checkpoint)
+        self.module = freeze(fuse(network))
+        self.trunk = Trunk(self.module.layers)  # type: ignore[arg-type]
+        self.heads: list[AnchorHead] = list(self.module.heads)  # type: ignore[arg-type]
+        self.info = ModelInfo(
+            checkpoint.name,
+            checkpoint.sha256,
+            checkpoint.family,
+            self.branch,
+            checkpoint.imgsz or 640,
+            checkpoint.names,
+            ("class", "objectness", *EDGES),
+            True,
+            checkpoint.trusted,
+            antialias=checkpoint.kind == "legacy",
+        )
+
+    def _maps(self, x: Tensor, levels: Sequence[int]) -> dict[int, Tensor]:
+        outputs = self.trunk(x, {self.heads[i].feed for i in levels})
+        return {i: outputs[self.heads[i].feed] for i in levels}
+
+    def _dense(self, x: Tensor, classes: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, A, 4) boxes, (B, A, 1) objectness and (B, A, classes) class logits; A over level, anchor, row, column."""
+        boxes, rest = [], []
+        for level, feature in self._maps(x, range(len(self.heads))).items():
+            head = self.heads[level]
+            height, width = feature.shape[-2:]
+            raw = head.raw(feature, classes)
+            grid = torch.cartesian_prod(torch.arange(height), torch.arange(width)).view(height, width, 2).to(x.device)
+            boxes.append(head.boxes(raw[..., :4], grid, head.anchors[:, None, None].to(x.device)).flatten(1, 3))
+            rest.append(raw[..., 4:].flatten(1, 3))
+        scores = torch.cat(rest, 1)
+        return torch.cat(boxes, 1), scores[..., :1], scores[..., 1:]
+
+    def _shapes(self, size: int) -> list[tuple[int, int]]:
+        return [(size // head.stride, size // head.stride) for head in self.heads]
+
+    def predict(self, x: Tensor) -> list[Candidates]:
+        boxes, objectness, classes = self._dense(x)
+        levels = torch.cat(
+            [
+                levels_of([shape], len(head.anchors)) + i
+                for i, (head, shape) in enumerate(zip(self.heads, self._shapes(x.shape[-1]), strict=True))
+            ]
+        ).to(x.device)
+        logits = score_logit(objectness, classes)
+        scores = objectness.sigmoid() * classes.sigmoid()
+        return [Candidates(boxes[i], scores[i], logits[i], levels) for i in range(len(x))]
+
+    def scores(self, x: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        boxes, objectness, logits = self._dense(x, classes)
+        return boxes, objectness.sigmoid() * logits.sigmoid()
+
+    def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        return self._values(x, x.shape[-1], pins)
+
+    def entered(self, z: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        return self._values(z, self.trunk.size_before(z), pins, entered=True)
+
+    def _values(self, x: Tensor, size: int, pins: Sequence[tuple[int, Target]], entered: bool = False) -> Tensor:
+        wanted = [Pin(*pin) for pin in pins]
+        levels = sorted({p.target.level for p in wanted})
+        windows = {i: self._windows(i, size, x) for i in levels}
+        outputs = self.trunk(x, frozenset().union(*(w.wanted for w in windows.values())), entered)
+        result: list[Tensor | None] = [None] * len(wanted)
+        start = [0]
+        for head, (height, width) in zip(self.heads, self._shapes(size), strict=True):
+            start.append(start[-1] + len(head.anchors) * height * width)
+        for level in levels:
+            head, (height, width) = self.heads[level], self._shapes(size)[level]
+            group = [i for i, p in enumerate(wanted) if p.target.level == level]
+            places = [divmod(wanted[i].target.anchor - start[level], height * width) for i in group]
+            cells = [divmod(rest, width) for _, rest in places]
+            raw = windows[level](outputs, [wanted[i].row for i in group], cells).float()
+            raw = raw.unflatten(1, (len(head.anchors), -1))[range(len(group)), [a for a, _ in places]]
+            anchors = head.anchors.to(x.device)[[a for a, _ in places]]
+            boxes = head.boxes(raw[:, :4], torch.tensor(cells, device=x.device), anchors)
+            for j, i in enumerate(group):
+                result[i] = _scalar(wanted[i], boxes[j], raw[j, 4], raw[j, 5:])
+        return scaled(torch.stack(result), wanted)  # type: ignore[arg-type]
+
+    def _windows(self, level: int, size: int, like: Tensor) -> Windows:
+        found = self.trunk.around(self.heads[level].feed, self.heads[level].conv, size, like)
+        assert found is not None, "a convolution reads a bounded part of its map"
+        return found
+
+    def layer_of(self, target: Target) -> int:
+        return self.heads[target.level].feed
+
+    def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        wanted = [Pin(*pin) for pin in pins]
+        boxes, objectness, classes = self._dense(x)
+        at = [(p.row, p.target.anchor) for p in wanted]
+        picked = [_scalar(p, boxes[i], objectness[i][0], classes[i]) for p, i in zip(wanted, at, strict=True)]
+        return scaled(torch.stack(picked), wanted)
+
+
+def _scalar(pin: Pin, box: Tensor, objectness: Tensor, classes: Tensor) -> Tensor:
+    kind = pin.target.kind
+    if kind == "class":
+        return score_logit(objectness, classes[pin.target.class_id])
+    return objectness if kind == "objectness" else box[EDGES.index(kind)]
+
+
+def darknet_network(checkpoint: Checkpoint) -> nn.Module:
+    """Our own copy of a parsed Darknet network, with its heads."""
+    network: Any = copy.deepcopy(checkpoint.module)
+    network.heads = [
+        AnchorHead(s.feed, s.conv, s.anchors, s.stride, s.scale_xy, exponential=not s.new_coords)
+        for s in network.scales
+    ]
+    return network  # type: ignore[no-any-return]
+
+
+def legacy_network(checkpoint: Checkpoint) -> nn.Module:
+    """The network of an original YOLOv5/YOLOv3 checkpoint, rebuilt from its yaml and filled with its tensors."""
+    from ultralytics.nn.tasks import parse_model
+
+    shell: Any = checkpoint.module
+    yaml = copy.deepcopy(shell.yaml)
+    *rows, (feeds, _, kind, _) = yaml["backbone"] + yaml["head"]
+    if kind != "Detect":
+        raise ModelError(f"{checkpoint.name}: a legacy {kind} head; only Detect is supported.")
+    anchors = shell.state_dict()[f"model.{len(rows)}.anchors"].float()
+    outputs = anchors.shape[1] * (5 + len(checkpoint.names))
+    try:
+        layers, _ = parse_model(yaml | {"backbone": rows, "head": []}, ch=yaml.get("ch", 3), verbose=False)
+        tensors = {key.removeprefix("model."): value.float() for key, value in shell.state_dict().items()}
+        head = {key: value for key, value in tensors.items() if key.startswith(f"{len(rows)}.m.")}
+        layers.load_state_dict({k: v for k, v in tensors.items() if int(k.split(".")[0]) < len(rows)}, strict=True)
+    except (RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
+        raise ModelError(f"{checkpoint.name}: its layers cannot be rebuilt: {str(error).splitlines()[0]}") from error
+    for key, part in shell.named_modules():
+        if isinstance(part, nn.BatchNorm2d):  # their epsilon is not torch's default
+            layers.get_submodule(key.removeprefix("model.")).eps = part.eps
+    result = nn.Module()
+    network: Any = result
+    network.layers = layers
+    network.convs = nn.ModuleList()
+    network.heads = []
+    for level, feed in enumerate(feeds):
+        weight, bias = head[f"{len(rows)}.m.{level}.weight"], head[f"{len(rows)}.m.{level}.bias"]
+        if len(weight) != outputs:
+            raise ModelError(f"{checkpoint.name}: {len(weight)} outputs at scale {level}, expected {outputs}.")
+        conv = nn.Conv2d(weight.shape[1], outputs, 1)
+        conv.load_state_dict({"weight": weight, "bias": bias})
+        network.convs.append(conv)
+        stride = int(shell.stride[level])
+        network.heads.append(AnchorHead(feed, conv, anchors[level] * stride, stride))
+    return result

@@ -1,0 +1,70 @@
+"""What a model reports of all its predictions, and how alike they are to one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detxai.models import _ultralytics  # noqa: F401  (before any ultralytics.*)
+from detxai.models.detector import Candidates, Detector
+from detxai.values import Target
+
+#: An end-to-end head keeps as many before classes are filtered, whatever fewer the user asks for.
+HEAD_MAX_DET = 300
+
+
+def reported(
+    found: Candidates, *, conf: float, iou: float, max_det: int, classes: list[int] | None = None
+) -> list[tuple[int, int]]:
+    """(anchor, class_id) of the predictions that the model reports, best first, as ultralytics' `predict` would."""
+    if found.end_to_end:
+        return _top(found, conf, max_det, classes)
+    from ultralytics.utils.nms import non_max_suppression
+
+    rotated = found.rotated is not None
+    corners = found.boxes
+    boxes = (
+        found.rotated[:, :4]
+        if found.rotated is not None
+        else torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], -1)
+    )
+    columns: list[Any] = [boxes, found.scores] + ([found.rotated[:, 4:]] if found.rotated is not None else [])
+    rows, kept = non_max_suppression(
+        torch.cat(columns, -1).T[None],
+        conf, iou, classes=classes, max_det=max_det, nc=found.scores.shape[1], rotated=rotated, return_idxs=True,
+        max_time_img=60.0,
+    )  # fmt: skip
+    return [(int(a), int(c)) for a, c in zip(kept[0], rows[0][:, 5], strict=True)]
+
+
+def similarity(found: list[Candidates], pins: Sequence[tuple[int, Target]]) -> Tensor:
+    """(len(pins),): the best IoU × score of the target's class among the predictions of the pin's row.
+
+    Boxes are compared in letterbox pixels, before NMS (Petsiuk et al. 2021).
+    """
+    return torch.stack([_closest(found[row].boxes, found[row].scores[:, t.class_id], t) for row, t in pins])
+
+
+def closeness(detector: Detector, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+    """`similarity` to what `detector` predicts on x (batch, 3, size, size), without the scores of other classes."""
+    classes = sorted({target.class_id for _, target in pins})
+    boxes, scores = detector.scores(x, classes)
+    return torch.stack([_closest(boxes[row], scores[row, :, classes.index(t.class_id)], t) for row, t in pins])
+
+
+def _closest(boxes: Tensor, scores: Tensor, target: Target) -> Tensor:
+    near = boxes.new_tensor(target.box)
+    overlap = (torch.minimum(boxes[:, 2:], near[2:]) - torch.maximum(boxes[:, :2], near[:2])).clamp(min=0).prod(1)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (near[2:] - near[:2]).prod()
+    return (overlap / (area - overlap).clamp(min=1e-9) * scores).max()
+
+
+def _top(found: Candidates, conf: float, max_det: int, classes: list[int] | None) -> list[tuple[int, int]]:
+    k = min(max(max_det, HEAD_MAX_DET), len(found.scores))
+    anchors = found.scores.amax(1).topk(k).indices
+    scores, flat = found.scores[anchors].flatten().topk(k)
+    pairs = [divmod(int(i), found.scores.shape[1]) for i in flat[scores > conf]]
+    return [(int(anchors[a]), c) for a, c in pairs if classes is None or c in classes][:max_det]

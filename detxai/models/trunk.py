@@ -1,0 +1,189 @@
+"""The layers below a head: run as far as wanted, opened for those who look inside, frozen and fused."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detxai.models.windows import Reach, Windows, around, reach
+
+
+def _channels_last(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last) if gradient.dim() == 4 else gradient
+
+
+class Trunk:
+    """The layers below the head, run only as far as the wanted ones need.
+
+    Layers carry ultralytics' wiring: `i` their index, `f` where their input comes from.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        self.layers: list[Any] = list(layers)
+        self.sources: list[tuple[int, ...]] = []
+        self.ancestors: list[frozenset[int]] = []
+        self._tap: tuple[int, list[Tensor]] | None = None
+        self._whole = False
+        self._shapes: dict[int, dict[int, tuple[int, int]]] = {}
+        self._reaches: dict[int, Reach | None] = {}
+        self._windows: dict[tuple[Any, ...], Windows | None] = {}
+        for index, layer in enumerate(self.layers):
+            wired = [layer.f] if isinstance(layer.f, int) else layer.f
+            self.sources.append(tuple(j for j in (index + f if f < 0 else f for f in wired) if j >= 0))
+            self.ancestors.append(frozenset((index,)).union(*(self.ancestors[j] for j in self.sources[index])))
+
+    @contextlib.contextmanager
+    def tap(self, layer: int) -> Iterator[list[Tensor]]:
+        """While open, the output of `layer` is cut off from what made it; the list holds it, to be differentiated in.
+
+        It stays empty where the layer does not run, or gives no tensor (batch, channels, height, width).
+        """
+        self._tap = (layer, [])
+        try:
+            with self.whole():
+                yield self._tap[1]
+        finally:
+            self._tap = None
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """While open, every layer runs on its whole map: for those who look at layers from outside."""
+        before, self._whole = self._whole, True
+        try:
+            yield
+        finally:
+            self._whole = before
+
+    def around(self, feed: int, head: nn.Module, size: int, like: Tensor) -> Windows | None:
+        """`head` over the layer `feed`, with the layers below that can, on windows around cells; see `windows`.
+
+        None where the head reads without bound. `size` of the pictures, `like` a batch of them or behind the stem.
+        """
+        key = (feed, id(head), size, like.device, self._whole)
+        if key not in self._windows:
+            self._windows[key] = around(self, feed, head, self._shapes_of(size, like), like.new_empty(()))
+        return self._windows[key]
+
+    @torch.no_grad()
+    def _shapes_of(self, size: int, like: Tensor) -> dict[int, tuple[int, int]]:
+        """(channels, side) of the maps of all layers."""
+        if size not in self._shapes:
+            tap, self._tap = self._tap, None
+            outputs = self(like.new_zeros(1, 3, size, size), range(len(self.layers)))
+            self._tap = tap
+            maps = {i: y for i, y in outputs.items() if isinstance(y, Tensor) and y.dim() == 4}
+            self._shapes[size] = {i: (y.shape[1], y.shape[3]) for i, y in maps.items() if y.shape[2] == y.shape[3]}
+        return self._shapes[size]
+
+    def reach_of(self, i: int, shapes: Mapping[int, tuple[int, int]], like: Tensor) -> Reach | None:
+        """How far layer `i` reaches; None where that has no bound, or where it runs on its whole map anyway."""
+        if self._whole or not self.sources[i] or not {i, *self.sources[i]} <= shapes.keys():
+            return None
+        if i not in self._reaches:
+            side = shapes[i][1]
+            inputs = [(shapes[j][0], Fraction(shapes[j][1], side)) for j in self.sources[i]]
+            layer = self.layers[i]
+            self._reaches[i] = reach(layer, inputs, like, not isinstance(layer.f, int))
+        return self._reaches[i]
+
+    def early(self, x: Tensor) -> dict[int, int]:
+        """For every layer with a feature map, the last one of its size before maps grow finer again: the backbone's."""
+        outputs = self(x, range(len(self.layers)))
+        sizes = {i: y.shape[-1] for i, y in sorted(outputs.items()) if isinstance(y, Tensor) and y.dim() == 4}
+        neck = next((j for i, j in itertools.pairwise(sizes) if sizes[j] > sizes[i]), len(self.layers))
+        last = {size: i for i, size in sizes.items() if i < neck}
+        return {i: last.get(size, i) for i, size in sizes.items()}
+
+    @property
+    def stem(self) -> nn.Conv2d | None:
+        """The convolution that the network begins with, where nothing but an activation comes before the next layer."""
+        first = self.layers[0]
+        conv = getattr(first, "conv", None)
+        parts = {name for name, _ in first.named_children()}
+        return conv if isinstance(conv, nn.Conv2d) and parts <= {"conv", "act"} and hasattr(first, "act") else None
+
+    def size_before(self, z: Tensor) -> int:
+        """The side of the pictures of which `stem` has made z."""
+        assert self.stem is not None
+        return int(z.shape[-1]) * int(self.stem.stride[0])
+
+    def __call__(self, x: Tensor, wanted: Iterable[int], entered: bool = False) -> dict[int, Tensor]:
+        """Outputs of the layers `wanted` for x (batch, 3, size, size), or for what `stem` has made of it."""
+        wanted = frozenset(wanted)
+        needed = frozenset().union(*(self.ancestors[i] for i in wanted))
+        last_use = {j: i for i in sorted(needed) for j in self.sources[i]}
+        outputs: dict[int, Tensor] = {-1: x}
+        for i in sorted(needed):
+            layer = self.layers[i] if i or not entered else self.layers[0].act
+            if i == 0:
+                outputs[i] = layer(x)
+            elif isinstance(layer.f, int):
+                outputs[i] = layer(outputs[i + layer.f if layer.f < 0 else layer.f])
+            else:
+                outputs[i] = layer([outputs[i + f if f < 0 else f] for f in layer.f])
+            if self._tap is not None and self._tap[0] == i and isinstance(outputs[i], Tensor) and outputs[i].dim() == 4:
+                outputs[i] = outputs[i].detach().requires_grad_(True)
+                self._tap[1].append(outputs[i])
+            for done in [j for j in outputs if j not in wanted and last_use.get(j, -1) == i]:
+                del outputs[done]
+        for i in wanted:
+            if isinstance(outputs[i], Tensor) and outputs[i].requires_grad:
+                # A window's gradient comes in another memory layout, for which convolutions round differently: without
+                # this a target's last bits would depend on the scales of those it shares a pack with.
+                outputs[i].register_hook(_channels_last)
+        return {i: outputs[i] for i in wanted}
+
+
+def convolutions(trunk: Trunk) -> dict[str, nn.Conv2d]:
+    """The convolutions below the head by name, `<layer>.<part>`; none where a detector has no layers (black boxes)."""
+    return {
+        f"{i}.{name}": part
+        for i, layer in enumerate(trunk.layers)
+        for name, part in layer.named_modules()
+        if isinstance(part, nn.Conv2d)
+    }
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """`module` in evaluation mode, float32, channels last, without weight gradients or in-place activations."""
+    module = module.eval().float()
+    part: Any
+    for part in module.modules():
+        if hasattr(part, "inplace"):
+            part.inplace = False
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module.to(memory_format=torch.channels_last)
+
+
+def fuse(module: nn.Module) -> nn.Module:
+    """Fold BatchNorm into the convolutions, in place; unlike ultralytics' own, it keeps every branch of the head."""
+    from ultralytics.nn.modules import Conv, Conv2, ConvTranspose, RepConv
+    from ultralytics.nn.modules.block import RepVGGDW
+    from ultralytics.utils.torch_utils import fuse_conv_and_bn, fuse_deconv_and_bn
+
+    part: Any
+    for part in module.modules():  # lazily: what a fusion removes must not be visited again
+        if isinstance(part, RepConv) and hasattr(part, "conv1"):
+            part.fuse_convs()
+            part.forward = part.forward_fuse
+        elif isinstance(part, RepVGGDW) and hasattr(part, "conv1"):
+            part.fuse()
+            part.forward = part.forward_fuse
+        elif isinstance(part, Conv) and hasattr(part, "bn"):
+            if isinstance(part, Conv2):
+                part.fuse_convs()
+            part.conv = fuse_conv_and_bn(part.conv, part.bn)
+            del part.bn
+            part.forward = part.forward_fuse
+        elif isinstance(part, ConvTranspose) and hasattr(part, "bn"):
+            part.conv_transpose = fuse_deconv_and_bn(part.conv_transpose, part.bn)
+            del part.bn
+            part.forward = part.forward_fuse
+    return module

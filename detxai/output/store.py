@@ -1,0 +1,317 @@
+"""The only writer: an output tree that is whole at every moment, resumable and locked.
+
+A file under its final name is complete: it is written to a temporary beside it, synced and renamed.
+Pictures come first, the record last, and only then go the pictures that it supersedes.
+"""
+
+from __future__ import annotations
+
+import errno
+import filecmp
+import hashlib
+import io
+import os
+import re
+import secrets
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from detxai.errors import ImageError, OutputError
+from detxai.output import records
+from detxai.values import Map
+
+SUMMARY, LINES, LOCK = "summary.json", "records.jsonl", ".detxai.lock"
+#: Failed records of images whose own path cannot be used, by a hash of that path.
+UNPLACED = "unplaced"
+NAME_BYTES, PATH_BYTES = 255, 1024
+#: A signed 16-bit map: stored = ZERO + value / scale * RANGE.
+PNG_ZERO, PNG_RANGE = 32768, 32767
+
+_TEMPORARY = re.compile(r"\.detxai-[0-9a-f]{16}\.tmp")
+# Greedy: the last `.dNN.` ends the image's name, so `a.jpg.d00.x.png` may itself be an image.
+_PICTURE = re.compile(r"(.+)\.(d\d{2,}\..+\.(?:png|npz))", re.DOTALL)
+_RECORD_START = b'{"schema":"' + records.RECORD_SCHEMA.encode() + b'",'
+_BAD_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EILSEQ, errno.ELOOP}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def picture_stem(
+    path: str,
+    number: int,
+    method: str,
+    gradient: str = "plain",
+    target: str = "class",
+    as_class: int | None = None,
+) -> str:
+    """The name of a picture of detection `number` without its suffix; defaults are left out."""
+    parts = [f"{path.rpartition('/')[2]}.d{number:02d}", method]
+    parts += [part for part, default in ((gradient, "plain"), (target, "class")) if part != default]
+    return ".".join(parts if as_class is None else [*parts, f"as-{as_class}"])
+
+
+def encode_map(values: Map, kind: Literal["npz", "png"]) -> tuple[str, bytes]:
+    """(suffix, bytes) of a raw signed map; the same map gives the same bytes.
+
+    `.npz` holds float32 `map`. `.map.png` holds 16-bit grey: (grey - 32768) / 32767 * scale, where
+    `scale`, the greatest absolute value, is the PNG's text `detxai-scale`.
+    """
+    buffer = io.BytesIO()
+    if kind == "npz":
+        np.savez_compressed(buffer, map=values.astype("<f4"))
+        return ".npz", buffer.getvalue()
+    from PIL import Image, PngImagePlugin
+
+    scale = float(np.abs(values).max(initial=0)) or 1.0
+    grey = np.rint(PNG_ZERO + values.astype(np.float64) / scale * PNG_RANGE).astype(np.uint16)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("detxai-scale", repr(scale))
+    Image.fromarray(grey).save(buffer, "PNG", pnginfo=text)
+    return ".map.png", buffer.getvalue()
+
+
+def write_file(file: Path, content: bytes) -> None:
+    """Write a file that is no part of a tree, whole or not at all. Raises OutputError."""
+    place = Store(file.parent)
+    with place._explained():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        place._put(file, [content])
+
+
+def require_writable(file: Path) -> None:
+    """Raise OutputError where `write_file` would, before there is anything to write."""
+    place = Store(file.parent)
+    with place._explained():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with place._temporary(file.parent, [b"probe"]):
+            pass
+
+
+class Store:
+    """An output tree, held by this process alone while entered.
+
+    Reading (`existing`, `done`) also works without entering, as a dry run needs it.
+    """
+
+    def __init__(self, output: Path, lock_timeout: float = 0) -> None:
+        self.output = output
+        self._lock = FileLock(output / LOCK, timeout=lock_timeout)
+        #: Image path -> endings of its pictures in the tree: 100,000 images take about 25 MB.
+        self._pictures: dict[str, tuple[str, ...]] = {}
+        self._folders = {""}
+
+    def __enter__(self) -> Self:
+        """Create, lock, probe and tidy the tree. Raises OutputError."""
+        with self._explained():
+            try:
+                self.output.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise OutputError(
+                    f"The output {self.output} cannot be a folder: a file is in the way.",
+                    "Choose another with -o.",
+                ) from error
+            try:
+                self._lock.acquire()
+            except Timeout as error:
+                raise OutputError(
+                    f"Another run is writing to {self.output}.",
+                    "Wait for it (--lock-timeout SECONDS) or choose another folder with -o.",
+                ) from error
+            try:
+                with self._temporary(self.output, [b"probe"]):
+                    pass
+                self._tidy()
+            except BaseException:
+                self._lock.release()
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def existing(self, path: str) -> records.Record | None:
+        """The record of the image `path`; None where there is none that can be read."""
+        try:
+            return records.load(self._locate(path).read_bytes())
+        except (ImageError, OSError, ValueError):
+            return None
+
+    def done(self, path: str, fingerprint: str) -> records.Record | None:
+        """The record of `path` if it is ok, has this fingerprint, and its pictures are there."""
+        record = self.existing(path)
+        if record is None or record.status != "ok" or record.fingerprint != fingerprint:
+            return None
+        folder = self._locate(path).parent
+        names = set(record.files())
+        if not all((folder / name).is_file() for name in names):
+            return None
+        with self._explained():
+            self._sweep(path, names)
+        return record
+
+    def is_done(self, path: str, fingerprint: str) -> bool:
+        """Whether `path` needs no more work for this fingerprint."""
+        return self.done(path, fingerprint) is not None
+
+    def write_image(self, path: str, pictures: Mapping[str, bytes], record: records.Record) -> None:
+        """Write the files of the image `path`: `pictures` by name, then `record`.
+
+        Raises OutputError, and ImageError `bad_path` where the path cannot be used. A failed record
+        always finds a place: `unplaced/` holds those whose own path cannot be used.
+        """
+        try:
+            self._write(path, pictures, record)
+        except ImageError:
+            if record.status == "ok":
+                raise
+            name = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+            self._write(f"{UNPLACED}/{name}", {}, record)
+
+    def finish(self, summary: records.Summary) -> None:
+        """Write `records.jsonl`, untouched where nothing changed, then `summary.json`."""
+        with self._explained():
+            self._put(self.output / LINES, self._lines())
+            self._put(self.output / SUMMARY, [records.dump(summary)])
+
+    def _write(self, path: str, pictures: Mapping[str, bytes], record: records.Record) -> None:
+        file = self._locate(path)
+        owned = (_PICTURE.fullmatch(name) for name in pictures)
+        endings = tuple(match[2] for match in owned if match and match[1] == path.split("/")[-1])
+        if set(pictures) != set(record.files()) or len(endings) != len(pictures):
+            raise ValueError(f"pictures of {path} are not those of its record: {sorted(pictures)}")
+        with self._explained(path):
+            self._make_folders(path)
+            for name in (file.name, *pictures):
+                if len(os.fsencode(name)) > NAME_BYTES:
+                    raise ImageError("bad_path", f"the name is too long for the output: {name}")
+                if (file.parent / name).is_dir():
+                    raise ImageError("bad_path", f"a folder of the output has the name {name}")
+            known = self._pictures.get(path, ())
+            self._pictures[path] = tuple(dict.fromkeys(map(sys.intern, (*known, *endings))))
+            for name, content in pictures.items():
+                picture = file.parent / name
+                if picture.exists() and picture.read_bytes() != content:
+                    # Killed from here on, the old record would vouch for the new picture.
+                    file.unlink(missing_ok=True)
+                self._put(picture, [content])
+            self._put(file, [records.dump(record)])
+            self._sweep(path, set(pictures))
+
+    def _locate(self, path: str) -> Path:
+        """The record's file. Raises ImageError where it would be outside the tree or reserved."""
+        parts = path.split("/")
+        if "\0" in path or any(part in ("", ".", "..") for part in parts):
+            raise ImageError("bad_path", f"not a path inside the output: {path!r}")
+        if len(path.encode("utf-8", "surrogatepass")) > PATH_BYTES:
+            raise ImageError("bad_path", f"the path is longer than {PATH_BYTES} bytes: {path}")
+        if path + ".json" == SUMMARY or (parts[0] in (SUMMARY, LINES, LOCK) and len(parts) > 1):
+            raise ImageError("bad_path", f"the output has its own file of this name: {path!r}")
+        return self.output.joinpath(*parts[:-1], parts[-1] + ".json")
+
+    def _make_folders(self, path: str) -> None:
+        """Create the folders of `path`; a link in the tree could lead outside and is refused."""
+        folder = ""
+        for part in path.split("/")[:-1]:
+            folder = f"{folder}/{part}" if folder else part
+            if folder in self._folders:
+                continue
+            with suppress(FileExistsError):
+                os.mkdir(self.output / folder)
+            if not stat.S_ISDIR(os.lstat(self.output / folder).st_mode):
+                raise ImageError("bad_path", f"a file or link of the output is in the way: {folder}")
+            self._folders.add(folder)
+
+    def _put(self, file: Path, chunks: Iterable[bytes]) -> None:
+        """Replace `file` at once; a file that holds these bytes already is left alone."""
+        with self._temporary(file.parent, chunks) as temporary:
+            same = file.is_file() and not file.is_symlink()
+            if not (same and filecmp.cmp(temporary, file, shallow=False)):
+                os.replace(temporary, file)
+
+    @contextmanager
+    def _temporary(self, folder: Path, chunks: Iterable[bytes]) -> Iterator[Path]:
+        """A synced file with a name that only detxai uses, gone afterwards unless renamed."""
+        file = folder / f".detxai-{secrets.token_hex(8)}.tmp"
+        try:
+            with open(file, "xb") as stream:
+                stream.writelines(chunks)
+                stream.flush()
+                os.fsync(stream.fileno())
+            yield file
+        finally:
+            file.unlink(missing_ok=True)
+
+    def _sweep(self, path: str, keep: set[str]) -> None:
+        """Remove the pictures of `path` that its record, now in place, does not name."""
+        folder, name = self._locate(path).parent, path.split("/")[-1]
+        endings = self._pictures.get(path, ())
+        for ending in endings:
+            if f"{name}.{ending}" not in keep:
+                (folder / f"{name}.{ending}").unlink(missing_ok=True)
+        if endings:
+            self._pictures[path] = tuple(end for end in endings if f"{name}.{end}" in keep)
+
+    def _walk(self) -> Iterator[tuple[str, str]]:
+        """(folder with a slash, name) of every file of the tree, not through links."""
+
+        def fail(error: OSError) -> None:
+            raise error
+
+        for folder, _, names in os.walk(self.output, onerror=fail):
+            inside = os.path.relpath(folder, self.output)
+            prefix = "" if inside == "." else f"{inside.replace(os.sep, '/')}/"
+            yield from ((prefix, name) for name in names)
+
+    def _tidy(self) -> None:
+        """Remove the temporaries of a killed run and learn which pictures there are."""
+        for prefix, name in self._walk():
+            if _TEMPORARY.fullmatch(name):
+                (self.output / prefix / name).unlink(missing_ok=True)
+            elif match := _PICTURE.fullmatch(name):
+                image = prefix + match[1]
+                self._pictures[image] = (*self._pictures.get(image, ()), sys.intern(match[2]))
+
+    def _lines(self) -> Iterator[bytes]:
+        """Every record of the tree as a line, ordered by path, one in memory at a time."""
+        found = (prefix + name for prefix, name in self._walk() if name.endswith(".json"))
+        for path in sorted(name.removesuffix(".json") for name in found if name != SUMMARY):
+            raw = (self.output / f"{path}.json").read_bytes()
+            if raw.startswith(_RECORD_START) and raw.find(b"\n") == len(raw) - 1:
+                yield raw
+                continue
+            with suppress(ValueError):  # some other JSON, or a record that someone reformatted
+                yield records.dump(records.load(raw))
+
+    @contextmanager
+    def _explained(self, path: str = "") -> Iterator[None]:
+        """Turn the errors of the file system into what a user can act upon."""
+        try:
+            yield
+        except (OSError, UnicodeEncodeError) as error:
+            code = error.errno if isinstance(error, OSError) else errno.EILSEQ
+            reason = os.strerror(code) if code else str(error)
+            if path and code in _BAD_NAME:
+                raise ImageError("bad_path", f"no usable name in the output: {reason}") from error
+            if code in _FULL:
+                message = f"No space is left for the output {self.output}."
+                hint = "Make room and run the same command again: finished images stay finished."
+            elif code in _NOT_WRITABLE:
+                message = f"The output {self.output} is not writable: {reason}."
+                hint = "Choose another folder with -o, or change its permissions."
+            else:
+                message = f"Cannot write the output {self.output}: {reason}."
+                hint = "Check the disk, then run the same command again."
+            raise OutputError(message, hint) from error

@@ -1,0 +1,227 @@
+"""Channel statistics of one model: gathered in a single pass, tested with scipy, kept in one file tied to the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detxai.errors import UsageError
+from detxai.models import checkpoints
+from detxai.parchgrad.channels import FEWEST, Statistics
+
+FORMAT = "detxai.parchgrad/1"
+SUFFIX = ".parchgrad.safetensors"
+#: What a channel is averaged over: the whole picture, or the box of one detection.
+REGIONS = ("whole", "detection")
+#: Samples kept for the Shapiro–Wilk test, which needs them all at once, and the seed that chooses them.
+RESERVOIR, SEED = 1000, 0
+
+Row = NDArray[np.float64]
+
+
+class Moments:
+    """Number, mean and summed squared deviations of rows (channels,), one row at a time (Welford 1962)."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.mean, self.squares = np.zeros(channels), np.zeros(channels)
+
+    def add(self, row: Row) -> None:
+        """Take in one row."""
+        self.count += 1
+        away = row - self.mean
+        self.mean = self.mean + away / self.count
+        self.squares = self.squares + away * (row - self.mean)
+
+    def without(self, part: Moments) -> Moments:
+        """The moments of the rows that are not in `part`, a subset (Chan, Golub & LeVeque 1983)."""
+        rest = Moments(len(self.mean))
+        rest.count = self.count - part.count
+        if rest.count:
+            rest.mean = (self.count * self.mean - part.count * part.mean) / rest.count
+            between = (part.mean - rest.mean) ** 2 * (part.count * rest.count / self.count)
+            rest.squares = np.maximum(self.squares - part.squares - between, 0)
+        return rest
+
+    @property
+    def std(self) -> Row:
+        """Standard deviation of a sample (n − 1); 0 for less than two rows."""
+        return np.sqrt(self.squares / max(self.count - 1, 1))
+
+
+class Gathering:
+    """The GAPs over one kind of box, as they come: memory does not grow with their number."""
+
+    def __init__(self, classes: int, channels: int) -> None:
+        self.all = Moments(channels)
+        self.of_class = [Moments(channels) for _ in range(classes)]
+        self.kept: list[NDArray[np.float32]] = []
+        self._chance = np.random.default_rng(SEED)
+
+    def add(self, row: Row, class_ids: Iterable[int]) -> None:
+        """Take in the GAPs (channels,) of one box, which shows these classes."""
+        self.all.add(row)
+        for class_id in set(class_ids):
+            self.of_class[class_id].add(row)
+        if len(self.kept) < RESERVOIR:
+            self.kept.append(row.astype(np.float32))
+        elif (place := int(self._chance.integers(self.all.count))) < RESERVOIR:  # Vitter 1985, algorithm R
+            self.kept[place] = row.astype(np.float32)
+
+    def statistics(self) -> Statistics:
+        """What the tests say of all that was taken in."""
+        t, p = zip(*(welch(own, self.all.without(own)) for own in self.of_class), strict=True)
+        normal = shapiro(self.kept, len(self.all.mean))
+        rows = (np.stack(t), np.stack(p), normal, self.all.mean, self.all.std)
+        welch_t, welch_p, shapiro_p, mean, std = (torch.from_numpy(row).float() for row in rows)
+        count = torch.tensor([own.count for own in self.of_class])
+        return Statistics(count, welch_t, welch_p, shapiro_p, mean, std)
+
+
+def welch(own: Moments, rest: Moments) -> tuple[Row, Row]:
+    """(t, p) of Welch's test that the mean of `own` is larger, one-sided; (0, 1) where there is nothing to test."""
+    from scipy.stats import ttest_ind_from_stats
+
+    t, p = np.zeros_like(own.mean), np.ones_like(own.mean)
+    if min(own.count, rest.count) >= FEWEST:
+        varied = (own.std > 0) | (rest.std > 0)
+        t[varied], p[varied] = ttest_ind_from_stats(
+            own.mean[varied], own.std[varied], own.count, rest.mean[varied], rest.std[varied], rest.count,
+            equal_var=False, alternative="greater",
+        )  # fmt: skip
+    return t, p
+
+
+def shapiro(rows: Sequence[NDArray[np.float32]], channels: int) -> Row:
+    """(channels,) p of the Shapiro–Wilk test of each column of `rows`; 1 where it is constant or too short."""
+    from scipy.stats import shapiro as test
+
+    p = np.ones(channels)
+    if len(rows) >= FEWEST:
+        for channel, column in enumerate(np.stack(rows, 1).astype(np.float64)):
+            if np.ptp(column) > 0:
+                p[channel] = test(column).pvalue
+    return p
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A file of statistics. `layers`: name and width of every convolution in the order they run; `statistics` by
+    region; `images`, and whether their boxes were `labelled` or the model's own; `sha256` of the file itself."""
+
+    model_sha256: str
+    imgsz: int
+    layers: tuple[tuple[str, int], ...]
+    names: Mapping[int, str]
+    statistics: Mapping[str, Statistics]
+    images: int
+    labelled: bool
+    note: str = ""
+    sha256: str = field(default="")
+
+    @property
+    def widths(self) -> list[int]:
+        return [width for _, width in self.layers]
+
+    def packed(self) -> bytes:
+        """The bytes of the file."""
+        about = {
+            "format": FORMAT,
+            "model_sha256": self.model_sha256,
+            "imgsz": str(self.imgsz),
+            "layers": json.dumps(self.layers),
+            "names": json.dumps(self.names),
+            "images": str(self.images),
+            "labelled": json.dumps(self.labelled),
+            "note": self.note,
+        }
+        tensors = {
+            f"{region}.{part.name}": getattr(found, part.name)
+            for region, found in self.statistics.items()
+            for part in fields(Statistics)
+        }
+        return checkpoints.packed(tensors, about)
+
+
+def read(file: Path) -> Calibration:
+    """The calibration in `file`. Raises UsageError for a file that is none, or is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        data = file.read_bytes()
+        about = checkpoints.metadata(data) if len(data) > 8 else {}
+        if about.get("format") != FORMAT:
+            raise ValueError(f"its header does not say {FORMAT}")
+        tensors = load(data)
+        layers = tuple((str(name), int(width)) for name, width in json.loads(about["layers"]))
+        names = {int(k): str(v) for k, v in json.loads(about["names"]).items()}
+        statistics = {
+            region: Statistics(*(tensors[f"{region}.{part.name}"] for part in fields(Statistics))) for region in REGIONS
+        }
+        for found in statistics.values():
+            _check(found, len(names), sum(width for _, width in layers))
+        return Calibration(
+            about["model_sha256"], int(about["imgsz"]), layers, names, statistics, int(about["images"]),
+            about["labelled"] == "true", about.get("note", ""), hashlib.sha256(data).hexdigest(),
+        )  # fmt: skip
+    except OSError as error:
+        raise UsageError(f"Cannot read the calibration {file}: {error.strerror}.") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{file} holds no channel statistics: {error!s:.200}.",
+            "Make them with: detxai calibrate parchgrad SOURCE",
+        ) from error
+
+
+def _check(found: Statistics, classes: int, channels: int) -> None:
+    wide = ((classes,), (classes, channels), (classes, channels), (channels,), (channels,), (channels,))
+    for part, shape in zip(fields(Statistics), wide, strict=True):
+        tensor: torch.Tensor = getattr(found, part.name)
+        if tensor.shape != shape or not bool(tensor.isfinite().all()):
+            raise ValueError(f"{part.name} is {tuple(tensor.shape)}, not {shape}, or not finite")
+
+
+def beside(model: str | None) -> Path:
+    """Where the statistics of a model (None: the bundled one) are written and looked for: beside it."""
+    file = checkpoints.BUNDLED if model is None else Path(model).expanduser()
+    return file.with_name(file.stem + SUFFIX)
+
+
+def found_for(model: str | None, name: str, sha256: str, imgsz: int, given: Sequence[Path] = ()) -> Calibration:
+    """The statistics of a model: of the files `given` the one made with it, else what lies beside it or is bundled.
+
+    `model`: its path, `name` its file name. Raises UsageError where there are none, or none for this model and size.
+    """
+    command = "detxai calibrate parchgrad SOURCE" + (f" -m {model}" if model else "")
+    files = [file for file in given if file.name.endswith(".safetensors")]
+    if not files:
+        files = [file for file in (beside(model), beside(None)) if file.is_file()]
+        if not files or (model and not beside(model).is_file() and read(files[0]).model_sha256 != sha256):
+            raise UsageError(
+                f"ParchGrad needs channel statistics of {name}, and there is no {beside(model)}.",
+                f"Make them on your images: {command} --imgsz {imgsz} (or name a file with --calibration).",
+            )
+    known = {file: read(file) for file in files}
+    own = {file: found for file, found in known.items() if found.model_sha256 == sha256}
+    if not own:
+        raise UsageError(
+            f"{files[0]} was made with another model than {name} (sha256 {known[files[0]].model_sha256[:12]}…, not "
+            f"{sha256[:12]}…).",
+            f"Make new statistics: {command} --imgsz {imgsz}",
+        )
+    fitting = [found for found in own.values() if found.imgsz == imgsz]
+    if not fitting:
+        file, found = next(iter(own.items()))
+        raise UsageError(
+            f"{file} was made at {found.imgsz} pixels, this run is at {imgsz}.",
+            f"Run with --imgsz {found.imgsz}, or make new statistics: {command} --imgsz {imgsz}",
+        )
+    return fitting[0]

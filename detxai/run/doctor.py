@@ -1,0 +1,87 @@
+"""`detxai doctor`: is this machine, and is this model, fit for explaining?"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+
+import torch
+
+from detxai.attribution.engine import Engine
+from detxai.attribution.integral import integrated_gradients
+from detxai.attribution.points import Segment
+from detxai.errors import ModelError
+from detxai.models import checkpoints, detectors
+from detxai.run.explain import versions
+from detxai.run.plan import device_of
+from detxai.values import Target
+
+#: Gradient evaluations of the timing, on one image.
+EVALUATIONS = 8
+
+Line = tuple[str, str]
+
+
+def machine() -> Iterator[Line]:
+    """Versions and devices, as (name, value)."""
+    yield from versions().items()
+    yield "platform", platform.platform()
+    yield (
+        "cpu",
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {torch.backends.cpu.get_cpu_capability()}",
+    )
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if not torch.cuda.is_available():
+        yield "cuda", "none: detxai runs on the CPU"
+    if torch.backends.mps.is_available():
+        yield "mps", "available"
+
+
+def model(name: str | None, device: str = "auto", trust_pickle: bool = False) -> Iterator[Line]:
+    """What detxai makes of a model, with a gradient self-test and a timing, as (name, value).
+
+    Raises ModelError when the model cannot be explained; lines found before that have been yielded.
+    """
+    checkpoint = checkpoints.load(name, trust_pickle=trust_pickle)
+    yield "model", checkpoint.name
+    yield "sha256", checkpoint.sha256
+    if checkpoint.trusted:
+        yield "pickle", "was run in full (--trust-pickle)"
+    detector = detectors.build(checkpoint)
+    info, where = detector.info, device_of(device)
+    detector.module.to(where)
+    yield "family", info.family
+    yield "head", f"{info.head}, {'sparse' if info.sparse else 'full'} gradients"
+    yield "targets", ", ".join(info.targets)
+    names = list(info.names.values())
+    yield "classes", f"{len(names)}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
+    yield "image size", f"{info.imgsz} px"
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 3, info.imgsz, info.imgsz, generator=generator).to(where)
+    yield "input gradient", f"{detectors.self_test(detector, x):.3g} at most: finite and not zero"
+    with torch.no_grad():
+        found = detector.predict(x)[0]
+    anchor, class_id = divmod(int(found.logits.argmax()), found.logits.shape[1])
+    target = Target(anchor, int(found.levels[anchor]), "class", class_id, context=found.context)
+    engine = Engine(detector.values, where)
+    start = time.perf_counter()
+    ask = integrated_gradients(Segment(x[0], torch.zeros_like(x[0])), [target], tolerance=1.0)
+    integral = next(iter(engine.run([(None, ask)], 1)))[1][0]
+    seconds = time.perf_counter() - start
+    yield (
+        "timing",
+        f"{1e3 * seconds / integral.evaluations:.0f} ms a gradient evaluation on {where} (noise image, first run)",
+    )
+
+
+def require(lines: Iterator[Line]) -> Iterator[Line]:
+    """`lines`, with a ModelError's message as the last one before it is raised again."""
+    try:
+        yield from lines
+    except ModelError as error:
+        yield "cannot be explained", str(error)
+        raise

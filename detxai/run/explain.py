@@ -1,0 +1,327 @@
+"""One run of `detxai explain`: sources in, an output tree, a summary and an exit code out."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import chain
+from typing import Any, BinaryIO
+
+from detxai.config.settings import RunConfig
+from detxai.errors import DetxaiError, ExitCode, NoInputError, worst
+from detxai.evidence.typicality import GridSums
+from detxai.inputs.sources import Found
+from detxai.output import records
+from detxai.run.console import Console, ReaderGone, Stopped, guarded_stdout, keep_freed_memory, signals, write_line
+from detxai.values import ImageRef
+
+#: Failures listed in the summary; all of them are in records.jsonl.
+KEPT_FAILURES = 1000
+
+
+@dataclass
+class _ClassSums:
+    name: str
+    count: int = 0
+    score: float = 0.0
+    inside: float = 0.0
+    shares: int = 0
+    converged: int = 0
+    judged: int = 0
+    labels: int = 0
+    missed: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    verdicts: Counter[str] = field(default_factory=Counter)
+    grids: GridSums = field(default_factory=GridSums)
+
+    def add(self, detection: records.DetectionRecord) -> None:
+        self.count += 1
+        self.score += detection.score
+        if detection.match is not None:
+            self.statuses[detection.match.status] += 1
+        if detection.evidence is not None:
+            self.verdicts[detection.evidence.verdict] += 1
+        own = next((a for a in detection.attributions if a.target == "class" and not a.as_class), None)
+        if own is not None:
+            self.grids.add(own.grid.values)
+        for a in detection.attributions:
+            if a.inside_share is not None:
+                self.inside, self.shares = self.inside + a.inside_share, self.shares + 1
+            if a.converged is not None:
+                self.converged, self.judged = self.converged + a.converged, self.judged + 1
+
+
+@dataclass
+class Tally:
+    """What a run has seen; `codes` are all the exit codes that hold."""
+
+    ok: int = 0
+    failed: int = 0
+    skipped: int = 0
+    detections: int = 0
+    candidates: int = 0
+    labelled: int = 0
+    attributions: int = 0
+    unconverged: int = 0
+    evaluations: int = 0
+    fail_on: tuple[str, ...] = ()
+    gated: int = 0
+    codes: set[ExitCode] = field(default_factory=set)
+    failures: list[records.Failure] = field(default_factory=list)
+    _sums: dict[int, _ClassSums] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        return self.ok + self.failed + self.skipped
+
+    def add(self, record: records.Record, skipped: bool) -> None:
+        """Count one image."""
+        if record.status == "failed":
+            self.failed += 1
+            self.codes.add(ExitCode.SOME_FAILED)
+            if record.error is not None and len(self.failures) < KEPT_FAILURES:
+                self.failures.append(
+                    records.Failure(path=record.image.path, code=record.error.code, message=record.error.message)
+                )
+            return
+        self.skipped, self.ok = self.skipped + skipped, self.ok + (not skipped)
+        self.labelled += record.labels is not None
+        for label in record.labels or ():
+            if label.class_id is not None and label.status != "not-asked":
+                sums = self._of(label.class_id, label.class_name)
+                sums.labels, sums.missed = sums.labels + 1, sums.missed + (label.status == "missed")
+        for detection in record.detections or ():
+            self.candidates += detection.kind == "candidate"
+            if detection.kind == "detection":
+                self.detections += 1
+                self.gated += detection.evidence is not None and detection.evidence.verdict in self.fail_on
+                self._of(detection.class_id, detection.class_name).add(detection)
+            for attribution in detection.attributions:
+                self.attributions += 1
+                self.unconverged += attribution.converged is False
+                self.evaluations += 0 if skipped else attribution.evaluations
+
+        if self.gated:
+            self.codes.add(ExitCode.GATE)
+
+    def _of(self, class_id: int, name: str) -> _ClassSums:
+        return self._sums.setdefault(class_id, _ClassSums(name))
+
+    def matches(self) -> dict[str, int]:
+        """Detections by how they meet the labels, and labels that were missed."""
+        total = sum((sums.statuses for sums in self._sums.values()), Counter[str]())
+        return dict(sorted(total.items())) | {"missed": sum(sums.missed for sums in self._sums.values())}
+
+    def statistics(self) -> tuple[records.ClassStatistics, ...]:
+        """Per class: how many, how sure, where the evidence lies."""
+        return tuple(
+            records.ClassStatistics(
+                class_id=class_id,
+                class_name=sums.name,
+                detections=sums.count,
+                mean_score=sums.score / sums.count if sums.count else None,
+                mean_inside_share=sums.inside / sums.shares if sums.shares else None,
+                converged_share=sums.converged / sums.judged if sums.judged else None,
+                verdicts=dict(sorted(sums.verdicts.items())) or None,
+                mean_grid=tuple(map(tuple, sums.grids.mean.tolist())) if sums.grids.count else None,
+                grid_spread=tuple(map(tuple, sums.grids.spread.tolist())) if sums.grids.count else None,
+                labels=sums.labels if self.labelled else None,
+                true=sums.statuses["true"] if self.labelled else None,
+                false=sums.statuses.total() - sums.statuses["true"] if self.labelled else None,
+                missed=sums.missed if self.labelled else None,
+            )
+            for class_id, sums in sorted(self._sums.items())
+        )
+
+
+class Job:
+    """Runs one configuration over one set of sources."""
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self.config, self.console = config, console
+        self.tally = Tally(fail_on=config.run.fail_on)
+        self.stopped: str | None = None
+
+    def run(self, found: Found, started: float) -> ExitCode:
+        """Explain everything in `found` (`started`: monotonic seconds) and return the exit code that wins."""
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(guarded_stdout() if self.config.run.json_lines else _no_stdout())
+            stack.enter_context(signals())
+            try:
+                return self._run(found, started, stream)
+            except Stopped as stop:  # before the first image
+                self.console.say(str(stop), level=-1, kind="error")
+                return ExitCode(stop.code)
+
+    def _run(self, found: Found, started: float, stream: BinaryIO | None) -> ExitCode:
+        refs = iter(found.refs)
+        first = next(refs, None)
+        if first is None and not found.total:
+            raise NoInputError(
+                f"No image was found ({found.ignored} other files).",
+                "Give a folder with images, or a quoted glob that matches.",
+            )
+        from detxai.output.store import Store
+        from detxai.run.pipeline import Explainer
+
+        keep_freed_memory()
+        explainer = Explainer(self.config)
+        self._greet(explainer)
+        with Store(self.config.output.dir, self.config.output.lock_timeout) as tree:
+            try:
+                images = chain([first] if first else [], refs)
+                self._loop(explainer, images, tree, started, stream)
+            except Stopped as stop:
+                self._end(ExitCode(stop.code), str(stop))
+            except ReaderGone:
+                self._end(ExitCode.READER_GONE, "the reader of stdout went away")
+            except DetxaiError as error:
+                self._end(error.exit_code, error.message)
+                self.console.error(error)
+            summary = self._summary(explainer, found, time.monotonic() - started)
+            tree.finish(summary)
+            if stream is not None and ExitCode.READER_GONE not in self.tally.codes:
+                with contextlib.suppress(ReaderGone):
+                    write_line(stream, records.dump(summary))
+        self._report(summary)
+        return worst(self.tally.codes)
+
+    def _loop(self, explainer: Any, images: Iterator[ImageRef], tree: Any, started: float, stream: Any) -> None:
+        limit = self.config.run.max_failures
+        results = explainer.explain(images, tree, lambda: self._over(started))
+        with self.console.progress(None), contextlib.closing(results):
+            for result in results:
+                self.tally.add(result.record, result.skipped)
+                if result.bug is not None:
+                    self.tally.codes.add(ExitCode.BUG)
+                    self.console.say(result.bug, level=2, kind="error")
+                if result.record.error is not None:
+                    error = result.record.error
+                    self.console.say(f"{result.ref.path}: {error.message} ({error.code})", kind="warning")
+                if stream is not None:
+                    write_line(stream, records.dump(result.record))
+                self.console.advance(self.tally.done, self._standing())
+                if limit is not None and self.tally.failed >= limit:
+                    self._end(ExitCode.SOME_FAILED, f"{limit} images failed (--max-failures)")
+                    return
+
+    def _over(self, started: float) -> bool:
+        """Whether the time of the run is up while there is still an image to begin."""
+        seconds = self.config.run.max_seconds
+        if seconds is None or time.monotonic() - started <= seconds:
+            return False
+        self._end(ExitCode.OUT_OF_TIME, f"{seconds:g} seconds are over (--max-seconds)")
+        return True
+
+    def _end(self, code: ExitCode, reason: str) -> None:
+        self.tally.codes.add(code)
+        self.stopped = self.stopped or reason
+
+    def _standing(self) -> str:
+        t = self.tally
+        parts = [f"{t.detections} detections"] + [f"{t.candidates} candidates"] * (t.candidates > 0)
+        parts += [f"{count} {what}" for count, what in ((t.skipped, "skipped"), (t.failed, "failed")) if count]
+        return ", ".join(parts)
+
+    def _greet(self, explainer: Any) -> None:
+        info = explainer.plan.info
+        self.console.say(
+            f"{info.name} ({info.family}, {len(info.names)} classes, {explainer.plan.size} px) "
+            f"on {explainer.plan.device}"
+        )
+        for warning in explainer.plan.warnings:
+            self.console.say(warning, kind="warning")
+        if info.trusted:
+            self.console.say(f"{info.name} was unpickled fully (--trust-pickle): its code has run.", kind="warning")
+
+    def _summary(self, explainer: Any, found: Found, seconds: float) -> records.Summary:
+        t, info, timings = self.tally, explainer.plan.info, explainer.timings
+        return records.Summary(
+            images=records.ImageCounts(ok=t.ok, failed=t.failed, skipped=t.skipped, ignored=found.ignored),
+            detections=t.detections,
+            candidates=t.candidates,
+            labelled=t.labelled if self.config.detection.labels is not None else None,
+            matches=t.matches() if t.labelled else None,
+            attributions=t.attributions,
+            unconverged=t.unconverged,
+            evaluations=t.evaluations,
+            seconds=seconds,
+            timings={
+                "device": timings.device,
+                "waiting": timings.waiting,
+                "points": timings.points,
+                "padded_points": timings.padded,
+                "packs_halved": timings.packs_halved,
+            },
+            exit_code=int(worst(t.codes)),
+            stopped=self.stopped,
+            device=str(explainer.plan.device),
+            model=records.ModelInfo(
+                name=info.name,
+                sha256=info.sha256,
+                family=info.family,
+                head=info.head,
+                imgsz=explainer.plan.size,
+            ),
+            versions=versions() | ({"trust_pickle": "used"} if info.trusted else {}),
+            config=self.config.plain(),
+            classes=t.statistics(),
+            failures=tuple(t.failures),
+        )
+
+    def _report(self, summary: records.Summary) -> None:
+        rows: list[tuple[str, ...]] = [
+            (
+                c.class_name,
+                str(c.detections),
+                "–" if c.mean_score is None else f"{c.mean_score:.2f}",
+                "–" if c.mean_inside_share is None else f"{100 * c.mean_inside_share:.0f} %",
+                "–" if c.converged_share is None else f"{100 * c.converged_share:.0f} %",
+                "–" if c.verdicts is None else str(c.verdicts.get("supported", 0)),
+                *(str(n) for n in (c.true, c.false, c.missed) if n is not None),
+            )
+            for c in summary.classes
+        ]
+        i = summary.images
+        title = f"{i.ok} explained, {i.skipped} already done, {i.failed} failed, in {summary.seconds:.1f} s"
+        columns: tuple[str, ...] = ("class", "detections", "mean score", "inside box", "converged", "supported")
+        if summary.labelled:  # more columns, shorter titles
+            columns = ("class", "boxes", "score", "inside box", "converged", "supported", "true", "false", "missed")
+        self.console.table(title, columns, rows)
+        if summary.labelled == 0 and self.tally.done:
+            self.console.say("no image has a label file in --labels: see its names in the README", kind="warning")
+        if self.config.detection.predictions is not None and self.tally.done and not summary.detections:
+            self.console.say("no box in --predictions belongs to any of these images: check its names", kind="warning")
+        if self.tally.gated:
+            words = " or ".join(self.config.run.fail_on)
+            self.console.say(f"look again: {self.tally.gated} detections are {words} (--fail-on)", kind="warning")
+        if summary.stopped:
+            self.console.say(f"stopped early: {summary.stopped}; run the same command again to go on", kind="warning")
+        self.console.say(f"records and pictures: {self.config.output.dir}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides a result."""
+    import torch
+
+    import detxai
+    from detxai.models import _ultralytics
+
+    return {
+        "detxai": detxai.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ultralytics": _ultralytics.VERSION,
+        "numpy": version("numpy"),
+        "pillow": version("pillow"),
+    }
+
+
+@contextlib.contextmanager
+def _no_stdout() -> Iterator[None]:
+    yield None
