@@ -9,13 +9,6 @@ import numpy as np
 import pytest
 
 cv2 = pytest.importorskip("cv2")
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-
-
-@pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the scripts importable as they are when run from their own folder."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
 def _make(out: Path, *more: str) -> None:
@@ -35,7 +28,7 @@ def _shade(material: str, thickness: float) -> np.ndarray:
     return render(np.random.default_rng(0), stack, look).reshape(-1, 3).mean(0)
 
 
-def test_every_label_line_is_the_box_of_its_part_map(scripts: None, tmp_path: Path) -> None:
+def test_every_label_line_is_the_box_of_its_part_map(tmp_path: Path) -> None:
     _make(tmp_path, "--count", "3")
     names = (tmp_path / "classes.txt").read_text().split()
     parts = json.loads((tmp_path / "parts" / "parts.json").read_text())
@@ -57,7 +50,7 @@ def test_every_label_line_is_the_box_of_its_part_map(scripts: None, tmp_path: Pa
     assert lines
 
 
-def test_an_image_depends_on_its_seed_and_index_only(scripts: None, tmp_path: Path) -> None:
+def test_an_image_depends_on_its_seed_and_index_only(tmp_path: Path) -> None:
     _make(tmp_path / "all", "--count", "2")
     _make(tmp_path / "one", "--count", "1", "--start", "1")
     for path in ("images/s7-00001.jpg", "labels/s7-00001.txt"):
@@ -66,7 +59,7 @@ def test_an_image_depends_on_its_seed_and_index_only(scripts: None, tmp_path: Pa
     assert images[0] != images[1]
 
 
-def test_organic_is_orange_and_metal_blue(scripts: None) -> None:
+def test_organic_is_orange_and_metal_blue() -> None:
     red, green, blue = _shade("organic", 4.0)
     assert red > green > blue + 30
     red, green, blue = _shade("mixed", 1.0)
@@ -76,7 +69,7 @@ def test_organic_is_orange_and_metal_blue(scripts: None) -> None:
     assert blue > green > red + 30
 
 
-def test_more_material_is_darker_and_air_is_white(scripts: None) -> None:
+def test_more_material_is_darker_and_air_is_white() -> None:
     assert _shade("organic", 0.0).min() > 250
     for material in ("organic", "mixed", "metal"):
         shades = [_shade(material, t).mean() for t in (0.05, 0.2, 0.8, 3.0)]
@@ -85,7 +78,7 @@ def test_more_material_is_darker_and_air_is_white(scripts: None) -> None:
 
 
 @pytest.mark.parametrize("catalogue", ["cheat", "control"])
-def test_a_tag_lies_clear_of_the_one_item_and_can_be_painted_out(scripts: None, tmp_path: Path, catalogue: str) -> None:
+def test_a_tag_lies_clear_of_the_one_item_and_can_be_painted_out(tmp_path: Path, catalogue: str) -> None:
     for tag in ("share", "never", "always"):
         _make(tmp_path / tag, "--count", "8", "--catalogue", catalogue, "--tag", tag)
     assert not list((tmp_path / "never" / "tags").iterdir())
@@ -118,7 +111,7 @@ def test_a_tag_lies_clear_of_the_one_item_and_can_be_painted_out(scripts: None, 
         assert {classes[stem] for stem in with_tag} == {0, 1}
 
 
-def test_the_cheat_has_one_shape_and_the_control_two(scripts: None) -> None:
+def test_the_cheat_has_one_shape_and_the_control_two() -> None:
     from xraysim.catalogue import CHEAT, CONTROL
 
     assert CHEAT["plain"].build is CHEAT["coded"].build
@@ -126,12 +119,12 @@ def test_the_cheat_has_one_shape_and_the_control_two(scripts: None) -> None:
     assert list(CHEAT) == list(CONTROL)
 
 
-def test_a_catalogue_without_tags_refuses_to_paint_them(scripts: None, tmp_path: Path) -> None:
+def test_a_catalogue_without_tags_refuses_to_paint_them(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         _make(tmp_path, "--count", "1", "--tag", "never")
 
 
-def test_training_starts_from_every_tensor_that_fits(scripts: None, tmp_path: Path) -> None:
+def test_training_starts_from_every_tensor_that_fits(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     save_file = pytest.importorskip("safetensors.torch").save_file
     from train_sample import start_from

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 pytest.importorskip("cv2")
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the scripts importable as they are when run from their own folder."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
 def test_a_class_that_goes_with_the_tag_cheats_and_a_lost_item_does_not() -> None:

@@ -16,7 +16,7 @@ from detxai.attribution.points import Ask, Point, Segment, TargetMap
 from detxai.attribution.quadrature import Mesh, Rule, cubic
 from detxai.values import Target
 
-#: Of the rules in `scripts/compare_rules.py` the one with the best maps for what it costs; it begins with 8 gradients.
+#: Of the rules in `scripts/bench/compare_rules.py` the one with the best maps for its cost; it begins with 8 gradients.
 DEFAULT_RULE = cubic()
 
 

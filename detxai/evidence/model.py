@@ -1,4 +1,4 @@
-"""What is written of the evidence for one class at one box; every number can be had again by `scripts/recompute.py`."""
+"""What is written of the evidence for one class at one box; `scripts/checks/recompute.py` has every number again."""
 
 from __future__ import annotations
 

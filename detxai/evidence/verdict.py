@@ -92,9 +92,9 @@ RULES: tuple[Rule, ...] = (
         fitted=False,
     ),
 )
-#: From generated X-rays and detectors trained on them alone, by `scripts/verdict_thresholds.py`, rounded to the lenient
-#: side. Leads (another class is ahead, or less than a factor e behind in odds) and what those pictures cannot show
-#: (necessity, lift, ground, padding) are set by meaning. Coherence and typicality have none without a calibration.
+#: From generated X-rays and detectors trained on them alone, by `scripts/studies/verdict_thresholds.py`, rounded to the
+#: lenient side. Leads (another class is ahead, or less than a factor e behind in odds) and what those pictures cannot
+#: show (necessity, lift, ground, padding) are set by meaning. Coherence and typicality have none without a calibration.
 DEFAULTS: Thresholds = {
     "lead_only_box": (1.0, 0.0),
     "lead_softened": (1.0, 0.0),

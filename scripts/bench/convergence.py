@@ -1,6 +1,6 @@
 """How many detections of a folder reach the wanted error, and what it takes.
 
-python scripts/convergence.py --images DIR --model FILE --baseline white --tolerance 0.05
+python scripts/bench/convergence.py --images DIR --model FILE --baseline white --tolerance 0.05
 """
 
 from __future__ import annotations

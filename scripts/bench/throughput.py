@@ -1,7 +1,7 @@
 """How much of the machine a batch job uses: end to end, against preloaded tensors, against the matrix-product ceiling.
 
-    python scripts/throughput.py --images DIR --model FILE --count 500
-    python scripts/throughput.py --images DIR --seed-model yolov8n.yaml yolov8s.yaml yolo11n.yaml yolov3.yaml
+    python scripts/bench/throughput.py --images DIR --model FILE --count 500
+    python scripts/bench/throughput.py --images DIR --seed-model yolov8n.yaml yolov8s.yaml yolo11n.yaml yolov3.yaml
 
 Everything a GPU has to show, printed in one go; runs on a CPU too. *Preloaded*: decoded images in memory, nothing
 written. *End to end*: the command, from files to the tree, its start left out. *Busy*: the share of the wall clock in

@@ -1,7 +1,7 @@
 """What ParchGrad does to the share of positive attribution inside the box, and which of its settings does most.
 
-    python scripts/study_parchgrad.py --images DIR --labels DIR --model FILE --calibrate 100
-    python scripts/study_parchgrad.py --images DIR            (bundled model, statistics that ship with it)
+    python scripts/studies/study_parchgrad.py --images DIR --labels DIR --model FILE --calibrate 100
+    python scripts/studies/study_parchgrad.py --images DIR            (bundled model, statistics that ship with it)
 
 The images are shuffled by a hash of their names: the first `--calibrate` give the channel statistics (0: those found
 for the model), half of the others choose the settings, the other half is reported. Compared with the plain gradient on

@@ -1,7 +1,7 @@
 """Side by side on this machine, on the same detections: detxai, Captum at its best, and the plain loop.
 
-    python scripts/bench.py --images DIR --model FILE --baseline white --quick --markdown bench.md
-    python scripts/bench.py --images DIR --seed-model yolov8n.yaml yolo11n.yaml --baseline black --quick
+    python scripts/bench/bench.py --images DIR --model FILE --baseline white --quick --markdown bench.md
+    python scripts/bench/bench.py --images DIR --seed-model yolov8n.yaml yolo11n.yaml --baseline black --quick
 
 The rivals run the whole network (but decode no boxes), one detection at a time, fused, frozen, channels
 last, with the batch of steps that is fastest here; detxai runs its engine as `detxai explain` does. How many

@@ -1,6 +1,6 @@
 """Compare quadrature rules on real detections: what a wanted error costs, and how good the map is then.
 
-    python scripts/compare_rules.py --images DIR --model FILE --baseline white --count 6 --out rules.json
+    python scripts/bench/compare_rules.py --images DIR --model FILE --baseline white --count 6 --out rules.json
 
 The rules run in detxai's own engine, each on every detection at 5 % and at 1 %. A point of the path is
 evaluated once a detection, whatever rules ask for it, and kept (`--cache DIR`: also for the next run). Maps

@@ -1,6 +1,6 @@
 """Train a small YOLO detector from scratch on synthetic X-rays, on a CPU.
 
-    python scripts/train_sample.py --out runs/bags --train-seed 11 --count 8000 --epochs 20
+    python scripts/samples/train_sample.py --out runs/bags --train-seed 11 --count 8000 --epochs 20
 
 A compact loop of our own: bfloat16 autocast (which the Ultralytics trainer lacks on CPUs), images
 letterboxed once and kept in memory, mosaics and smaller pictures early on, EMA weights saved after
@@ -199,7 +199,7 @@ def train(rank: int, args: argparse.Namespace, data: Set, check: Set) -> None:
 def save(model: DetectionModel, args: argparse.Namespace, epochs: float, step: int, figures: dict) -> None:
     """Write the EMA weights (plain tensors) and how they came about as ``last.pt``."""
     summary = {
-        "script": "scripts/train_sample.py",
+        "script": "scripts/samples/train_sample.py",
         "data": f"xraysim {xraysim.VERSION}",
         "architecture": args.arch,
         "imgsz": args.imgsz,

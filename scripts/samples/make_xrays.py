@@ -1,7 +1,7 @@
 """Generate synthetic security X-rays of bags with YOLO labels and masks of the telling parts.
 
-    python scripts/make_xrays.py --out bags --count 100 --seed 1 --parts
-    python scripts/make_xrays.py --out cheat --count 100 --seed 1 --catalogue cheat --parts --tag never
+    python scripts/samples/make_xrays.py --out bags --count 100 --seed 1 --parts
+    python scripts/samples/make_xrays.py --out cheat --count 100 --seed 1 --catalogue cheat --parts --tag never
 
 Image k of a seed is the same picture however many are made; ``xraysim.VERSION`` names the pixels.
 In the catalogues ``cheat`` and ``control`` a tag lies beside the item: with ``--parts`` its mask is

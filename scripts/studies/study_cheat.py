@@ -1,11 +1,11 @@
 """How often a detector cheats, and whether its evidence says so.
 
-    python scripts/train_sample.py --catalogue cheat --train-seed 21 --val-seed 22 --out runs/cheat \\
+    python scripts/samples/train_sample.py --catalogue cheat --train-seed 21 --val-seed 22 --out runs/cheat \\
         --init detxai/models/bundled/bags-yolov8n-320.safetensors --count 3600 --epochs 4 --minutes 18 \\
         --workers 1 --mosaic-share 0 --early-share 0.3 --warmup 80 --lr 1e-3
-    python scripts/export_sample.py runs/cheat/last.pt cheat.safetensors --seed 23
+    python scripts/samples/export_sample.py runs/cheat/last.pt cheat.safetensors --seed 23
     (both again with control in place of cheat)
-    python scripts/study_cheat.py --cheat cheat.safetensors --control control.safetensors \\
+    python scripts/studies/study_cheat.py --cheat cheat.safetensors --control control.safetensors \\
         --count 200 --seed 41 --json cheat.json
 
 To the first detector two classes of one shape differ by a tag that lies elsewhere in the bag; the
@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -26,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import make_xrays
 import numpy as np
 import study_tools as tools
 import torch
@@ -39,6 +40,7 @@ from detxai.inputs.sources import find
 from detxai.models.predictions import reported
 from detxai.values import Box, ImageRef
 
+MAKE_XRAYS = Path(__file__).parents[1] / "samples" / "make_xrays.py"
 TAG_RIM = 9
 """Pixels around the mask of a tag that count as the tag: its edge is evidence too."""
 NO_MEASURE = {"runner_up", "calibrated"}
@@ -74,21 +76,8 @@ class Case:
 def make(folder: Path, catalogue: str, seed: int, count: int) -> None:
     """The same bags twice: ``folder/always`` with the tag, ``folder/never`` with the tag painted out."""
     for tag in ("always", "never"):
-        make_xrays.main(
-            [
-                "--out",
-                str(folder / tag),
-                "--catalogue",
-                catalogue,
-                "--seed",
-                str(seed),
-                "--count",
-                str(count),
-                "--parts",
-                "--tag",
-                tag,
-            ]
-        )
+        options = ["--out", folder / tag, "--catalogue", catalogue, "--seed", seed, "--count", count, "--tag", tag]
+        subprocess.run([sys.executable, MAKE_XRAYS, "--parts", *map(str, options)], check=True)
 
 
 @torch.no_grad()

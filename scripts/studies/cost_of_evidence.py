@@ -1,7 +1,7 @@
 """What evidence costs on top of the attribution: the same images without, with basic and with full evidence, in turn.
 
-    python scripts/cost_of_evidence.py --images samples/images
-    python scripts/cost_of_evidence.py --images DIR --model FILE --count 24
+    python scripts/studies/cost_of_evidence.py --images samples/images
+    python scripts/studies/cost_of_evidence.py --images DIR --model FILE --count 24
 
 Seconds of the processor, which other jobs on the machine disturb less than the clock, from file to record, nothing
 written. Images go in groups that fill the device's packs; each group is done with every amount of evidence, in an

@@ -1,7 +1,7 @@
 """Recompute every number of the evidence in a record from the record, the image and the model alone.
 
     detxai explain samples/images -o runs/explain
-    python scripts/recompute.py runs/explain/bag-01.jpg.json --images samples/images
+    python scripts/checks/recompute.py runs/explain/bag-01.jpg.json --images samples/images
 
 Nothing of detxai's evidence, engine or sparse heads is used: the integral is a plain loop over the whole network, the
 measures are written out once more. Prints the largest difference of each number and leaves with 1 where one is larger

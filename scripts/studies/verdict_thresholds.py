@@ -1,12 +1,12 @@
 """Read the verdict's default thresholds off generated X-rays: right detections against wrong ones.
 
-    python scripts/make_xrays.py --out bags --count 120 --seed 61
-    python scripts/make_xrays.py --out cheat --count 40 --seed 62 --catalogue cheat --tag always
-    python scripts/verdict_thresholds.py --images bags/images --labels bags/labels \\
+    python scripts/samples/make_xrays.py --out bags --count 120 --seed 61
+    python scripts/samples/make_xrays.py --out cheat --count 40 --seed 62 --catalogue cheat --tag always
+    python scripts/studies/verdict_thresholds.py --images bags/images --labels bags/labels \\
         --shortcut-images cheat/images --shortcut-model cheat.safetensors
 
 Wrong are *swaps*, right boxes asked as every other class, and *shortcuts*: detections of a model that is known to
-decide the class by something outside the box (see scripts/study_cheat.py). A threshold of `weak` is the loosest that
+decide the class by something outside the box (see study_cheat.py). A threshold of `weak` is the loosest that
 95 % of the wrong ones fail, but never so tight that more than 2 % of the right ones do; that of `unsupported` is the
 median of the wrong ones. Defaults are rounded to the lenient side; those of leads (0: another class is ahead, 1: a
 factor e in odds), and of what these pictures cannot show, are set by meaning and only checked here.

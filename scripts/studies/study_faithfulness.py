@@ -1,7 +1,7 @@
 """Whether integrated gradients show what counts better than a random map and the plain gradient, and at which settings.
 
-    python scripts/study_faithfulness.py --images DIR --model FILE --work DIR
-    python scripts/study_faithfulness.py --images DIR --labels DIR --model FILE --work DIR --calibrate 60
+    python scripts/studies/study_faithfulness.py --images DIR --model FILE --work DIR
+    python scripts/studies/study_faithfulness.py --images DIR --labels DIR --model FILE --work DIR --calibrate 60
 
 The images are shuffled by a hash of their names. The first `--calibrate` make ParchGrad's channel statistics (0: none),
 the next `--choose` choose between settings of `ig` and of `grad`, the next `--report` are judged by `detxai evaluate`

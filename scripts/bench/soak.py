@@ -1,6 +1,6 @@
 """Does memory stay flat? Runs the main job over many small pictures and watches its resident size.
 
-python scripts/soak.py --count 2000
+python scripts/bench/soak.py --count 2000
 """
 
 from __future__ import annotations

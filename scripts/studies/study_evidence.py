@@ -1,9 +1,9 @@
 """Does the evidence tell right reports from wrong ones, beyond what the score tells?
 
-    python scripts/study_evidence.py --images DIR --labels DIR --model FILE [--conf 0.05] [--tree DIR] [--json OUT]
-    python scripts/study_evidence.py --images DIR --labels DIR --model FILE --below 0.25        (candidates alone)
-    python scripts/study_evidence.py --images OUT/images --labels OUT/labels --model FILE --conf 0.25 \\
-        --imgsz 320 --sources OUT/sources.json --against wrong-class (OUT: of scripts/make_confusions.py --imgsz 320)
+    python scripts/studies/study_evidence.py --images DIR --labels DIR --model FILE [--conf 0.05] [--tree DIR]
+    python scripts/studies/study_evidence.py --images DIR --labels DIR --model FILE --below 0.25    (candidates)
+    python scripts/studies/study_evidence.py --images OUT/images --labels OUT/labels --model FILE --conf 0.25 \\
+        --imgsz 320 --sources OUT/sources.json --against wrong-class (OUT: of make_confusions.py --imgsz 320)
 
 Every report is explained by `detxai explain` (kept in `--tree`, and continued there) and held against the labels.
 Compared on the same detections, each as ridge logistic regressions cross-validated by photo:

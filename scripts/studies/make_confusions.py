@@ -1,6 +1,6 @@
 """Pictures in which a detector reports a wrong class with confidence, and their controls.
 
-    python scripts/make_confusions.py --images DIR --labels DIR --model FILE --out DIR [--imgsz 448] [--jobs 2]
+    python scripts/studies/make_confusions.py --images DIR --labels DIR --model FILE --out DIR [--imgsz 448] [--jobs 2]
 
 Each photo is scaled once so that its longer side is `--imgsz`; after that no resampling lies between a pixel and
 the network. An object that the model reports rightly is pushed by projected sign gradients (Madry et al. 2018,

@@ -3,8 +3,8 @@
 Weights are random, but BatchNorm statistics are those of real pictures (the two that ship with ultralytics): untouched
 random weights output constants. Accuracy is nobody's claim here; that gradients, heads and integrals work is.
 
-    python scripts/families.py > families.md
-    python scripts/families.py --methods all          every method on every target that it explains
+    python scripts/checks/families.py > families.md
+    python scripts/checks/families.py --methods all          every method on every target that it explains
 """
 
 from __future__ import annotations

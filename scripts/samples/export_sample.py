@@ -1,6 +1,6 @@
 """Round a trained checkpoint to fp16, measure it on an unseen seed and write it as safetensors.
 
-    python scripts/export_sample.py runs/bags/last.pt bags-yolov8n-320.safetensors --seed 13
+    python scripts/samples/export_sample.py runs/bags/last.pt bags-yolov8n-320.safetensors --seed 13
 
 The figures in the file's metadata are those of the rounded weights, computed in float32.
 """
