@@ -22,13 +22,16 @@ import cv2
 import numpy as np
 from xraysim.bags import Bag, make_bag
 from xraysim.catalogue import CATALOGUES, Kind, has_tags
+from xraysim.harder import harder
 
 TAG = {"share": None, "never": False, "always": True}
 
 
-def generate(seed: int, index: int, kinds: Mapping[str, Kind], tag: bool | None = None) -> Bag:
-    """Image ``index`` of ``seed``: uint8 (H, W, 3) RGB with its items; ``tag`` as ``make_bag``."""
-    return make_bag(np.random.default_rng([seed, index]), kinds, tag)
+def generate(seed: int, index: int, kinds: Mapping[str, Kind], tag: bool | None = None, *, hard: bool = False) -> Bag:
+    """Image ``index`` of ``seed``: uint8 (H, W, 3) RGB; ``tag`` as ``make_bag``, ``hard`` as ``harder``."""
+    rng = np.random.default_rng([seed, index])
+    bag = make_bag(rng, kinds, tag)
+    return harder(rng, bag) if hard else bag
 
 
 def label_lines(bag: Bag, names: list[str]) -> list[str]:
@@ -42,11 +45,20 @@ def label_lines(bag: Bag, names: list[str]) -> list[str]:
     return lines
 
 
-def write(index: int, seed: int, catalogue: str, out: Path, parts: bool, stem: str, tag: bool | None = None) -> None:
+def write(
+    index: int,
+    seed: int,
+    catalogue: str,
+    out: Path,
+    parts: bool,
+    stem: str,
+    tag: bool | None = None,
+    hard: bool = False,
+) -> None:
     """Make one image and write picture, labels and, if wanted, part maps and the mask of the tag."""
     cv2.setNumThreads(1)  # one process per core already
     kinds = CATALOGUES[catalogue]
-    bag = generate(seed, index, kinds, tag)
+    bag = generate(seed, index, kinds, tag, hard=hard)
     stem = stem.format(seed=seed, index=index, number=index + 1)
     picture = cv2.cvtColor(bag.image, cv2.COLOR_RGB2BGR)
     cv2.imwrite(str(out / "images" / f"{stem}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
@@ -77,11 +89,14 @@ def main(argv: list[str] | None = None) -> None:
         default="share",
         help="in how many bags of cheat and control: the catalogue's share, or overruled",
     )
+    parser.add_argument("--harder", action="store_true", help="clutter, tilt, cut items, other colours, noise, blur")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
 
     kinds = CATALOGUES[args.catalogue]
     tagged = has_tags(kinds)
+    if args.harder and tagged:
+        parser.error("--harder: the tags of cheat and control would not follow")
     if args.tag != "share" and not tagged:
         parser.error(f"--tag {args.tag}: the catalogue {args.catalogue} has no tags")
     for folder in ["images", "labels"] + ["parts"] * args.parts + ["tags"] * (args.parts and tagged):
@@ -101,6 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         parts=args.parts,
         stem=args.stem,
         tag=TAG[args.tag],
+        hard=args.harder,
     )
     indices = range(args.start, args.start + args.count)
     if args.jobs > 1:

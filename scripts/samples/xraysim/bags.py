@@ -370,7 +370,7 @@ def make_bag(rng: np.random.Generator, kinds: Mapping[str, Kind] = STANDARD, tag
     area, outline = _shell(rng, stack, cm)
     _fill(rng, stack, outline, area, cm)
     names, taken = list(kinds), []
-    count = 1 if has_tags(kinds) else _count(rng)
+    count = 1 if has_tags(kinds) else _count(rng) if kinds else 0
     chosen = [names[int(rng.integers(len(names)))] for _ in range(count)]
     placed = [_pack_item(rng, stack, area, name, kinds[name], taken) for name in chosen]
     items = [p for p in placed if p is not None]
