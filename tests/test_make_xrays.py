@@ -10,6 +10,8 @@ import pytest
 
 cv2 = pytest.importorskip("cv2")
 
+pytestmark = pytest.mark.slow
+
 
 def _make(out: Path, *more: str) -> None:
     import make_xrays

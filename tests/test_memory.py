@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
 SAMPLE = Path(__file__).parents[1] / "samples" / "images" / "bag-01.jpg"
 #: A map in source pixels takes 1.9 MB: 200 of them at once would be 384 MB.
 SIZE = (800, 600)

@@ -19,6 +19,8 @@ from torchvision.ops import box_iou
 from detxai.inputs import sources
 from detxai.models import checkpoints, detectors
 
+pytestmark = pytest.mark.slow
+
 
 def test_auroc_counts_pairs_and_halves_ties() -> None:
     assert tools.auroc([1, 0, 1, 0], [0.9, 0.1, 0.8, 0.2]) == 1.0

@@ -7,6 +7,8 @@ import pytest
 
 pytest.importorskip("cv2")
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_class_that_goes_with_the_tag_cheats_and_a_lost_item_does_not() -> None:
     from study_cheat import Case
