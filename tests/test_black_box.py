@@ -14,6 +14,7 @@ from conftest import SIDE, Command
 
 from detxai.errors import ModelError
 from detxai.models import checkpoints, detectors
+from detxai.models.detector import Differentiable, differentiable
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,9 @@ def test_an_onnx_export_detects_what_its_model_detects(exported: SimpleNamespace
     with torch.no_grad():
         ours, theirs = exported.detector.predict(x), box.predict(x)
     assert box.info.names == exported.detector.info.names
-    assert not box.info.differentiable
+    assert not isinstance(box, Differentiable)
+    with pytest.raises(ModelError, match="black box"):
+        differentiable(box)
     for a, b in zip(ours, theirs, strict=True):
         assert (a.boxes - b.boxes).abs().max() < 0.1  # pixels; the export is not fused, and boxes reach 400
         assert torch.allclose(a.scores, b.scores, atol=1e-3)

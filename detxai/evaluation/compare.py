@@ -24,7 +24,7 @@ from detxai.evaluation.subjects import THUMB, Opened, Reading, costs, labelled, 
 from detxai.evaluation.variants import Variant, bare, variants
 from detxai.inputs import labels
 from detxai.inputs.letterbox import map_to_source
-from detxai.models.detector import Detector
+from detxai.models.detector import Detector, differentiable
 from detxai.models.heads.anchor_free import AnchorFree
 from detxai.models.heads.whole_image import layercam
 from detxai.models.predictions import closeness
@@ -60,12 +60,12 @@ class Judge:
         self.asked = len(self.variants)
         self.first = self._explainer(self.variants[0])
         self.plan = self.first.plan
-        if (options.sanity or options.stability) and not self.plan.info.differentiable:
+        if (options.sanity or options.stability) and self.plan.network is None:
             raise UsageError(
                 f"--sanity and --stability change the network, and {self.plan.info.name} is a black box.",
                 "Leave them out.",
             )
-        if options.baselines and self.plan.info.differentiable and Variant(GRAD, "plain") not in self.variants:
+        if options.baselines and self.plan.network is not None and Variant(GRAD, "plain") not in self.variants:
             self.variants.append(Variant(GRAD, "plain"))
         self.explainers = [self.first, *(self._explainer(v, self.plan.detector) for v in self.variants[1:])]
         folder = config.detection.labels
@@ -156,12 +156,12 @@ class Judge:
             raise DeviceError(message, "Use a smaller --imgsz.") from error
         extra: dict[str, Any] = {}
         if stability and image.subjects:
-            other = disturbed.noisy(self.plan.detector, self.plan.size, self.options.seed)
+            other = disturbed.noisy(differentiable(self.plan.detector), self.plan.size, self.options.seed)
             extra["stability"] = self._likeness(image, other)
         if sanity and image.subjects:
             extra["cascade"] = [
                 {"share": share, "correlation": self._likeness(image, other, max_evaluations=ROUGH)}
-                for share, other in disturbed.cascade(self.plan.detector, self.options.seed)
+                for share, other in disturbed.cascade(differentiable(self.plan.detector), self.options.seed)
             ]
             extra["other_class"] = self._other_class(image)
         detections = [

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detxai.models.detector import Detector
+from detxai.models.detector import Detector, Differentiable
 
 #: Shares of the layers below the head that are randomised with it, counted from the head.
 CASCADE = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -23,7 +23,7 @@ CASCADE = (0.0, 0.25, 0.5, 0.75, 1.0)
 NOISE = 0.01
 
 
-def randomised(detector: Detector, share: float, seed: int) -> Detector:
+def randomised(detector: Differentiable, share: float, seed: int) -> Differentiable:
     """A copy of `detector` with shuffled weights in its head and in the last `share` of the layers below.
 
     Shuffled within each tensor, not drawn anew: the network keeps the scale of its activations, and loses what it
@@ -43,7 +43,7 @@ def randomised(detector: Detector, share: float, seed: int) -> Detector:
     return result
 
 
-def noisy(detector: Detector, size: int, seed: int) -> Detector:
+def noisy(detector: Differentiable, size: int, seed: int) -> Differentiable:
     """A copy of `detector` that sees seeded noise on top of every picture."""
     result = copy.deepcopy(detector)
     first = next(m for m in result.module.modules() if isinstance(m, nn.Conv2d))
@@ -66,7 +66,7 @@ def reporting(other: Any, original: Detector) -> Iterator[None]:
         del other.predict
 
 
-def cascade(detector: Detector, seed: int) -> Iterator[tuple[float, Detector]]:
+def cascade(detector: Differentiable, seed: int) -> Iterator[tuple[float, Detector]]:
     """(share of the layers below the head, detector randomised so far), from the head alone to the whole network."""
     for share in CASCADE:
         yield share, randomised(detector, share, seed)

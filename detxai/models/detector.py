@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from detxai.errors import ModelError
 from detxai.models.trunk import Trunk
 from detxai.values import Target
 
@@ -24,8 +25,8 @@ class Pin(NamedTuple):
 class ModelInfo:
     """What a record says of its model. `head` names the branch that made the detections.
 
-    `differentiable`: gradients can be had; black boxes only detect. `antialias`: its reference letterbox averages when
-    it shrinks (legacy repositories), unlike ultralytics' own. `stretch`: it takes the whole square (RT-DETR).
+    `antialias`: its reference letterbox averages when it shrinks (legacy repositories), unlike ultralytics' own.
+    `stretch`: it takes the whole square (RT-DETR).
     """
 
     name: str
@@ -38,7 +39,6 @@ class ModelInfo:
     sparse: bool
     trusted: bool = False
     antialias: bool = False
-    differentiable: bool = True
     stretch: bool = False
 
 
@@ -61,11 +61,9 @@ class Candidates:
 
 
 class Detector(Protocol):
-    """A network whose predictions can be pinned and differentiated. `trunk`: the layers below its head, if any."""
+    """Whatever makes predictions on pictures; a black box does no more."""
 
     info: ModelInfo
-    module: nn.Module
-    trunk: Trunk
 
     def predict(self, x: Tensor) -> list[Candidates]:
         """All predictions on x (batch, 3, size, size), float RGB in [0, 1]."""
@@ -74,6 +72,14 @@ class Detector(Protocol):
     def scores(self, x: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(batch, A, 4) boxes and (batch, A, len(classes)) scores of `predict`, for these classes only."""
         ...
+
+
+@runtime_checkable
+class Differentiable(Detector, Protocol):
+    """A network whose predictions can be pinned and differentiated; `trunk`: its layers below the head."""
+
+    module: nn.Module
+    trunk: Trunk
 
     def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         """(len(pins),) float32: the pinned scalars, differentiable in x, computed with the least work."""
@@ -90,6 +96,13 @@ class Detector(Protocol):
     def layer_of(self, target: Target) -> int:
         """The layer below the head whose output it reads for `target`."""
         ...
+
+
+def differentiable(detector: Detector) -> Differentiable:
+    """`detector`, which has gradients. Raises ModelError for a black box."""
+    if not isinstance(detector, Differentiable):
+        raise ModelError(f"{detector.info.name} is a black box ({detector.info.family}): it has no gradients.")
+    return detector
 
 
 def scores_of(found: Sequence[Candidates], classes: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detxai.errors import ModelError
 from detxai.models import _ultralytics  # noqa: F401  (before any ultralytics.*)
-from detxai.models.detector import Detector, Pin
+from detxai.models.detector import Detector, Differentiable, Pin
 from detxai.models.heads.anchor_based import AnchorBased
 from detxai.models.heads.anchor_free import AnchorFree
 from detxai.models.heads.black_box import BlackBox
@@ -76,7 +76,7 @@ def contrasting(values: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor]
     return both
 
 
-def self_test(detector: Detector, x: Tensor) -> float:
+def self_test(detector: Differentiable, x: Tensor) -> float:
     """Largest |gradient| of the strongest class logit on x (1, 3, size, size).
 
     Raises ModelError when it is zero or not finite: then no gradient method can work (a detached or quantised head);

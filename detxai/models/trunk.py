@@ -141,7 +141,7 @@ class Trunk:
 
 
 def convolutions(trunk: Trunk) -> dict[str, nn.Conv2d]:
-    """The convolutions below the head by name, `<layer>.<part>`; none where a detector has no layers (black boxes)."""
+    """The convolutions below the head by name, `<layer>.<part>`."""
     return {
         f"{i}.{name}": part
         for i, layer in enumerate(trunk.layers)

@@ -14,7 +14,7 @@ from detxai.attribution.methods import METHODS, Settings
 from detxai.attribution.points import Ask, Segment
 from detxai.config.settings import ParchGradConfig
 from detxai.errors import UsageError
-from detxai.models.detector import Detector
+from detxai.models.detector import Differentiable
 from detxai.models.trunk import convolutions
 from detxai.parchgrad.channels import FEWEST, Choice, Statistics, first, gap, outputs
 from detxai.parchgrad.gradient import ParchGrad, with_channels
@@ -54,7 +54,7 @@ class Keeping:
     """
 
     def __init__(
-        self, config: ParchGradConfig, made: Calibration, detector: Detector, size: int, device: torch.device
+        self, config: ParchGradConfig, made: Calibration, detector: Differentiable, size: int, device: torch.device
     ) -> None:
         self.selection, self.region, self.size, self.device = Selection(config, made), config.region, size, device
         found = convolutions(detector.trunk)

@@ -47,7 +47,7 @@ def tried(
     maps: Mapping[Any, Sequence[TargetMap]],
 ) -> Generator[list[Point], list[Reply], dict[Key, list[Trial]]]:
     """Coroutine: the trials of every map that gets evidence; none for black boxes, whose logits cannot be pinned."""
-    if plan.config.attribution.evidence == "none" or not plan.info.differentiable:
+    if plan.config.attribution.evidence == "none" or plan.network is None:
         return {}
     owners: dict[int, list[Key]] = {}
     for method, j in judged(wanted, list(maps)):

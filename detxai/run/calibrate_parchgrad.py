@@ -36,12 +36,12 @@ class Pass:
         # Nothing is attributed here: no option of a method may stand in the way.
         plain = config.model_copy(update={"attribution": AttributionConfig(method=("drise",), evidence="none")})
         self.plan = Plan(plain)
-        found = convolutions(self.plan.detector.trunk)
-        if not found:
+        if self.plan.network is None:
             raise UsageError(
                 f"ParchGrad changes gradients inside a network, and {self.plan.info.name} is a black box "
                 f"({self.plan.info.family})."
             )
+        found = convolutions(self.plan.network.trunk)
         gray = torch.full((1, 3, self.plan.size, self.plan.size), 0.5, device=self.plan.device)
         with torch.no_grad():
             self.convolutions = in_order(found, lambda: self.plan.detector.predict(gray))

@@ -107,10 +107,7 @@ class Explainer:
         """
         in_flight = self.plan.in_flight
         rows = rows_for(self.plan.device, self.plan.size)
-        values, entered = (detectors.contrasting(f) for f in (self.plan.detector.values, self.plan.detector.entered))
-        tap = self.plan.detector.trunk.tap
-        engine = Engine(values, self.plan.device, rows, self._similarity, entered, tap=tap)
-        engine.parchgrad = None if self.plan.keeping is None else self.plan.keeping.hooks
+        engine = self._engine(rows)
         self._detecting = 0.0
         waiting: dict[int, Future[Result]] = {}
         turn = 0
@@ -138,6 +135,14 @@ class Explainer:
             finally:
                 readers.shutdown(wait=False, cancel_futures=True)
                 self._account(engine)
+
+    def _engine(self, rows: int) -> Engine:
+        network, device = self.plan.network, self.plan.device
+        if network is None:
+            return Engine(self._similarity, device, rows)
+        values, entered = (detectors.contrasting(f) for f in (network.values, network.entered))
+        hooks = None if self.plan.keeping is None else self.plan.keeping.hooks
+        return Engine(values, device, rows, self._similarity, entered, hooks, network.trunk.tap)
 
     def _ahead(
         self,

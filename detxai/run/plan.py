@@ -16,7 +16,7 @@ from detxai.evidence.calibration import SUFFIX, Calibration
 from detxai.evidence.calibration import read as read_calibration
 from detxai.inputs import decode, labels, sources
 from detxai.models import checkpoints, detectors
-from detxai.models.detector import Detector
+from detxai.models.detector import Detector, Differentiable
 from detxai.parchgrad import statistics
 from detxai.parchgrad.session import Keeping
 from detxai.values import EDGES, Checkpoint, ImageRef, Pixels, Target
@@ -83,8 +83,9 @@ class Plan:
         self.config = config
         self.device = device_of(self.config.run.device)
         self.detector = detector or self._detector(checkpoint)
-        if self.detector.info.differentiable:
-            self.detector.module.to(self.device)
+        self.network = self.detector if isinstance(self.detector, Differentiable) else None
+        if self.network:
+            self.network.module.to(self.device)
         self.info = self.detector.info
         self.size = self.config.detection.imgsz or self.info.imgsz
         self.classes = self._class_ids(self.config.detection.classes, "--classes")
@@ -222,7 +223,7 @@ class Plan:
         for name in self.config.attribution.method:
             if name in PERTURBATION and self.targets != ("class",):
                 raise UsageError(f"--method {name} sees detections only: it explains --target class, nothing else.")
-            if name not in PERTURBATION and not self.info.differentiable:
+            if name not in PERTURBATION and self.network is None:
                 raise UsageError(
                     f"--method {name} needs gradients, and {self.info.name} is a black box ({self.info.family}).",
                     f"These methods work for it: --method {', '.join(PERTURBATION)}.",
@@ -233,12 +234,13 @@ class Plan:
                     "For edges: --method gradcam or odam.",
                 )
         if any(name not in PERTURBATION for name in self.config.attribution.method):
+            assert self.network is not None
             gray = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)
-            detectors.self_test(self.detector, gray)
+            detectors.self_test(self.network, gray)
 
     def _stem(self) -> tuple[nn.Conv2d | None, int]:
         """The first convolution, where integrals are taken behind it, and how many numbers of a gradient are kept."""
-        stem, pixels = self.detector.trunk.stem if self.info.sparse else None, self.size**2
+        stem, pixels = self.network.trunk.stem if self.network and self.info.sparse else None, self.size**2
         if stem is None:
             return None, pixels
         kept = stem.out_channels * pixels // (stem.stride[0] * stem.stride[1])
@@ -259,12 +261,15 @@ class Plan:
         made = statistics.found_for(
             self.config.model.path, self.info.name, self.info.sha256, self.size, wanted.calibration
         )
-        return Keeping(self.config.parchgrad, made, self.detector, self.size, self.device)
+        assert self.network is not None, "methods with a gradient are refused for black boxes"
+        return Keeping(self.config.parchgrad, made, self.network, self.size, self.device)
 
     @torch.no_grad()
-    def _layers(self) -> tuple[Callable[[Target], int], dict[int, int]]:
+    def _layers(self) -> tuple[Callable[[Target], int] | None, dict[int, int]]:
         """Where activation methods look, see `Settings`. Raises UsageError for a --layer without a feature map."""
-        detector, wanted = self.detector, self.config.attribution.layer
+        detector, wanted = self.network, self.config.attribution.layer
+        if detector is None:
+            return None, {}
         if not any(name in ACTIVATION for name in self.config.attribution.method):
             return detector.layer_of, {}
         gray = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)

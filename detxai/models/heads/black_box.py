@@ -12,8 +12,7 @@ from torch import Tensor
 
 from detxai.errors import ModelError
 from detxai.models.detector import Candidates, ModelInfo, scores_of
-from detxai.models.trunk import Trunk
-from detxai.values import Checkpoint, Target
+from detxai.values import Checkpoint
 
 
 class BlackBox:
@@ -39,8 +38,7 @@ class BlackBox:
                 ) from error
             except _UNREADABLE as error:
                 raise ModelError(f"{checkpoint.name} cannot be run: {_first_line(error)}") from error
-        self.module: Any = backend
-        self.trunk = Trunk(())
+        self.backend: Any = backend
         if backend.task not in ("detect", "segment", "pose", "obb"):
             raise ModelError(f"{checkpoint.name} is a {backend.task} model, not a detector.")
         sizes = backend.metadata.get("imgsz") or [640]
@@ -55,18 +53,17 @@ class BlackBox:
             ("class",),
             sparse=False,
             trusted=checkpoint.trusted,
-            differentiable=False,
         )
 
     def predict(self, x: Tensor) -> list[Candidates]:
         """All predictions on x (batch, 3, size, size), row by row: exports may have a fixed batch of one."""
-        if x.shape[-1] != self.info.imgsz and not self.module.metadata.get("dynamic"):
+        if x.shape[-1] != self.info.imgsz and not self.backend.metadata.get("dynamic"):
             raise ModelError(f"{self.info.name} was exported for {self.info.imgsz} pixels.", "Leave --imgsz out.")
         return [self._candidates(self._output(row[None].contiguous())) for row in x]
 
     def _output(self, row: Tensor) -> Tensor:
         with torch.inference_mode():
-            found: Any = self.module(row.cpu())
+            found: Any = self.backend(row.cpu())
         first = found[0] if isinstance(found, (list, tuple)) else found
         return torch.as_tensor(first).clone().float()[0]
 
@@ -83,15 +80,6 @@ class BlackBox:
 
     def scores(self, x: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         return scores_of(self.predict(x), classes)
-
-    def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
-        """Not for an export: callers ask `info.differentiable` first."""
-        raise ModelError(f"{self.info.name} is a black box: it has no gradients.")
-
-    full_values = entered = values
-
-    def layer_of(self, target: Target) -> int:
-        raise ModelError(f"{self.info.name} is a black box: it has no layers.")
 
 
 _UNREADABLE = (RuntimeError, ValueError, KeyError, TypeError, OSError, AttributeError, IndexError)
