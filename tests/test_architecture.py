@@ -35,7 +35,7 @@ EXCEPTIONS = {
 #: Private names of others that there is no public way around.
 FOREIGN = {"_get_encoder_input", "_generate_anchors", "_overloadpacket"}
 #: Of this project's own, still to be cut.
-FOREIGN |= {"_ultralytics", "_features", "_maps", "_prepare", "_job"}
+FOREIGN |= {"_ultralytics"}
 
 
 def trees(*folders: str) -> Iterator[tuple[str, ast.Module]]:
