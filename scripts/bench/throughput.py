@@ -6,7 +6,7 @@
 Everything a GPU has to show, printed in one go; runs on a CPU too. *Without output*: the same from Python, nothing
 painted and nothing written. *End to end*: the command, from files to the tree, its start left out. *Busy*: the share
 of the wall clock in which the calling thread computed (detection and attribution). *Ceiling*: floating-point operations
-of the convolutions and products that were really run, a second, over those of a square matrix product of the same dtype.
+of the convolutions and products that were really run, a second, over those of a square matrix product as precise.
 """
 
 from __future__ import annotations
