@@ -76,7 +76,8 @@ class ImageError(DetxaiError):
     """One image cannot be used; the run goes on. `code` goes into its record.
 
     Codes: `not_found`, `unreadable`, `empty_file`, `not_an_image`, `unsupported`, `truncated`,
-    `too_large`, `bad_path`, `baseline`, `labels`, `predictions`, `internal`.
+    `too_large`, `bad_path`, `baseline`, `labels`, `predictions`, `not_finite`, `impossible`,
+    `internal`.
     """
 
     exit_code = ExitCode.SOME_FAILED

@@ -26,6 +26,8 @@ def _text(value: Any) -> Any:
 
 
 Number = Annotated[float, Field(allow_inf_nan=False), AfterValidator(significant)]
+#: From 0 to 1.
+Score = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1), AfterValidator(significant)]
 Text = Annotated[str, BeforeValidator(_text)]
 
 

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
 import test_families
 import torch
+from PIL import Image
 from test_families import FAMILIES, Case, made, network, own_output, photo
 from torch import Tensor, nn
+from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import Concat, Conv, DWConv
+from ultralytics.utils import ASSETS
 
+from detxai.config.settings import RunConfig
 from detxai.errors import ModelError
-from detxai.models.detector import Candidates, Pin
+from detxai.models.detector import Candidates, Pin, scores_of
 from detxai.models.detectors import build, self_test
 from detxai.models.predictions import reported
 from detxai.models.trunk import Trunk, freeze, fuse
 from detxai.models.windows import reach
+from detxai.run.pipeline import Explainer
 from detxai.values import EDGES, Checkpoint, Target
 
 
@@ -265,16 +272,88 @@ def test_640_and_a_picture_that_is_not_square(name: str) -> None:
     assert float((one - other).norm() / other.norm()) <= 1e-4
 
 
+# -- broken models ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["cv2", "cv3"])
+@pytest.mark.parametrize("method", ["ig", "drise"])
+def test_a_nan_in_one_scale_is_found_when_the_model_is_loaded(part: str, method: str) -> None:
+    module = copy.deepcopy(network(FAMILIES["v8"]))
+    with torch.no_grad():
+        getattr(module.model[-1], part)[1][-1].bias[0] = torch.nan
+    config = RunConfig.model_validate({"attribution": {"method": method}, "detection": {"imgsz": 128}})
+    with pytest.raises(ModelError, match="not finite"):
+        Explainer(config, checkpoint=checkpoint(module))
+
+
+class _Sometimes:
+    """A black box that breaks on dark pictures: `broken` gets its honest predictions."""
+
+    def __init__(self, honest: Any, broken: Callable[[Candidates], dict[str, Any]]) -> None:
+        self.honest, self.broken, self.info = honest, broken, honest.info
+
+    def predict(self, x: Tensor) -> list[Candidates]:
+        found = self.honest.predict(x)
+        return found if float(x.mean()) > 0.3 else [dataclasses.replace(f, **self.broken(f)) for f in found]
+
+    def scores(self, x: Tensor, classes: Any) -> tuple[Tensor, Tensor]:
+        return scores_of(self.predict(x), classes)
+
+
+@pytest.mark.parametrize(
+    ("broken", "code"),
+    [
+        (lambda f: {"scores": f.scores * torch.nan}, "not_finite"),
+        (lambda f: {"logits": f.logits.index_fill(0, torch.tensor([7]), torch.inf)}, "not_finite"),
+        (lambda f: {"boxes": f.boxes * torch.nan}, "not_finite"),
+        (lambda f: {"scores": f.scores + 1}, "impossible"),
+        (lambda f: {"scores": f.scores * 0 + 0.9, "boxes": f.boxes.flip(1)}, "impossible"),
+    ],
+)
+def test_a_model_that_breaks_on_one_image_fails_that_image(v8: Case, tmp_path: Path, broken: Any, code: str) -> None:
+    for name, value in (("bright.png", 200), ("dark.png", 10)):
+        Image.new("RGB", (90, 60), (value,) * 3).save(tmp_path / name)
+    settings = {"method": "drise", "max_evaluations": 2, "evidence": "none"}
+    config = RunConfig.model_validate({"attribution": settings, "detection": {"imgsz": 128, "max_det": 1}})
+    explainer = Explainer(config, detector=_Sometimes(v8.detector, broken))
+    results = {r.ref.path: r for r in explainer.explain_sources(tmp_path)}
+    assert results["bright.png"].record.status == "ok"
+    failed = results["dark.png"]
+    assert (failed.record.status, failed.bug) == ("failed", None)
+    assert failed.record.error is not None
+    assert failed.record.error.code == code
+    assert failed.record.image.sha256
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_python_api_takes_gradients_whatever_the_mode(v8: Case, tmp_path: Path, mode: Any) -> None:
+    Image.open(ASSETS / "bus.jpg").save(tmp_path / "bus.png")
+    settings = {"max_evaluations": 2, "evidence": "none"}
+    detection = {"imgsz": 128, "max_det": 1, "candidates": 0.0, "conf": 0.9}
+    config = RunConfig.model_validate({"attribution": settings, "detection": detection})
+    with mode():
+        for result in Explainer(config, checkpoint=checkpoint(v8.network)).explain_sources(tmp_path):
+            assert not torch.is_grad_enabled()
+            assert result.explanations[0].attribution.map.any()
+
+
 # -- which head -------------------------------------------------------------------------------------
+
+
+def reported_head(module: Any) -> str:
+    """The head that ultralytics' own `predict` reports with, asked of its own predictor."""
+    predictor = DetectionPredictor(overrides={"imgsz": 128, "device": "cpu"})
+    predictor.setup_model(module, verbose=False)
+    return "one2one" if predictor.model.end2end else "one2many"
 
 
 @pytest.mark.parametrize("name", ["v10", "26"])
 def test_the_head_that_made_the_detection_and_the_other_on_request(name: str) -> None:
     module = network(FAMILIES[name])
     x = photo("bus.jpg", 128)[None]
-    for end2end, own in ((True, "one2one"), (False, "one2many")):
+    for end2end in (True, False):
         module.model[-1].end2end = end2end
-        assert build(checkpoint(module)).info.head == own
+        assert build(checkpoint(module)).info.head == reported_head(module)
         for branch in ("one2one", "one2many"):
             detector = build(checkpoint(module), branch)
             with torch.no_grad():
@@ -306,7 +385,9 @@ def test_a_model_that_ultralytics_fused_still_reports() -> None:
 
 def test_end_to_end_limits_come_after_the_classes() -> None:
     scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6], [0.0, 0.05]])
-    found = Candidates(torch.zeros(4, 4), scores, scores.logit(), torch.zeros(4, dtype=torch.int64), end_to_end=True)
+    found = Candidates(
+        torch.zeros(4, 4), scores, scores.logit(eps=1e-6), torch.zeros(4, dtype=torch.int64), end_to_end=True
+    )
     assert reported(found, conf=0.5, iou=0.5, max_det=9) == [(0, 0), (1, 1), (2, 0), (2, 1)]
     assert reported(found, conf=0.5, iou=0.5, max_det=2) == [(0, 0), (1, 1)]
     assert reported(found, conf=0.5, iou=0.5, max_det=1, classes=[1]) == [(1, 1)]

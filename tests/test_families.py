@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Family, explained, network, photo
+from families import FAMILIES, Family, detector_of, explained, network, photo
 from torch import Tensor
 from ultralytics.utils.nms import non_max_suppression
 
@@ -22,10 +22,10 @@ from detxai.attribution.methods import METHODS
 from detxai.attribution.points import Entered, Segment
 from detxai.models import _ultralytics  # noqa: F401  (before ultralytics itself)
 from detxai.models.detector import Candidates, Detector, Pin
-from detxai.models.detectors import build, self_test
+from detxai.models.detectors import self_test
 from detxai.models.heads.rtdetr import RTDETR
 from detxai.models.predictions import reported
-from detxai.values import EDGES, Checkpoint, Target
+from detxai.values import EDGES, Target
 
 #: What an attribution test needs to mean anything: F(image) − F(baseline) of the tested target.
 ENOUGH = 0.3
@@ -57,7 +57,7 @@ def made(name: str) -> Case:
     """The family `name`, ready to be tested."""
     family = FAMILIES[name]
     module = network(family)
-    detector = build(Checkpoint(name, "0" * 64, "ultralytics", module, name, module.names, 640))
+    detector = detector_of(name, family, module)
     x = photo("bus.jpg", family.size)[None]
     with torch.no_grad():
         found, dark = (detector.predict(y)[0] for y in (x, x * family.dark))

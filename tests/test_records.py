@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -122,6 +123,21 @@ def test_numbers_that_are_none_are_refused(bad: float) -> None:
     spoiled[10, 10] = bad
     with pytest.raises(ValueError, match="finite"), np.errstate(invalid="ignore"):
         records.attribution_record(attribution(spoiled), DETECTION.box, "knife")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"score": 425.0}, {"score": -0.1}, {"box": (40.0, 4.5, 3.3, 30.9)}, {"box": (3.3, 30.9, 40.2, 4.5)}]
+)
+def test_no_record_holds_an_impossible_score_or_box(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"score|box"):
+        records.detection_record(replace(DETECTION, **wrong), 0, [])
+    plain = json.loads(records.dump(whole()))
+    plain["detections"][0] |= wrong
+    with pytest.raises(ValueError, match=r"score|box"):
+        records.load(json.dumps(plain).encode())
+    if "score" in wrong:
+        with pytest.raises(jsonschema.ValidationError, match=str(wrong["score"])):
+            jsonschema.validate(plain, records.schema("record"))
 
 
 def test_six_significant_digits_everywhere() -> None:

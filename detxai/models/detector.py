@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from detxai.errors import ModelError
+from detxai.errors import ImageError, ModelError
 from detxai.models.trunk import Trunk
 from detxai.values import Target
 
@@ -48,7 +48,8 @@ class Candidates:
 
     boxes: (A, 4) float32 xyxy letterbox pixels (hulls of rotated ones); scores, logits: (A, classes) float32,
     logit = log-odds of the score; levels: (A,) int64; rotated: (A, 5) cx cy w h radians, letterbox pixels;
-    contexts: what a target needs beside its anchor index to stay pinned (RT-DETR's query selection).
+    contexts: what a target needs beside its anchor index to stay pinned (RT-DETR's query selection). Raises ImageError
+    where a number is not finite, or a score is not in [0, 1]: a broken model must not look like one that found nothing.
     """
 
     boxes: Tensor
@@ -58,6 +59,16 @@ class Candidates:
     rotated: Tensor | None = None
     context: Any = None
     end_to_end: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = {"boxes": self.boxes, "scores": self.scores, "logits": self.logits, "rotated boxes": self.rotated}
+        for name, values in numbers.items():
+            if values is not None and not bool(values.isfinite().all()):
+                wrong = int((~values.isfinite()).flatten(1).any(1).sum())
+                raise ImageError("not_finite", f"{wrong} of the model's {len(values)} {name} are not finite numbers")
+        if not bool(((self.scores >= 0) & (self.scores <= 1)).all()):
+            found = f"{float(self.scores.min()):g} to {float(self.scores.max()):g}"
+            raise ImageError("impossible", f"the model's scores are not in [0, 1]: they go from {found}")
 
 
 class Detector(Protocol):

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from detxai.errors import ModelError
+from detxai.errors import ImageError, ModelError
 from detxai.models import _ultralytics  # noqa: F401  (before any ultralytics.*)
-from detxai.models.detector import Detector, Differentiable, Pin
+from detxai.models.detector import Candidates, Detector, Differentiable, Pin
 from detxai.models.heads.anchor_based import AnchorBased
 from detxai.models.heads.anchor_free import AnchorFree
 from detxai.models.heads.black_box import BlackBox
@@ -76,19 +76,31 @@ def contrasting(values: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor]
     return both
 
 
+@torch.no_grad()
+def sound(detector: Detector, x: Tensor) -> Candidates:
+    """What `detector` predicts on x (1, 3, size, size). Raises ModelError where that is not finite, or impossible."""
+    try:
+        (found,) = detector.predict(x)
+    except ImageError as error:
+        message = f"{detector.info.name} is broken: on a test picture, {error}."
+        raise ModelError(message, "Nothing was explained; export or train the model again.") from error
+    return found
+
+
 def self_test(detector: Differentiable, x: Tensor) -> float:
     """Largest |gradient| of the strongest class logit on x (1, 3, size, size).
 
-    Raises ModelError when it is zero or not finite: then no gradient method can work (a detached or quantised head);
-    or when the sparse value is not that of the whole network: it has layers of another kind than is known here.
+    Raises ModelError as `sound` does; when the gradient is zero or not finite: then no gradient method can work (a
+    detached or quantised head); or when the sparse value is not that of the whole network: it has layers of another
+    kind than is known here.
     """
-    found = detector.predict(x)[0]
+    found = sound(detector, x)
     anchor, class_id = divmod(int(found.logits.argmax()), found.logits.shape[1])
     target = Target(anchor, int(found.levels[anchor]), "class", class_id, context=found.context)
     x = x.detach().clone().requires_grad_(True)
     value = detector.values(x, [Pin(0, target)])[0]
     whole = float(found.logits[anchor, class_id])
-    if abs(value.item() - whole) > SAME * max(abs(whole), 1.0):
+    if not abs(value.item() - whole) <= SAME * max(abs(whole), 1.0):  # so that NaN is refused
         raise ModelError(f"{detector.info.name}: {value.item():.6g} where the whole network says {whole:.6g}.")
     (gradient,) = torch.autograd.grad(value, x)
     largest = float(gradient.abs().max())

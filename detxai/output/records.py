@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from detxai.errors import ImageError
 from detxai.evidence.maps import GRID, grid, peak
 from detxai.evidence.measures import near_edge
 from detxai.evidence.model import Evidence, Rival
-from detxai.schema import Number, Text, require_written
+from detxai.schema import Number, Score, Text, require_written
 from detxai.schema import Part as _Part
 from detxai.values import EDGES, Attribution, Box, Detection, Image, ImageRef, Label
 
@@ -23,6 +23,17 @@ TOP_CLASSES = 5
 
 
 ValueGrid = tuple[tuple[Number, ...], ...]
+
+
+def _ordered(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    left, top, right, bottom = box
+    if left > right or top > bottom:
+        raise ValueError(f"no box: left {left}, top {top}, right {right}, bottom {bottom}")
+    return box
+
+
+#: left <= right and top <= bottom: more than JSON Schema can say.
+Corners = Annotated[tuple[Number, Number, Number, Number], AfterValidator(_ordered)]
 
 
 def _require_by_status(schema: dict[str, Any], model: type[_Part]) -> None:
@@ -68,7 +79,7 @@ class ClassScoreRecord(_Part):
 
     class_id: int = Field(description="id of the class in the model")
     class_name: Text = Field(description="name of the class in the model")
-    score: Number = Field(description="score in [0, 1]")
+    score: Score = Field(description="score in [0, 1]")
     logit: Number = Field(description="log-odds of the score")
 
 
@@ -134,7 +145,7 @@ class MatchRecord(_Part):
         " these; missed: a label that no detection is on"
     )
     label: int | None = Field(description="number of the label it meets, in labels; null: background")
-    iou: Number = Field(description="IoU with that label; background: the best with any; missed: that of nearest")
+    iou: Score = Field(description="IoU with that label; background: the best with any; missed: that of nearest")
 
 
 class NearestRecord(_Part):
@@ -143,9 +154,9 @@ class NearestRecord(_Part):
     Of those within 0.1 of the best IoU, the best score: neighbouring anchors give all but the same box.
     """
 
-    box: tuple[Number, Number, Number, Number] = Field(description="of that prediction, in source pixels")
-    iou: Number = Field(description="IoU of that box with this one")
-    score: Number = Field(description="the model's score of the class there")
+    box: Corners = Field(description="of that prediction, in source pixels")
+    iou: Score = Field(description="IoU of that box with this one")
+    score: Score = Field(description="the model's score of the class there")
 
 
 class DetectionRecord(_Part):
@@ -159,10 +170,10 @@ class DetectionRecord(_Part):
     )
     class_id: int = Field(description="predicted class")
     class_name: Text = Field(description="its name")
-    score: Number = Field(description="score of the predicted class in [0, 1]; of a given box as given")
+    score: Score = Field(description="score of the predicted class in [0, 1]; of a given box as given")
     logit: Number = Field(description="log-odds of the model's score")
     top_classes: tuple[ClassScoreRecord, ...] = Field(description="best classes by falling score")
-    box: tuple[Number, Number, Number, Number] = Field(description="left, top, right, bottom in source pixels")
+    box: Corners = Field(description="left, top, right, bottom in source pixels")
     obb: tuple[Number, Number, Number, Number, Number] | None = Field(
         default=None, description="rotated boxes only: cx, cy, w, h, radians; box is its hull"
     )
@@ -179,7 +190,7 @@ class LabelRecord(_Part):
 
     class_id: int | None = Field(description="its class in the model; null: the model has no such class")
     class_name: Text = Field(description="its name")
-    box: tuple[Number, Number, Number, Number] = Field(description="left, top, right, bottom in source pixels")
+    box: Corners = Field(description="left, top, right, bottom in source pixels")
     status: Literal["found", "missed", "unknown-class", "not-asked"] = Field(
         description="found: a detection is on it; missed: none is; unknown-class: the model has no such class, so that"
         " nothing can be explained; not-asked: its class was left out of the run"

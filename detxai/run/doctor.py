@@ -62,7 +62,7 @@ def model(name: str | None, device: str = "auto", trust_pickle: bool = False) ->
         yield from _gradients(detector, x.to(where))
     else:
         yield "head", "a black box: --method drise explains it, nothing else does"
-        detector.predict(x)
+        detectors.sound(detector, x)
         seconds = _timed(lambda: detector.predict(x))
         yield "timing", f"{1e3 * seconds:.0f} ms a picture on the CPU (noise image)"
 

@@ -80,7 +80,8 @@ class Explainer:
         checkpoint: Checkpoint | None = None,
         detector: Detector | None = None,
     ) -> None:
-        self.plan = Plan(config or RunConfig(), checkpoint, detector)
+        with torch.inference_mode(False):  # which turns gradients on too
+            self.plan = Plan(config or RunConfig(), checkpoint, detector)
         self.timings = Timings()
         self._detecting = 0.0
         self.workers = max(1, min(4, os.cpu_count() or 1))
@@ -105,6 +106,18 @@ class Explainer:
         Once `over()` holds no further image is begun; those on the device are finished.
         Raises DeviceError when one image does not fit, OutputError when the tree cannot be written.
         """
+        results = self._explained(refs, tree, over)
+        with contextlib.closing(results):
+            while True:
+                with torch.inference_mode(False):  # whatever mode the caller is in, and not beyond this step
+                    result = next(results, None)
+                if result is None:
+                    return
+                yield result
+
+    def _explained(
+        self, refs: Iterable[ImageRef], tree: store.Store | None, over: Callable[[], bool]
+    ) -> Generator[Result, None, None]:
         in_flight = self.plan.in_flight
         rows = rows_for(self.plan.device, self.plan.size)
         engine = self._engine(rows)
@@ -280,6 +293,8 @@ class Explainer:
                     self._waited(parts[-1].result)
                 parts.append(keep(Explained(item, detections, group, maps, tried, again)))
             return Outcome(item, detections, tuple(parts))
+        except ImageError as error:
+            return _failed(item, error)
         except (ValueError, IndexError, KeyError, ArithmeticError, AssertionError) as error:
             return _bug(item.ref, error)
 
@@ -351,6 +366,8 @@ class Explainer:
             try:
                 parts = [one.result() for one in outcome.parts]
                 result, pictures = publish(self.plan, outcome.prepared, outcome.detections, parts)
+            except ImageError as error:
+                result = _failed(outcome.prepared, error)
             except (ValueError, IndexError, KeyError, ArithmeticError) as error:
                 result = _bug(outcome.prepared.ref, error)
         assert isinstance(result, Result)
@@ -375,6 +392,10 @@ def _groups(wanted: Sequence[assess.Wanted], most: int) -> Iterator[tuple[assess
         group += own
     if group:
         yield group
+
+
+def _failed(item: Prepared, error: ImageError) -> Result:
+    return Result(item.ref, records.failed_record(item.ref, error, records.image_info(item.image), item.fingerprint))
 
 
 def _bug(ref: ImageRef, error: Exception) -> Result:

@@ -219,7 +219,7 @@ class Plan:
         return folder, labels.Folder(d.predictions, names, scored=True)
 
     def _check_methods(self) -> None:
-        """Raise UsageError for methods that make no sense here, ModelError where gradients do not work."""
+        """Raise UsageError for methods that make no sense here, ModelError for a model that is broken."""
         for name in self.config.attribution.method:
             if name in PERTURBATION and self.targets != ("class",):
                 raise UsageError(f"--method {name} sees detections only: it explains --target class, nothing else.")
@@ -233,10 +233,11 @@ class Plan:
                     f"--method {name} keeps what pushes a score up, and an edge has no up.",
                     "For edges: --method gradcam or odam.",
                 )
-        if any(name not in PERTURBATION for name in self.config.attribution.method):
-            assert self.network is not None
-            gray = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)
+        gray = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)
+        if self.network is not None and any(name not in PERTURBATION for name in self.config.attribution.method):
             detectors.self_test(self.network, gray)
+        else:
+            detectors.sound(self.detector, gray)
 
     def _stem(self) -> tuple[nn.Conv2d | None, int]:
         """The first convolution, where integrals are taken behind it, and how many numbers of a gradient are kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from detxai.attribution.ablation import Trial
 from detxai.attribution.methods import ACTIVATION, PERTURBATION
 from detxai.attribution.points import TargetMap
+from detxai.errors import ImageError
 from detxai.evidence.measures import ground_mask, near_edge
 from detxai.evidence.model import Evidence
 from detxai.inputs.letterbox import map_to_source
@@ -101,7 +103,7 @@ class Part:
 def part(plan: Plan, e: Explained, *, files: bool = True) -> Part:
     """What is kept of some detections, made one after the other: maps in source pixels are large.
 
-    Raises ValueError where a map is not finite.
+    Raises ImageError where a map is not finite.
     """
     p, judging = e.prepared, plan.config.attribution.evidence != "none"
     ground = ground_mask(p.image.pixels, p.ground) if judging else None
@@ -211,6 +213,8 @@ def _explanation(
 ) -> Explanation:
     method, gradient = variant
     square = found.map.cpu().numpy()
+    if not np.isfinite(square).all() or not math.isfinite(found.value_at_input):
+        raise ImageError("not_finite", f"the map of box {index} by {method} holds numbers that are not finite")
     source = map_to_source(square, p.letterbox)
     total = float(square.sum())
     notes = found.notes

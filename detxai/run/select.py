@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from detxai.errors import ImageError
 from detxai.inputs import labels
 from detxai.inputs.letterbox import boxes_to_source
 from detxai.models.detector import Candidates
@@ -87,6 +88,8 @@ class _Image:
             gain, left, top = self.letterbox.gain, self.letterbox.left, self.letterbox.top
             obb = ((cx - left) / gain, (cy - top) / gain, w / gain, h / gain, angle)
         x0, y0, x1, y1 = self.boxes[anchor].tolist()
+        if x0 > x1 or y0 > y1:
+            raise ImageError("impossible", f"the model reports a box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g})")
         return Detection(
             anchor,
             int(found.levels[anchor]),

@@ -154,10 +154,15 @@ def explained(
     return found
 
 
+def detector_of(name: str, family: Family, module: Any) -> Detector:
+    """The detector of the network `module`, with the family's own head."""
+    return build(Checkpoint(name, "0" * 64, "ultralytics", module, name, module.names, 640), family.branch)
+
+
 def matrix_row(name: str, family: Family, methods: Sequence[str]) -> tuple[str, ...]:
     """(family, for each method the targets that gave a map, and in how many seconds)."""
     module = network(family)
-    detector = build(Checkpoint(name, "0" * 64, "ultralytics", module, name, module.names, 640))
+    detector = detector_of(name, family, module)
     x = photo("bus.jpg", family.size)
     with torch.no_grad():
         found = detector.predict(x[None])[0]
@@ -184,7 +189,7 @@ def matrix_row(name: str, family: Family, methods: Sequence[str]) -> tuple[str, 
 def row(name: str, family: Family) -> tuple[str, ...]:
     """(family, head, targets, path, largest gradient, error, evaluations) of one family, really run."""
     module = network(family)
-    detector = build(Checkpoint(name, "0" * 64, "ultralytics", module, name, module.names, 640))
+    detector = detector_of(name, family, module)
     x = photo("bus.jpg", family.size)[None]
     dark = x * family.dark
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,18 @@ from detxai.values import EDGES, Checkpoint, Target
 SPARE_CELLS = 4
 
 
+def _own(head: Any) -> str:
+    """The branch that `predict` of the installed ultralytics reports with where it is not told otherwise.
+
+    Since 8.4.142 that is one2many with NMS, unless fusing has left one2one alone; before, what the file says.
+    """
+    from ultralytics.nn.autobackend import AutoBackend
+
+    chosen = "end2end" in inspect.signature(AutoBackend.__init__).parameters
+    one2one = getattr(head, "end2end", False) and not (chosen and getattr(head, "cv2", None) is not None)
+    return "one2one" if one2one else "one2many"
+
+
 class AnchorFree:
     """One class branch and one box branch a level, one prediction a cell.
 
@@ -29,8 +42,7 @@ class AnchorFree:
         self.module = freeze(fuse(self.prepared(copy.deepcopy(checkpoint.module))))
         *layers, head = self.module.model  # type: ignore[misc]
         self.head: Any = head
-        own = "one2one" if getattr(head, "end2end", False) else "one2many"
-        self.branch = branch or own
+        self.branch = branch or _own(head)
         heads = self._heads(self.branch)
         self.class_heads, self.box_heads, self.angle_heads = heads
         self.trunk = Trunk(layers)
