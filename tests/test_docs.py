@@ -21,6 +21,8 @@ from detxai.models import checkpoints
 from detxai.output import records
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FOLDERS = (".github", "configs", "detxai", "samples", "scripts")
+READMES = [ROOT / "README.md", *(file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.md")))]
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 OPTIONS = {flag for command in COMMANDS.values() for p in command.params for flag in p.opts} | {"--version", "--help"}
 
@@ -80,8 +82,7 @@ def test_every_command_line_parses() -> None:
 
 
 def test_every_option_key_and_file_exists() -> None:
-    own = README.partition("\n## Measured\n")[0]  # scripts have options of their own
-    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", own)) <= OPTIONS
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", README)) <= OPTIONS
     keys = set(re.findall(rf"`?\b((?:{'|'.join(settings.SECTIONS)})\.[a-z_0-9]+)=", README))
     assert keys <= set(settings.DESCRIPTIONS)
     assert set(re.findall(r"\bDETXAI_[A-Z_]+(?==)", README)) <= set(settings.ENVIRONMENT)
@@ -90,8 +91,15 @@ def test_every_option_key_and_file_exists() -> None:
     assert all((ROOT / file).exists() for file in files), files
 
 
-def test_nothing_is_left_to_be_filled_in() -> None:
-    assert not re.search(r"^(?:[A-Z]{4,}|TODO.*|TBD.*)$", README, re.MULTILINE)
+@pytest.mark.parametrize("readme", READMES, ids=lambda file: str(file.parent.relative_to(ROOT)))
+def test_every_link_leads_somewhere_and_nothing_is_left_to_be_filled_in(readme: Path) -> None:
+    text = readme.read_text(encoding="utf-8")
+    assert not re.search(r"^(?:[A-Z]{4,}|TODO.*|TBD.*)$", text, re.MULTILINE)
+    for file, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", text)):
+        target = (readme.parent / file).resolve() if file else readme
+        assert target.exists(), file
+        titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE) if anchor else ()
+        assert not anchor or anchor in {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}, anchor
 
 
 def test_the_example_of_a_record_keeps_to_the_schema() -> None:
