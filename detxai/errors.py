@@ -67,7 +67,7 @@ class OutputError(DetxaiError):
 
 
 class DeviceError(DetxaiError):
-    """The device was lost, or one image does not fit into its memory."""
+    """The device was lost, or what is judged does not fit into its memory."""
 
     exit_code = ExitCode.DEVICE
 
@@ -77,7 +77,7 @@ class ImageError(DetxaiError):
 
     Codes: `not_found`, `unreadable`, `empty_file`, `not_an_image`, `unsupported`, `truncated`,
     `too_large`, `bad_path`, `baseline`, `labels`, `predictions`, `not_finite`, `impossible`,
-    `internal`.
+    `memory`, `internal`.
     """
 
     exit_code = ExitCode.SOME_FAILED

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from detxai.attribution import baselines
 from detxai.attribution.engine import Engine, solve
-from detxai.attribution.integral import integrated_gradients
-from detxai.attribution.points import Segment, TargetMap
+from detxai.attribution.integral import AT_ONCE, integrated_gradients
+from detxai.attribution.memory import Room
+from detxai.attribution.points import Ask, Segment, TargetMap
 from detxai.attribution.quadrature import CROWDED, SQUARE, Mesh, Rule, cubic
 from detxai.attribution.rules import clenshaw_curtis, gauss_legendre, newton_cotes
 from detxai.models.detector import Detector, Pin
@@ -319,3 +320,59 @@ def test_no_ground_means_black() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     assert baselines.ground(noise) is None
     assert baselines.baseline("auto", noise, Letterbox(SIDE, SIDE, SIDE, 1.0, 0, 0, SIDE, SIDE))[1] == "auto:black"
+
+
+def test_gradients_without_room_are_computed_again_to_the_same_bits(detector: Detector, scene: Scene) -> None:
+    x, targets = scene
+
+    def maps(room: Room) -> list[TargetMap]:
+        engine = Engine(detector.values, torch.device("cpu"), room=room)
+        ask = integrated_gradients(Segment(x, torch.zeros_like(x)), targets, max_evaluations=40, tolerance=1e-3)
+        ((_, found),) = engine.run([(None, ask)], 1)
+        assert room.taken == 0, "what is done leaves no gradient behind"
+        return found
+
+    few = 5 * x[0].nbytes
+    wide, narrow = Room(), Room(few)
+    for kept, again in zip(maps(wide), maps(narrow), strict=True):
+        assert torch.equal(kept.map, again.map)
+        assert kept.evaluations == again.evaluations > 8
+    assert wide.refused == 0
+    assert narrow.refused > 20
+
+
+def test_the_room_is_never_overdrawn_but_for_what_is_needed() -> None:
+    x, b = torch.ones(3, 8, 8), torch.zeros(3, 8, 8)
+    gradient = x[0].nbytes
+    room, most = Room(3 * gradient), 0
+
+    def steep(batch: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        nonlocal most
+        most = max(most, room.taken)
+        return torch.tanh(200 * (batch.mean((1, 2, 3)) - 0.3))[[row for row, _ in pins]]
+
+    engine = Engine(steep, torch.device("cpu"), room=room)
+    ((_, (found,)),) = engine.run([(0, integrated_gradients(Segment(x, b), [ONE], tolerance=1e-4))], 1)
+    assert found.converged
+    assert found.evaluations > 40
+    assert most <= 3 * gradient + AT_ONCE * gradient
+
+
+def test_a_job_that_does_not_fit_fails_alone() -> None:
+    x = torch.ones(3, 8, 8)
+
+    def picky(batch: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        if any(target.anchor == 1 for _, target in pins):
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:115] DefaultCPUAllocator: can't allocate memory")
+        return batch.mean((1, 2, 3))[[row for row, _ in pins]]
+
+    def job(anchor: int) -> Ask:
+        try:
+            return (yield from integrated_gradients(Segment(x, 0 * x), [Target(anchor, 0)]))
+        except MemoryError:
+            return []
+
+    engine = Engine(picky, torch.device("cpu"))
+    done = dict(engine.run(((k, job(k)) for k in (0, 1, 2)), 1))
+    assert [len(done[k]) for k in (0, 1, 2)] == [1, 0, 1]
+    assert engine.halved == 3

@@ -86,9 +86,8 @@ def activation_maps(
     ]
     found: dict[int, TargetMap] = {}
     for (layer, ks), reply in zip(groups.items(), replies, strict=True):
-        assert reply.products is not None
         for row, k in enumerate(ks):
-            product = reply.products[row].double()
+            product = reply.product(row).double()
             notes = () if bool(product.any()) else (f"nothing at layer {layer} speaks for it",)
             found[k] = TargetMap(targets[k], product, reply.values[row], None, 1, dtype=dtype, layer=layer, notes=notes)
     return [found[k] for k in range(len(targets))]

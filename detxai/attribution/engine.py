@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from detxai.attribution.memory import Held, Room
 from detxai.attribution.points import Point, Reply
 from detxai.values import Target
 
@@ -59,11 +60,12 @@ class ModifiedGradient(Protocol):
 
 @dataclass(eq=False)
 class _Job:
-    """A coroutine in flight: what it asked for, and the replies so far."""
+    """A coroutine in flight: what it asked for, the replies so far, and whether a point of its own fits into memory."""
 
     tag: Any
     ask: Generator[list[Point], list[Reply], Any]
-    replies: list[Reply | None] = field(default_factory=list)
+    replies: list[Any] | None = None
+    fits: bool = True
 
 
 _Entry = tuple[_Job, int, Point]
@@ -74,6 +76,8 @@ Tap = Callable[[int], contextlib.AbstractContextManager[list[Tensor]]]
 @dataclass
 class Engine:
     """Runs coroutines that ask for path points. `rows`: points a pack, fixed for a run (see `rows_for`).
+
+    `room`: for the gradients that they hold.
 
     `f` gives the pinned values, `entered` those behind the network's first convolution; `similarity` how alike a
     target is to what is detected (black-box methods);
@@ -88,6 +92,7 @@ class Engine:
     entered: Field | None = None
     parchgrad: ModifiedGradient | None = None
     tap: Tap | None = None
+    room: Room = field(default_factory=Room)
     seconds: float = 0.0
     points: int = 0
     padded: int = 0
@@ -96,7 +101,10 @@ class Engine:
     def run(
         self, jobs: Iterable[tuple[Any, Generator[list[Point], list[Reply], T]]], in_flight: int
     ) -> Iterator[tuple[Any, T]]:
-        """(tag, result) of every job as it finishes; at most `in_flight` are begun at a time."""
+        """(tag, result) of every job as it finishes; at most `in_flight` are begun at a time.
+
+        A job of which not even one point fits into memory is thrown a MemoryError.
+        """
         source, exhausted, begun = iter(jobs), False, 0
         waiting: deque[_Entry] = deque()
         while True:
@@ -104,20 +112,17 @@ class Engine:
                 if exhausted := (entry := next(source, None)) is None:
                     break
                 begun += 1
-                job = _Job(*entry)
-                done = self._advance(job, None, waiting)
-                if done is not None:
+                for result in self._advance(_Job(*entry), waiting):
                     begun -= 1
-                    yield job.tag, done.value
+                    yield result
             if not waiting:
                 if exhausted and not begun:
                     return
                 continue
             for job in self._step(waiting):
-                done = self._advance(job, job.replies, waiting)
-                if done is not None:
+                for result in self._advance(job, waiting):
                     begun -= 1
-                    yield job.tag, done.value
+                    yield result
 
     def _full(self, waiting: deque[_Entry]) -> bool:
         return any(len(kind) >= self._rows(kind) for kind in self._kinds(waiting))
@@ -139,15 +144,19 @@ class Engine:
         return max(1, self.rows // 4) if alone else self.rows
 
     @staticmethod
-    def _advance(job: _Job, replies: Any, waiting: deque[_Entry]) -> StopIteration | None:
-        """Send `replies` to the job and queue what it asks next; its StopIteration when it is done."""
+    def _advance(job: _Job, waiting: deque[_Entry]) -> list[tuple[Any, Any]]:
+        """Tell the job its replies and queue what it asks next; its (tag, result) when it is done."""
+        replies: Any = job.replies
+        job.replies = None
         try:
-            points = job.ask.send(replies)
+            points = job.ask.send(replies) if job.fits else job.ask.throw(MemoryError())
         except StopIteration as stop:
-            return stop
+            return [(job.tag, stop.value)]
+        finally:
+            del replies  # a gradient that nobody holds leaves its room
         job.replies = [None] * len(points)
         waiting.extend((job, i, point) for i, point in enumerate(points))
-        return None
+        return []
 
     def _step(self, waiting: deque[_Entry]) -> list[_Job]:
         """Run one pack of the waiting points; the jobs that have all their replies now."""
@@ -163,13 +172,21 @@ class Engine:
         try:
             replies = self._evaluate([point for _, _, point in pack], rows)
         except RuntimeError as error:  # OutOfMemoryError on a GPU, a plain one on the CPU
-            if not out_of_memory(error) or self.rows == 1:
+            if not out_of_memory(error):
                 raise
+            if self.rows == 1:
+                (job, _, _) = pack[0]
+                job.fits = False
+                rest = [entry for entry in waiting if entry[0] is not job]
+                waiting.clear()
+                waiting.extend(rest)
+                return [job]
             self.rows, self.halved = self.rows // 2, self.halved + 1
             waiting.extendleft(reversed(pack))
             return []
         finished = []
         for (job, i, _), reply in zip(pack, replies, strict=True):
+            assert job.replies is not None
             job.replies[i] = reply
             if all(r is not None for r in job.replies):
                 finished.append(job)
@@ -193,22 +210,33 @@ class Engine:
         opened = self._tapped(layer)
         with torch.set_grad_enabled(gradient), self._arithmetic(points[0].dtype), watching, opened as tapped:
             values = self._field(points[0].field)(x, pins).float().view(depth, rows)
-        products: list[list[Tensor]] = []
+        held: list[list[Held | None]] = []
+        slopes: list[Tensor] = []
         if gradient:
             for k in range(depth):
                 if layer is not None:
-                    products.append(_layer_maps(points, k, values[k], tapped, k + 1 < depth))
+                    maps = _layer_maps(points, k, values[k], tapped, k + 1 < depth)
+                    held.append([self.room.hold(found, needed=True) for found in maps])
                     continue
                 if parchgrad is not None:
                     parchgrad.keep([p.channels[min(k, len(p.targets) - 1)] for p in filled if p.channels])
                 (g,) = torch.autograd.grad(values[k].sum(), x, retain_graph=k + 1 < depth)
-                products.append([p.kept(g[row].float()) for row, p in enumerate(points)])
+                maps = [p.kept(g[row].float()) for row, p in enumerate(points)]
+                held.append(
+                    [
+                        self.room.hold(found, needed=p.needed) if k < len(p.targets) else None
+                        for found, p in zip(maps, points, strict=True)
+                    ]
+                )
+                slopes += [p.slope(found) for found, p in zip(maps, points, strict=True)]
         table = values.detach().double().cpu().tolist()
+        along = torch.stack(slopes).view(depth, -1).cpu().tolist() if slopes else []
         self.seconds += time.perf_counter() - start
         return [
             Reply(
                 [table[k][row] for k in range(len(p.targets))],
-                torch.stack([products[k][row] for k in range(len(p.targets))]) if gradient else None,
+                [along[k][row] for k in range(len(p.targets))] if along else [],
+                [held[k][row] for k in range(len(p.targets))] if gradient else [],
             )
             for row, p in enumerate(points)
         ]

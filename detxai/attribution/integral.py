@@ -7,17 +7,20 @@ x the image, b the baseline, α the position on the path, F a target, f(α) = �
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
 
-from detxai.attribution.points import Ask, Point, Segment, TargetMap
+from detxai.attribution.memory import Held
+from detxai.attribution.points import Ask, Point, Reply, Segment, TargetMap
 from detxai.attribution.quadrature import Mesh, Rule, cubic
 from detxai.values import Target
 
 #: Of the rules in `scripts/bench/compare_rules.py` the one with the best maps for its cost; it begins with 8 gradients.
 DEFAULT_RULE = cubic()
+#: Gradients computed again at a time.
+AT_ONCE = 8
 
 
 def integrated_gradients(
@@ -36,62 +39,60 @@ def integrated_gradients(
     """
     rule = rule.within(max_evaluations)
     meshes = [Mesh(rule) for _ in targets]
-    products: list[dict[float, Tensor]] = [{} for _ in targets]
-    spent = [0] * len(targets)
-    active = set(range(len(targets)))
-    while active:
+    held: list[dict[float, Held]] = [{} for _ in targets]
+    found: dict[int, TargetMap] = {}
+    while active := [k for k in range(len(targets)) if k not in found]:
         plan: dict[tuple[float, bool], list[int]] = {}
-        for k in sorted(active):
+        for k in active:
             for v, gradient in meshes[k].missing().items():
                 plan.setdefault((v, gradient), []).append(k)
         replies = yield [
-            Point(path, rule.alpha(v), tuple(targets[k] for k in ks), gradient, dtype, field=path.field)
+            Point(path, rule.alpha(v), tuple(targets[k] for k in ks), gradient, dtype, field=path.field, needed=False)
             for (v, gradient), ks in plan.items()
         ]
         for ((v, _), ks), reply in zip(plan.items(), replies, strict=True):
-            slopes = [] if reply.products is None else path.slopes(reply.products)
             for row, k in enumerate(ks):
                 meshes[k].value[v] = reply.values[row]
-                if reply.products is not None:
-                    products[k][v], meshes[k].slope[v] = reply.products[row], slopes[row]
-                    spent[k] += 1
-        for k in sorted(active):
-            if not _refined(meshes[k], spent[k], tolerance, max_evaluations):
-                active.remove(k)
-            kept = meshes[k].weights()
-            products[k] = {v: q for v, q in products[k].items() if v in kept}
-    return [
-        _integral(path, target, mesh, nodes, count, tolerance, dtype)
-        for target, mesh, nodes, count in zip(targets, meshes, products, spent, strict=True)
-    ]
+                if reply.slopes:
+                    meshes[k].slope[v] = reply.slopes[row]
+                    held[k] |= {v: one for one in reply.held[row : row + 1] if one is not None}
+        del replies, reply
+        for k in active:
+            if not _refined(meshes[k], tolerance, max_evaluations):
+                found[k] = yield from _integral(path, targets[k], meshes[k], held[k], tolerance, dtype)
+                held[k].clear()
+    return [found[k] for k in range(len(targets))]
 
 
-def _refined(mesh: Mesh, spent: int, tolerance: float, max_evaluations: int) -> bool:
+def _refined(mesh: Mesh, tolerance: float, max_evaluations: int) -> bool:
     """Refine `mesh` if it has not converged and may still grow; False when it is final."""
     if mesh.bound() <= tolerance:
         return False
     panels = mesh.panels
     mesh.refine(tolerance)
-    if spent + sum(mesh.missing().values()) > max_evaluations:
+    if len(mesh.slope) + sum(mesh.missing().values()) > max_evaluations:
         mesh.panels = panels
         return False
     return True
 
 
 def _integral(
-    path: Segment,
-    target: Target,
-    mesh: Mesh,
-    products: dict[float, Tensor],
-    spent: int,
-    tolerance: float,
-    dtype: torch.dtype,
-) -> TargetMap:
-    weights = mesh.weights()
-    integral = torch.zeros_like(next(iter(products.values())))
-    for v in sorted(weights):
-        integral.add_(products[v], alpha=weights[v])
+    path: Segment, target: Target, mesh: Mesh, held: dict[float, Held], tolerance: float, dtype: torch.dtype
+) -> Generator[list[Point], list[Reply], TargetMap]:
+    """Coroutine: the map of one target on its final `mesh`; gradients that had no room are computed again."""
+    nodes = sorted(mesh.weights().items())
+    integral: Tensor | None = None
+    for start in range(0, len(nodes), AT_ONCE):
+        part = nodes[start : start + AT_ONCE]
+        lost = [mesh.rule.alpha(v) for v, _ in part if v not in held]
+        points = [Point(path, alpha, (target,), True, dtype, field=path.field) for alpha in lost]
+        again = iter((yield points) if points else ())
+        for v, weight in part:
+            gradient = held.pop(v).gradient if v in held else next(again).product(0)
+            integral = torch.zeros_like(gradient) if integral is None else integral
+            integral.add_(gradient, alpha=weight)
+    assert integral is not None
     found, bound = path.map(integral), mesh.bound()
     error = abs(float(found.sum()) - mesh.delta) / mesh.scale
     ends = mesh.value[1.0], mesh.value[0.0]
-    return TargetMap(target, found, *ends, spent, error, bound, bound <= tolerance, dtype)
+    return TargetMap(target, found, *ends, len(mesh.slope), error, bound, bound <= tolerance, dtype)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detxai.attribution import activation
 from detxai.attribution.drise import drise
-from detxai.attribution.integral import integrated_gradients
+from detxai.attribution.integral import AT_ONCE, integrated_gradients
 from detxai.attribution.points import Ask, Entered, Point, Reply, Segment, TargetMap
 from detxai.attribution.quadrature import Mesh, Rule, cubic
 from detxai.values import Target
@@ -85,19 +85,21 @@ def _fixed_integral(path: Segment, targets: Sequence[Target], rule: Rule, dtype:
     Nothing is known of its error: F's differences say what the sum of F's own gradient must be, not of another.
     """
     mesh = Mesh(rule)
-    nodes = mesh.missing()
-    replies = yield [Point(path, rule.alpha(v), tuple(targets), wanted, dtype) for v, wanted in nodes.items()]
-    found = dict(zip(nodes, replies, strict=True))
-    maps = []
-    for k, target in enumerate(targets):
-        total = torch.zeros(path.x.shape[1:], dtype=torch.float64, device=path.x.device)
-        for v, weight in mesh.weights().items():
-            products = found[v].products
-            assert products is not None
-            total.add_(products[k].double(), alpha=weight)
-        spent = sum(nodes.values())
-        maps.append(TargetMap(target, total, found[1.0].values[k], found[0.0].values[k], spent, dtype=dtype))
-    return maps
+    nodes, weights = sorted(mesh.missing().items()), mesh.weights()
+    totals = [torch.zeros(path.x.shape[1:], dtype=torch.float64, device=path.x.device) for _ in targets]
+    values: dict[float, list[float]] = {}
+    for start in range(0, len(nodes), AT_ONCE):
+        part = nodes[start : start + AT_ONCE]
+        replies = yield [Point(path, rule.alpha(v), tuple(targets), wanted, dtype) for v, wanted in part]
+        for (v, wanted), reply in zip(part, replies, strict=True):
+            values[v] = reply.values
+            for k, total in enumerate(totals if wanted else ()):
+                total.add_(reply.product(k).double(), alpha=weights[v])
+    spent = sum(wanted for _, wanted in nodes)
+    return [
+        TargetMap(target, total, values[1.0][k], values[0.0][k], spent, dtype=dtype)
+        for k, (target, total) in enumerate(zip(targets, totals, strict=True))
+    ]
 
 
 def expected(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) -> Ask:
@@ -143,9 +145,8 @@ def inputxgrad(paths: Sequence[Segment], targets: Sequence[Target], settings: Se
 
 def _at_image(path: Segment, targets: Sequence[Target], combine: Callable[[Tensor], Tensor], settings: Settings) -> Ask:
     (reply,) = yield [Point(path, 1.0, tuple(targets), dtype=settings.dtype, combine=combine)]
-    assert reply.products is not None
     return [
-        TargetMap(t, reply.products[k].double(), reply.values[k], None, 1, dtype=settings.dtype)
+        TargetMap(t, reply.product(k).double(), reply.values[k], None, 1, dtype=settings.dtype)
         for k, t in enumerate(targets)
     ]
 
@@ -154,27 +155,23 @@ def smoothgrad(paths: Sequence[Segment], targets: Sequence[Target], settings: Se
     """The mean gradient under Gaussian noise (Smilkov et al. 2017, arXiv:1706.03825), seeded."""
     path, count = paths[0], min(SAMPLES, settings.max_evaluations)
     generator = torch.Generator().manual_seed(settings.seed)
-    noisy = [path.x + SMOOTHGRAD_SIGMA * _noise(path.x, generator) for _ in range(count)]
-    points = [
-        Point(path, 1.0, tuple(targets), dtype=settings.dtype, picture=p, combine=lambda g: g.sum(0)) for p in noisy
-    ]
-    replies = yield [Point(path, 1.0, tuple(targets), False, settings.dtype), *points]
+    (whole,) = yield [Point(path, 1.0, tuple(targets), False, settings.dtype)]
+    totals = [torch.zeros((), device=path.x.device) for _ in targets]
+    for start in range(0, count, AT_ONCE):
+        noisy = [path.x + SMOOTHGRAD_SIGMA * _noise(path.x, generator) for _ in range(min(AT_ONCE, count - start))]
+        replies = yield [
+            Point(path, 1.0, tuple(targets), dtype=settings.dtype, picture=p, combine=lambda g: g.sum(0)) for p in noisy
+        ]
+        for reply in replies:
+            totals = [total + reply.product(k).double() for k, total in enumerate(totals)]
     return [
-        TargetMap(t, _sum(replies[1:], k) / count, replies[0].values[k], None, count, dtype=settings.dtype)
+        TargetMap(t, totals[k] / count, whole.values[k], None, count, dtype=settings.dtype)
         for k, t in enumerate(targets)
     ]
 
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator).to(like.device)
-
-
-def _sum(replies: Sequence[Reply], k: int) -> Tensor:
-    total = torch.zeros(())
-    for reply in replies:
-        assert reply.products is not None
-        total = total + reply.products[k].double()
-    return total
 
 
 def idgi(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) -> Ask:
@@ -184,28 +181,32 @@ def idgi(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings
     by construction: completeness says nothing about its quality and is not reported.
     """
     path, steps = paths[0], min(SAMPLES, settings.max_evaluations)
-    points = [
-        Point(
-            path,
-            (j / steps) ** 2,
-            tuple(targets),
-            j < steps,
-            settings.dtype,
-            combine=lambda g: g.square().sum(0),
-        )
-        for j in range(steps + 1)
+    totals = [torch.zeros(path.x.shape[1:], dtype=torch.float64, device=path.x.device) for _ in targets]
+    first: list[float] = []
+    before: Reply | None = None
+    for start in range(0, steps + 1, AT_ONCE):
+        replies = yield [
+            Point(
+                path,
+                (j / steps) ** 2,
+                tuple(targets),
+                j < steps,
+                settings.dtype,
+                combine=lambda g: g.square().sum(0),
+            )
+            for j in range(start, min(start + AT_ONCE, steps + 1))
+        ]
+        for there in replies:
+            if before is not None:
+                for k, total in enumerate(totals):
+                    squared = before.product(k).double()
+                    total += squared * ((there.values[k] - before.values[k]) / squared.sum().clamp_min(1e-30))
+            before, first = there, first or there.values
+    assert before is not None
+    return [
+        TargetMap(target, totals[k], before.values[k], first[k], steps, dtype=settings.dtype)
+        for k, target in enumerate(targets)
     ]
-    replies = yield points
-    found = []
-    for k, target in enumerate(targets):
-        total = torch.zeros(path.x.shape[1:], dtype=torch.float64, device=path.x.device)
-        for here, there in zip(replies, replies[1:], strict=False):
-            assert here.products is not None
-            squared = here.products[k].double()
-            total += squared * ((there.values[k] - here.values[k]) / squared.sum().clamp_min(1e-30))
-        last = replies[-1].values[k]
-        found.append(TargetMap(target, total, last, replies[0].values[k], steps, dtype=settings.dtype))
-    return found
 
 
 #: Methods that need gradients of the network.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from detxai.attribution.memory import Held
 from detxai.values import Target
 
 
@@ -29,10 +30,9 @@ class Segment:
         """What is kept of ∇F: (x − b) ⊙ ∇F summed over colour, (size, size)."""
         return ((self.x - self.b) * gradient).sum(0)
 
-    def slopes(self, products: Tensor) -> list[float]:
-        """f(α) = ∇F · (x − b) of each of the `products`."""
-        found: list[float] = products.flatten(1).sum(1, dtype=torch.float64).tolist()
-        return found
+    def slope(self, product: Tensor) -> Tensor:
+        """f(α) = ∇F · (x − b) of a `product`, () float64."""
+        return product.sum(dtype=torch.float64)
 
     def map(self, integral: Tensor) -> Tensor:
         """(size, size) float64 of the weighted sum of products."""
@@ -57,8 +57,8 @@ class Entered(Segment):
     def product(self, gradient: Tensor) -> Tensor:
         return gradient.permute(1, 2, 0)
 
-    def slopes(self, products: Tensor) -> list[float]:
-        return super().slopes(products * self.difference)
+    def slope(self, product: Tensor) -> Tensor:
+        return super().slope(product * self.difference)
 
     def map(self, integral: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -76,7 +76,8 @@ class Point:
     target, its pinned `value` (in a `trial`, one of many, or of what has `entered` the network) or its `similarity` to
     what is detected. `dtype` is the arithmetic of the network below the head. `channels`: for each target those that
     ParchGrad keeps, (total channels,) bool; None for the plain gradient. At a `layer` the gradient is that at its
-    output, and `combine` gets it, the output, both (c, h, w), and the target.
+    output, and `combine` gets it, the output, both (c, h, w), and the target. `needed`: its maps are kept even where
+    there is no room for them.
     """
 
     path: Segment
@@ -90,6 +91,7 @@ class Point:
     layer: int | None = None
     hidden: Tensor | None = None
     channels: tuple[Tensor, ...] | None = None
+    needed: bool = True
 
     def place(self) -> Tensor:
         """The picture at this point, (3, size, size)."""
@@ -100,13 +102,24 @@ class Point:
         """What is kept of a gradient (3, size, size), or of one at a layer with `more` of what is there."""
         return (self.combine or self.path.product)(gradient, *more)
 
+    def slope(self, product: Tensor) -> Tensor:
+        """f(α) of what is kept of a gradient, () float64; zero where that is no product with the path."""
+        return self.path.slope(product) if self.combine is None else product.new_zeros((), dtype=torch.float64)
+
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """What came of a point: F (targets,) and, where wanted, the map of ∇F per target, (targets, size, size)."""
+    """What came of a point, target by target: F and, where wanted, f and what is kept of ∇F (None: had no room)."""
 
     values: list[float]
-    products: Tensor | None = None
+    slopes: list[float] = field(default_factory=list)
+    held: list[Held | None] = field(default_factory=list)
+
+    def product(self, k: int) -> Tensor:
+        """What is kept of ∇F of target `k`, of a point that needs it."""
+        held = self.held[k]
+        assert held is not None, "kept where it is needed"
+        return held.gradient
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,9 @@ a panel [α₁, α₂], and its difference to the quadrature is the panel's true
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.polynomial.polynomial import polyder, polyval
@@ -19,6 +20,8 @@ from numpy.polynomial.polynomial import polyder, polyval
 Curve = tuple[float, ...]
 #: α = v; α = v² (3 − v) / 2; α = v².
 UNIFORM, CROWDED, SQUARE = (0.0, 1.0), (0.0, 0.0, 1.5, -0.5), (0.0, 0.0, 1.0)
+#: Divisions of the path whose weights are remembered: they depend on nothing else, and easy targets share them.
+KNOWN = 512
 #: From where to where in v.
 Panel = tuple[float, float]
 
@@ -92,6 +95,21 @@ def cubic(*, curve: Curve = CROWDED, panels: int = 4) -> Cubic:
     return Cubic("cubic", (0.0, 0.5, 1.0), (), curve, panels)
 
 
+@lru_cache(maxsize=KNOWN)
+def _shares(rule: Rule, panels: tuple[Panel, ...]) -> Sequence[Mapping[float, float]]:
+    return rule.shares(panels)
+
+
+@lru_cache(maxsize=KNOWN)
+def _weights(rule: Rule, panels: tuple[Panel, ...]) -> Mapping[float, float]:
+    total: dict[float, float] = {}
+    for share in _shares(rule, panels):
+        for v, w in share.items():
+            if w:
+                total[v] = total.get(v, 0.0) + w
+    return total
+
+
 @dataclass
 class Mesh:
     """The panels of one target's path, what is known at their nodes, and where it is not good enough yet."""
@@ -110,14 +128,9 @@ class Mesh:
         wanted = {end: False for panel in self.panels for end in panel if end not in self.value}
         return wanted | {v: True for v in self.weights() if v not in self.slope}
 
-    def weights(self) -> dict[float, float]:
+    def weights(self) -> Mapping[float, float]:
         """The weight of every node in the integral over α."""
-        total: dict[float, float] = {}
-        for share in self.rule.shares(self.panels):
-            for v, w in share.items():
-                if w:
-                    total[v] = total.get(v, 0.0) + w
-        return total
+        return _weights(self.rule, tuple(self.panels))
 
     @property
     def delta(self) -> float:
@@ -132,7 +145,7 @@ class Mesh:
     def _errors(self) -> list[float]:
         return [
             abs(self.value[b] - self.value[a] - sum(w * self.slope[v] for v, w in share.items() if w))
-            for (a, b), share in zip(self.panels, self.rule.shares(self.panels), strict=True)
+            for (a, b), share in zip(self.panels, _shares(self.rule, tuple(self.panels)), strict=True)
         ]
 
     def bound(self) -> float:

@@ -254,6 +254,7 @@ def explain(
     device: Annotated[str | None, _option("--device", panel=RUN, help="auto, cpu, cuda:N, mps. [auto]")] = None,
     precision: Annotated[str | None, _option("--precision", panel=RUN, help="auto, fp32, bf16, fp16. [auto]")] = None,
     batch: Annotated[str | None, _option("--batch", panel=RUN, help="Images in flight. [auto]")] = None,
+    memory: Annotated[str | None, _option("--memory", panel=RUN, help="Bytes to take, as in 4GiB. [auto]")] = None,
     force: Annotated[bool | None, _option("--force", panel=RUN, help="Do images again that are done.")] = None,
     dry_run: Annotated[
         bool | None, _option("--dry-run", panel=RUN, help="Say what would be done, write nothing.")
@@ -290,7 +291,8 @@ def explain(
         "parchgrad_ratio": parchgrad_ratio, "parchgrad_normality": parchgrad_normality,
         "parchgrad_region": parchgrad_region,
         "output": output, "overlays": overlays, "strip": strip, "maps": maps, "lock_timeout": lock_timeout,
-        "json": json_lines, "device": device, "precision": precision, "batch": _number(batch), "force": force,
+        "json": json_lines, "device": device, "precision": precision, "batch": _number(batch), "memory": memory,
+        "force": force,
         "dry_run": dry_run, "shard": shard, "max_failures": max_failures, "max_seconds": max_seconds,
         "verbosity": -1 if quiet else min(verbose, 2) or None, "color": color, "log_format": log_format,
     }  # fmt: skip

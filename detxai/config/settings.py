@@ -15,6 +15,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     DirectoryPath,
     Field,
@@ -223,6 +224,11 @@ class BatchConfig(_Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="arithmetic of the network")
     batch: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
         default="auto", description="images in flight: auto or a number"
+    )
+    memory: Literal["auto"] | ByteSize = Field(
+        default="auto",
+        description="bytes that the run may take beside the model, as in 4GiB; auto: a quarter of the machine's memory,"
+        " half of a GPU's",
     )
     force: bool = Field(default=False, description="do images again that are done already")
     shard: Annotated[str, AfterValidator(parse.shard)] | None = Field(

@@ -23,6 +23,7 @@ import torch
 
 from detxai.attribution import baselines
 from detxai.attribution.engine import Engine, out_of_memory, rows_for
+from detxai.attribution.memory import Room
 from detxai.attribution.methods import METHODS
 from detxai.attribution.points import Segment, TargetMap
 from detxai.config.fingerprint import fingerprint
@@ -104,7 +105,7 @@ class Explainer:
         """Results in the order of `refs`, each written to `tree` (if any) before it is yielded.
 
         Once `over()` holds no further image is begun; those on the device are finished.
-        Raises DeviceError when one image does not fit, OutputError when the tree cannot be written.
+        Raises DeviceError when the device is lost, OutputError when the tree cannot be written.
         """
         results = self._explained(refs, tree, over)
         with contextlib.closing(results):
@@ -138,13 +139,10 @@ class Explainer:
                         turn += 1
                 for index in sorted(waiting):
                     yield self._waited(waiting[index].result)
-            except RuntimeError as error:
-                if not out_of_memory(error):
+            except torch.AcceleratorError as error:
+                if out_of_memory(error):
                     raise
-                raise DeviceError(
-                    f"One image at {self.plan.size} pixels does not fit into the memory of {self.plan.device}.",
-                    "Use a smaller --imgsz.",
-                ) from error
+                raise DeviceError(f"{self.plan.device} was lost: {str(error).splitlines()[0]}.") from error
             finally:
                 readers.shutdown(wait=False, cancel_futures=True)
                 self._account(engine)
@@ -155,7 +153,8 @@ class Explainer:
             return Engine(self._similarity, device, rows)
         values, entered = (detectors.contrasting(f) for f in (network.values, network.entered))
         hooks = None if self.plan.keeping is None else self.plan.keeping.hooks
-        return Engine(values, device, rows, self._similarity, entered, hooks, network.trunk.tap)
+        room = Room(self.plan.budget.room)
+        return Engine(values, device, rows, self._similarity, entered, hooks, network.trunk.tap, room)
 
     def _ahead(
         self,
@@ -295,8 +294,15 @@ class Explainer:
             return Outcome(item, detections, tuple(parts))
         except ImageError as error:
             return _failed(item, error)
+        except MemoryError:
+            return _failed(item, self._too_much())
         except (ValueError, IndexError, KeyError, ArithmeticError, AssertionError) as error:
             return _bug(item.ref, error)
+
+    def _too_much(self) -> ImageError:
+        """Why an image of which not even one detection fits into memory has failed."""
+        what = f"one detection at {self.plan.size} pixels does not fit into the memory of {self.plan.device}"
+        return ImageError("memory", f"{what}: use a smaller --imgsz")
 
     def _maps(
         self, paths: Sequence[Segment], wanted: Sequence[Target], masks: dict[str, Masks]
@@ -326,7 +332,12 @@ class Explainer:
     @torch.no_grad()
     def _detect(self, x: torch.Tensor, item: Prepared) -> tuple[tuple[Detection, ...], Any]:
         start = time.perf_counter()
-        found = self.plan.detector.predict(x[None].contiguous(memory_format=torch.channels_last))[0]
+        try:
+            found = self.plan.detector.predict(x[None].contiguous(memory_format=torch.channels_last))[0]
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise MemoryError from error
         detections = selected(self.plan, found, item.letterbox, item.labels, item.given)
         self._detecting += time.perf_counter() - start
         return detections, found.context

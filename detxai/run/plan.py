@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from detxai.attribution.engine import rows_for
+from detxai.attribution.memory import saved_bytes
 from detxai.attribution.methods import ACTIVATION, GRADIENT, ONE_SIDED, PERTURBATION, Settings
 from detxai.config.settings import BASELINES, RunConfig
 from detxai.errors import ImageError, UsageError
@@ -19,16 +21,13 @@ from detxai.models import checkpoints, detectors
 from detxai.models.detector import Detector, Differentiable
 from detxai.parchgrad import statistics
 from detxai.parchgrad.session import Keeping
+from detxai.run.budget import budget
 from detxai.values import EDGES, Checkpoint, ImageRef, Pixels, Target
 
-#: Bytes for the gradients that wait for their weights, over all images in flight at about 16 nodes a target.
-GRADIENT_BYTES, NODES = 3 * 2**30, 16
 #: A gradient behind the first convolution is kept where it has no more numbers than this times the picture's pixels.
 MOST_KEPT = 4
 #: Targets of one image that share forward passes, at most; more are done in turn, so that memory stays bounded.
 TARGETS_AT_ONCE = 16
-#: Images in flight on the device under `batch: auto`: enough to fill its packs.
-IN_FLIGHT = {"cpu": 6, "mps": 6, "cuda": 12}
 #: The arithmetic below the head under `precision: auto`, where half precision is faster and its error is known:
 #: float16 changes maps by 1–3 % in L2 (bfloat16: 5–12 %, too much), but is slower than float32 on CPUs.
 AUTO_DTYPE = {"cuda": torch.float16}
@@ -96,7 +95,7 @@ class Plan:
         self._check_evidence()
         self.warnings: tuple[str, ...] = ()
         self.calibrated = self._calibrated()
-        self._check_methods()
+        activations = self._check_methods()
         self.keeping = self._keeping()
         self.baseline_images = self._baseline_images()
         self.dtype = self._dtype()
@@ -106,10 +105,17 @@ class Plan:
         self.settings = Settings(
             a.tolerance, a.max_evaluations, self.dtype, SEED, layer_of=layer_of, early=early, stem=stem
         )
-        batch = self.config.run.batch
-        self.in_flight = IN_FLIGHT[self.device.type] if batch == "auto" else int(batch)
-        share = GRADIENT_BYTES // (self.in_flight * NODES * 4 * kept)
-        self.targets_at_once = max(1, min(TARGETS_AT_ONCE, share))
+        run = self.config.run
+        self.budget = budget(
+            None if run.memory == "auto" else run.memory,
+            self.device,
+            size=self.size,
+            pack=activations * rows_for(self.device, self.size),
+            gradient=4 * kept,
+            in_flight=None if run.batch == "auto" else int(run.batch),
+            targets=TARGETS_AT_ONCE,
+        )
+        self.in_flight, self.targets_at_once = self.budget.in_flight, self.budget.targets_at_once
 
     def _dtype(self) -> torch.dtype:
         wanted = self.config.run.precision
@@ -218,8 +224,11 @@ class Plan:
             return folder, labels.Results(d.predictions, names) if d.predictions is not None else None
         return folder, labels.Folder(d.predictions, names, scored=True)
 
-    def _check_methods(self) -> None:
-        """Raise UsageError for methods that make no sense here, ModelError for a model that is broken."""
+    def _check_methods(self) -> int:
+        """The bytes that a forward pass of one picture keeps for its backward pass, 0 where no gradient is wanted.
+
+        Raises UsageError for methods that make no sense here, ModelError for a model that is broken.
+        """
         for name in self.config.attribution.method:
             if name in PERTURBATION and self.targets != ("class",):
                 raise UsageError(f"--method {name} sees detections only: it explains --target class, nothing else.")
@@ -234,10 +243,12 @@ class Plan:
                     "For edges: --method gradcam or odam.",
                 )
         gray = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)
-        if self.network is not None and any(name not in PERTURBATION for name in self.config.attribution.method):
-            detectors.self_test(self.network, gray)
-        else:
+        if self.network is None or all(name in PERTURBATION for name in self.config.attribution.method):
             detectors.sound(self.detector, gray)
+            return 0
+        with saved_bytes(self.network.module) as found:
+            detectors.self_test(self.network, gray)
+        return found[0]
 
     def _stem(self) -> tuple[nn.Conv2d | None, int]:
         """The first convolution, where integrals are taken behind it, and how many numbers of a gradient are kept."""

@@ -1,0 +1,77 @@
+"""How much of a machine's memory a run takes, and what fits into that at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from detxai.attribution.integral import AT_ONCE
+from detxai.errors import UsageError
+
+#: Share of the memory of a machine, and of a GPU, that a run takes under `memory: auto`.
+SHARE = {"cuda": 0.5}
+SHARE_OF_MACHINE = 0.25
+#: What the memory of a container is limited to.
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
+#: Images in flight on the device under `batch: auto`: enough to fill its packs.
+IN_FLIGHT = {"cpu": 6, "mps": 6, "cuda": 12}
+#: Nodes of a target for which there should be room: most need no more.
+NODES = 16
+#: Float pictures (3, size, size) an image in flight: image, baselines, fills, read ahead and on the device.
+PICTURES = 16
+#: Path ends of an image in flight, as large as its gradients.
+ENDS = 3
+#: A backward pass makes gradients beside what the forward pass has kept for it.
+BACKWARD = 1.5
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`room`: bytes for gradients whose weights are not known yet; `in_flight` images, `targets_at_once` of each."""
+
+    memory: int
+    room: int
+    in_flight: int
+    targets_at_once: int
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that a run takes on `device` if nobody says how many."""
+    if device.type == "cuda":
+        return int(SHARE["cuda"] * torch.cuda.get_device_properties(device).total_memory)
+    found = int(psutil.virtual_memory().total)
+    limit = CONTAINER.read_text().strip() if CONTAINER.is_file() else "max"
+    return int(SHARE_OF_MACHINE * (found if limit == "max" else min(found, int(limit))))
+
+
+def budget(
+    memory: int | None,
+    device: torch.device,
+    *,
+    size: int,
+    pack: int,
+    gradient: int,
+    in_flight: int | None,
+    targets: int,
+) -> Budget:
+    """What fits at once into `memory` bytes: a `pack` of so many, and `gradient`s of so many.
+
+    None takes what `memory_of` the device gives, or what one image needs; as many images in flight as fit, at most
+    IN_FLIGHT. Raises UsageError where what is asked for does not fit.
+    """
+    image = PICTURES * 12 * size**2 + (ENDS + AT_ONCE) * gradient
+    least = int(BACKWARD * pack) + image * (in_flight or 1)
+    total = max(memory_of(device), least) if memory is None else memory
+    if least > total:
+        raise UsageError(
+            f"--memory: {total >> 20} MiB are less than the {least >> 20} MiB that {in_flight or 1} images in flight"
+            f" at {size} pixels need.",
+            "Give more, or use a smaller --imgsz or --batch.",
+        )
+    left = total - int(BACKWARD * pack)
+    at_once = in_flight or max(1, min(IN_FLIGHT[device.type], left // (2 * image)))
+    room = left - at_once * image
+    return Budget(total, room, at_once, max(1, min(targets, room // (at_once * NODES * gradient))))
