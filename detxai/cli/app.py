@@ -16,6 +16,7 @@ from detxai.cli.calibrate import calibrate
 from detxai.cli.evaluate import evaluate
 from detxai.cli.options import INPUT, MODEL, OUTPUT, PARCHGRAD, RUN, WHAT
 from detxai.cli.options import option as _option
+from detxai.cli.review import list_
 from detxai.errors import DetxaiError, ExitCode, NoInputError
 
 ABOUT = """\
@@ -355,6 +356,7 @@ def schema(
 
 app.add_typer(calibrate, name="calibrate")
 app.command()(evaluate)
+app.command("list")(list_)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from rich.markup import escape
 INPUT, MODEL, WHAT, OUTPUT, RUN = "Input", "Model and detection", "Attribution", "Output", "Run"
 PARCHGRAD = "ParchGrad (with --gradient parchgrad-cls or parchgrad-ins)"
 JUDGING = "Judging"
+CHOICE = "Which boxes"
 
 
 def option(*flags: str, panel: str, help: str, **more: Any) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import chain
@@ -16,7 +17,7 @@ from detxai.config.settings import RunConfig
 from detxai.errors import DetxaiError, ExitCode, NoInputError, worst
 from detxai.evidence.typicality import GridSums
 from detxai.inputs.sources import Found
-from detxai.output import records
+from detxai.output import listing, ranking, records
 from detxai.run.console import Console, ReaderGone, Stopped, guarded_stdout, keep_freed_memory, signals, write_line
 from detxai.values import ImageRef
 
@@ -56,6 +57,11 @@ class _ClassSums:
                 self.converged, self.judged = self.converged + a.converged, self.judged + 1
 
 
+def gate(verdicts: Collection[str]) -> ranking.Worst:
+    """Reported boxes with one of the `verdicts` that --fail-on names."""
+    return ranking.Worst(lambda f: f.kind == "detection" and f.verdict in verdicts)
+
+
 @dataclass
 class Tally:
     """What a run has seen; `codes` are all the exit codes that hold."""
@@ -69,8 +75,8 @@ class Tally:
     attributions: int = 0
     unconverged: int = 0
     evaluations: int = 0
-    fail_on: tuple[str, ...] = ()
-    gated: int = 0
+    look: ranking.Worst = field(default_factory=ranking.Worst)
+    gate: ranking.Worst = field(default_factory=lambda: gate(()))
     codes: set[ExitCode] = field(default_factory=set)
     failures: list[records.Failure] = field(default_factory=list)
     _sums: dict[int, _ClassSums] = field(default_factory=dict)
@@ -99,14 +105,14 @@ class Tally:
             self.candidates += detection.kind == "candidate"
             if detection.kind == "detection":
                 self.detections += 1
-                self.gated += detection.evidence is not None and detection.evidence.verdict in self.fail_on
                 self._of(detection.class_id, detection.class_name).add(detection)
             for attribution in detection.attributions:
                 self.attributions += 1
                 self.unconverged += attribution.converged is False
                 self.evaluations += 0 if skipped else attribution.evaluations
-
-        if self.gated:
+        for worst_of in (self.look, self.gate):
+            worst_of.add(ranking.findings(record))
+        if self.gate.count:
             self.codes.add(ExitCode.GATE)
 
     def _of(self, class_id: int, name: str) -> _ClassSums:
@@ -144,7 +150,7 @@ class Job:
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.config, self.console = config, console
-        self.tally = Tally(fail_on=config.run.fail_on)
+        self.tally = Tally(gate=gate(config.run.fail_on))
         self.stopped: str | None = None
 
     def run(self, found: Found, started: float) -> ExitCode:
@@ -297,12 +303,26 @@ class Job:
             self.console.say("no image has a label file in --labels: see its names in the README", kind="warning")
         if self.config.detection.predictions is not None and self.tally.done and not summary.detections:
             self.console.say("no box in --predictions belongs to any of these images: check its names", kind="warning")
-        if self.tally.gated:
-            words = " or ".join(self.config.run.fail_on)
-            self.console.say(f"look again: {self.tally.gated} detections are {words} (--fail-on)", kind="warning")
+        self._name_the_worst()
         if summary.stopped:
             self.console.say(f"stopped early: {summary.stopped}; run the same command again to go on", kind="warning")
         self.console.say(f"records and pictures: {self.config.output.dir}")
+
+    def _name_the_worst(self) -> None:
+        """The boxes to look at, and those that --fail-on failed on, the latter even under -q."""
+        look, gated, output = self.tally.look, self.tally.gate, self.config.output.dir
+        if look.count:
+            said = ", ".join(f"{look.verdicts[word]} {word}" for word in ranking.LOOK if look.verdicts[word])
+            self.console.say(f"look at these first ({said}):")
+            for line in listing.lines(look.kept):
+                self.console.say(line.plain)
+        if look.count > len(look.kept):
+            self.console.say(f"and {look.count - len(look.kept)} more: detxai list {shlex.quote(str(output))}")
+        if gated.count:
+            words, names = " or ".join(self.config.run.fail_on), [f"{f.path} #{f.id}" for f in gated.kept]
+            more = [f"and {gated.count - len(names)} more"] if gated.count > len(names) else []
+            said = listing.printable(", ".join(names + more))
+            self.console.say(f"gate: {gated.count} detections are {words} (--fail-on): {said}", level=-1, kind="error")
 
 
 def versions() -> dict[str, str]:

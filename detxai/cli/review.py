@@ -1,0 +1,93 @@
+"""`detxai list`, `report` and `diff`, thin: they read output trees and need no model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from detxai.cli.options import CHOICE, OUTPUT, option
+from detxai.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+Tree = Annotated[Path, typer.Argument(metavar="OUT", help="Output tree of detxai explain.")]
+Verdict = Annotated[
+    list[str] | None,
+    option("--verdict", panel=CHOICE, help="unsupported, weak, unknown, supported, none, all. [the first three]"),
+]
+Class = Annotated[list[str] | None, option("--class", panel=CHOICE, help="Only these classes (ids or names).")]
+Kind = Annotated[
+    list[str] | None, option("--kind", panel=CHOICE, help="detection, candidate, missed, all. [detection]")
+]
+
+
+def list_(
+    tree: Tree,
+    verdict: Verdict = None,
+    class_: Class = None,
+    kind: Kind = None,
+    sort: Annotated[
+        str,
+        option(
+            "--sort",
+            panel=CHOICE,
+            help="severity (worst first), score, trust, path, class or a measure of evidence; -KEY turns it round.",
+            metavar="KEY",
+        ),
+    ] = "severity",
+    limit: Annotated[int | None, option("--limit", panel=CHOICE, help="Only the first N.", metavar="N", min=1)] = None,
+    json_lines: Annotated[bool, option("--json", panel=OUTPUT, help="One JSON line a box.")] = False,
+    by_class: Annotated[
+        bool,
+        option("--by-class", panel=OUTPUT, help="How each class behaves: where its evidence lies, groups, odd ones."),
+    ] = False,
+    paths0: Annotated[
+        bool, option("--paths0", panel=OUTPUT, help="Paths of their images, once, NUL after each.")
+    ] = False,
+) -> int:
+    """Which boxes of a finished run to look at, worst first: where, why, and the picture."""
+    from detxai.output import listing as shown
+    from detxai.output.tree import Tree
+    from detxai.review.behaviour import behaviours
+    from detxai.review.class_text import describe
+    from detxai.review.listing import Choice, select, unique_paths
+
+    if json_lines and paths0:
+        raise UsageError("--json and --paths0 cannot both be printed.", "Give one of them.")
+    chosen = select(Tree(tree), Choice.of(verdict or (["all"] if by_class else None), class_, kind), sort)
+    _warn(chosen.warnings)
+    found = chosen.found[:limit]
+    if paths0:
+        sys.stdout.buffer.writelines(path.encode() + b"\0" for path in unique_paths(found))
+    elif json_lines:
+        sys.stdout.writelines(shown.json_line(f) + "\n" for f in found)
+    elif by_class:
+        _print(line for behaviour in behaviours(found) for line in describe(behaviour))
+    elif found:
+        _print(shown.lines(found))
+    if not found:
+        _warn([f"none of the {chosen.total} boxes in {tree} is of this kind (--verdict all --kind all shows them)"])
+    sys.stdout.flush()
+    return 0
+
+
+def _print(shown: Iterable[Text]) -> None:
+    """Lines on stdout, never cut or wrapped; colours on a terminal only."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    for line in shown:
+        console.print(line)
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    from detxai.output.listing import printable
+    from detxai.run.console import Console
+
+    for warning in warnings:
+        Console().say(printable(warning), kind="warning")

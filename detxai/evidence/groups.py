@@ -1,0 +1,88 @@
+"""How the evidence of a class is spread over many boxes: the usual, the odd, and groups that have theirs elsewhere.
+
+A box is 65 numbers: its 8 x 8 grid and the net evidence outside the box, scaled to length 1 together, so that strong
+and weak detections can be compared and a shortcut shows, whether it lies in a corner of the box or beside it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+#: Fewer boxes than this make no groups.
+FEWEST = 12
+#: Mean silhouette below which a class counts as one group (Kaufman & Rousseeuw 1990: no substantial structure).
+STRUCTURE = 0.25
+#: A finer division is taken where it is nearly as clear: a small group must not hide in a large one.
+NEARLY = 0.05
+MOST_GROUPS, ROUNDS, SAMPLE = 5, 50, 400
+
+Vectors = NDArray[np.float64]
+
+
+def vectors(grids: ArrayLike, outside: ArrayLike) -> Vectors:
+    """(n, 65) of length 1 (0 where there is no evidence) from grids (n, 8, 8) and net evidence outside (n,), logits."""
+    cells = np.asarray(grids, np.float64).reshape(len(np.asarray(outside)), -1)
+    joined = np.column_stack([cells, np.asarray(outside, np.float64)])
+    length = np.linalg.norm(joined, axis=1, keepdims=True)
+    return np.asarray(np.divide(joined, length, out=np.zeros_like(joined), where=length > 0))
+
+
+def likeness(found: Vectors) -> NDArray[np.float64]:
+    """(n,): cosine of each of `found` (n, 65) with the mean of all, in [-1, 1]: high is typical, low is odd."""
+    mean = found.mean(0)
+    length = float(np.linalg.norm(mean))
+    return np.asarray(np.clip(found @ (mean / length), -1, 1)) if length > 0 else np.zeros(len(found))
+
+
+def groups(found: Vectors) -> tuple[list[NDArray[np.intp]], float]:
+    """Members of each group, largest first and the most typical of each first, and the silhouette that chose them.
+
+    Spherical k-means from far-apart starts, without chance. One group where no division reaches `STRUCTURE`.
+    """
+    best, chosen = 0.0, np.zeros(len(found), np.intp)
+    for k in range(2, MOST_GROUPS + 1) if len(found) >= FEWEST else ():
+        labels = _divide(found, k)
+        clear = silhouette(found, labels)
+        if clear > STRUCTURE and clear > best - NEARLY:
+            best, chosen = max(clear, best), labels
+    members = [np.flatnonzero(chosen == k) for k in np.unique(chosen)]
+    members = [m[np.argsort(-likeness(found[m]), kind="stable")] for m in members]
+    members.sort(key=lambda m: (-len(m), int(m[0])))
+    return members, silhouette(found, chosen)
+
+
+def silhouette(found: Vectors, labels: NDArray[np.intp]) -> float:
+    """Mean silhouette (Rousseeuw 1987) by cosine distance, of at most `SAMPLE` evenly picked boxes; 0 for one group."""
+    picked = np.linspace(0, len(found) - 1, min(len(found), SAMPLE)).astype(np.intp)
+    x, own = found[picked], labels[picked]
+    kinds, sizes = np.unique(own, return_counts=True)
+    if len(kinds) < 2:
+        return 0.0
+    distance = 1 - x @ x.T
+    sums = np.stack([distance[:, own == kind].sum(1) for kind in kinds], 1)
+    at = np.searchsorted(kinds, own)
+    rows = np.arange(len(x))
+    inner = sums[rows, at] / np.maximum(sizes[at] - 1, 1)
+    other = sums / sizes
+    other[rows, at] = np.inf
+    nearest = other.min(1)
+    value = (nearest - inner) / np.maximum(np.maximum(nearest, inner), 1e-12)
+    return float(np.where(sizes[at] > 1, value, 0).mean())
+
+
+def _divide(found: Vectors, k: int) -> NDArray[np.intp]:
+    """(n,): the group of each; fewer than `k` groups where some run empty."""
+    centres = [found[int(np.argmax(likeness(found)))]]
+    for _ in range(k - 1):  # the next start is what is least like all the others
+        centres.append(found[int(np.argmin((found @ np.stack(centres).T).max(1)))])
+    centre = np.stack(centres)
+    labels = np.asarray(np.argmax(found @ centre.T, 1))
+    for _ in range(ROUNDS):
+        sums = np.stack([found[labels == i].sum(0) for i in range(k)])
+        length = np.linalg.norm(sums, axis=1, keepdims=True)
+        centre = np.divide(sums, length, out=centre.copy(), where=length > 0)
+        before, labels = labels, np.asarray(np.argmax(found @ centre.T, 1))
+        if np.array_equal(before, labels):
+            break
+    return labels

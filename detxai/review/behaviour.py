@@ -1,0 +1,111 @@
+"""How a model uses its evidence for each class, over all boxes of a tree: what makes it say `knife`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detxai.evidence.groups import groups, likeness, vectors
+from detxai.evidence.typicality import GridSums
+from detxai.output.ranking import Finding
+from detxai.output.records import AttributionRecord, DetectionRecord
+
+#: How many of the most typical and of the oddest boxes are shown.
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Group:
+    """Boxes of one class whose evidence lies alike; `boxes`: numbers in the behaviour's `found`, most typical first."""
+
+    boxes: tuple[int, ...]
+    mean: NDArray[np.float64]
+    outside: float
+    score: float
+    verdicts: Counter[str]
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """One class: its boxes, the mean and spread (8, 8) of their grids in the map's unit, and groups of alike ones."""
+
+    class_id: int
+    class_name: str
+    found: tuple[Finding, ...]
+    verdicts: Counter[str]
+    mean: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    outside: float
+    typical: tuple[int, ...]
+    odd: tuple[int, ...]
+    groups: tuple[Group, ...]
+    silhouette: float
+
+
+def own(detection: DetectionRecord) -> AttributionRecord | None:
+    """The first map of the predicted class: the one that was judged."""
+    return next((a for a in detection.attributions if a.target == "class" and not a.as_class), None)
+
+
+def behaviours(found: Iterable[Finding]) -> list[Behaviour]:
+    """Of each class that was reported, by class id; boxes without a map of their class are passed over.
+
+    Only boxes under the method of the first one are taken: maps of two methods have no common unit.
+    """
+    by_class: dict[int, list[tuple[Finding, AttributionRecord]]] = {}
+    way: tuple[str, str] | None = None
+    for f in found:
+        a = own(f.detection)
+        if f.kind == "detection" and a is not None:
+            way = way or (a.method, a.gradient)
+            if way == (a.method, a.gradient):
+                by_class.setdefault(f.class_id, []).append((f, a))
+    return [_behaviour(pairs) for _, pairs in sorted(by_class.items())]
+
+
+def _behaviour(pairs: Sequence[tuple[Finding, AttributionRecord]]) -> Behaviour:
+    found = tuple(f for f, _ in pairs)
+    grids = np.asarray([a.grid.values for _, a in pairs], np.float64)
+    outside = np.asarray([_outside(f) for f in found])
+    sums = GridSums()
+    for grid in grids:
+        sums.add(grid)
+    described = vectors(grids, outside)
+    order = np.argsort(-likeness(described), kind="stable").tolist()
+    members, clear = groups(described)
+    return Behaviour(
+        class_id=found[0].class_id,
+        class_name=found[0].class_name,
+        found=found,
+        verdicts=Counter(f.verdict for f in found),
+        mean=sums.mean,
+        spread=sums.spread,
+        outside=_share(grids, outside),
+        typical=tuple(order[:SHOWN]),
+        odd=tuple(reversed(order[SHOWN:][-SHOWN:])),
+        groups=tuple(
+            Group(
+                tuple(m.tolist()),
+                grids[m].mean(0),
+                _share(grids[m], outside[m]),
+                float(np.mean([found[i].score for i in m])),
+                Counter(found[i].verdict for i in m),
+            )
+            for m in members
+        ),
+        silhouette=clear,
+    )
+
+
+def _outside(f: Finding) -> float:
+    return f.detection.evidence.net_outside if f.detection.evidence is not None else 0.0
+
+
+def _share(grids: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
+    """Share of what speaks for the class that lies outside the boxes, of all boxes together, in [0, 1]."""
+    beside, inside = float(np.maximum(outside, 0).sum()), float(np.maximum(grids.sum((1, 2)), 0).sum())
+    return beside / (beside + inside) if beside + inside > 0 else 0.0

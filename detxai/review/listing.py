@@ -1,0 +1,122 @@
+"""Which findings `detxai list` shows, and in which order."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from detxai.config.parse import names
+from detxai.errors import UsageError
+from detxai.evidence.model import Evidence
+from detxai.output import ranking
+from detxai.output.ranking import Finding
+from detxai.output.tree import Mixture, Tree
+
+#: Sort keys besides the measures of `evidence`.
+PLAIN_KEYS: dict[str, Callable[[Finding], Any]] = {
+    "severity": ranking.severity,
+    "score": lambda f: f.score,
+    "trust": lambda f: f.trust,
+    "path": lambda f: (f.path, f.id),
+    "class": lambda f: (f.class_name, ranking.severity(f)),
+}
+MEASURES = tuple(
+    name for name, field in Evidence.model_fields.items() if "float" in str(field.annotation) and name != "trust"
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which findings are wanted. `classes` are ids or names; none: all."""
+
+    verdicts: tuple[str, ...] = ranking.LOOK
+    classes: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ("detection",)
+
+    @classmethod
+    def of(cls, verdicts: Any, classes: Any, kinds: Any) -> Choice:
+        """From repeated options with commas in them; None: the default. Raises UsageError for an unknown word."""
+        return cls(
+            _words("--verdict", verdicts, ranking.VERDICTS) or cls.verdicts,
+            tuple(names(classes) or ()),
+            _words("--kind", kinds, ranking.KINDS) or cls.kinds,
+        )
+
+    def takes(self, f: Finding) -> bool:
+        """Whether `f` is wanted."""
+        named = not self.classes or f.class_name in self.classes or str(f.class_id) in self.classes
+        return named and f.kind in self.kinds and f.verdict in self.verdicts
+
+    def require_classes(self, seen: Iterable[tuple[int, str]]) -> None:
+        """Raise UsageError for a class that is not among those `seen` (id, name) in the tree."""
+        known = {word for class_id, name in seen for word in (str(class_id), name)}
+        for word in self.classes:
+            if word not in known:
+                raise _unknown("--class", word, [word for word in sorted(known) if not word.isdecimal()])
+
+
+def _words(option: str, given: Any, known: tuple[str, ...]) -> tuple[str, ...]:
+    words = tuple(names(given) or ())
+    for word in words:
+        if word not in (*known, "all"):
+            raise _unknown(option, word, (*known, "all"))
+    return known if "all" in words else words
+
+
+def _unknown(option: str, word: str, known: Sequence[str]) -> UsageError:
+    close = difflib.get_close_matches(word, known, 1)
+    hint = f"Did you mean {close[0]}?" if close else f"Choose from: {', '.join(known)}."
+    return UsageError(f"{option} does not know {word!r}.", hint)
+
+
+def ordered(found: Iterable[Finding], key: str = "severity") -> list[Finding]:
+    """`found` by `key`, lowest first (severity: worst first); `-key` highest first; what lacks the value comes last.
+
+    Keys: severity, score, trust, path, class, or a measure of `evidence`. Raises UsageError for others.
+    """
+    name = key.removeprefix("-")
+    worst_first = sorted(found, key=ranking.severity)
+    if name in PLAIN_KEYS:
+        value = PLAIN_KEYS[name]
+    elif name in MEASURES:
+
+        def value(f: Finding) -> Any:
+            return getattr(f.detection.evidence, name, None)
+    else:
+        raise _unknown("--sort", name, [*PLAIN_KEYS, *MEASURES])
+    known = [f for f in worst_first if value(f) is not None]
+    known.sort(key=value, reverse=key.startswith("-"))
+    return known + [f for f in worst_first if value(f) is None]
+
+
+def unique_paths(found: Iterable[Finding]) -> list[str]:
+    """The images of `found`, each once, as they come."""
+    return list(dict.fromkeys(f.path for f in found))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen of a tree: `found` in order, of `total` boxes; `warnings` about the tree."""
+
+    found: list[Finding]
+    total: int
+    warnings: list[str]
+
+
+def select(tree: Tree, choice: Choice, key: str = "severity") -> Selection:
+    """The findings of `tree` that `choice` takes, by `key`. Raises UsageError and NoInputError."""
+    ordered((), key)  # a wrong key is told before the tree is read
+    mixture, total = Mixture(), 0
+    seen: set[tuple[int, str]] = set()
+    found = []
+    for record in tree.read():
+        mixture.add(record)
+        for f in ranking.findings(record):
+            seen.add((f.class_id, f.class_name))
+            total += 1
+            if choice.takes(f):
+                found.append(f)
+    choice.require_classes(seen)
+    return Selection(ordered(found, key), total, tree.warnings() + mixture.warnings())
