@@ -29,6 +29,9 @@ from detxai.values import EDGES, Target
 
 #: What an attribution test needs to mean anything: F(image) − F(baseline) of the tested target.
 ENOUGH = 0.3
+#: One family of each kind of head; with the others, what takes long is a slow test.
+HEADS = ("v8", "v10", "26", "11-obb", "world", "rtdetr-v8")
+ONE_OF_EACH = [pytest.param(name, marks=() if name in HEADS else pytest.mark.slow) for name in FAMILIES]
 
 
 @dataclass(eq=False)
@@ -67,7 +70,13 @@ def made(name: str) -> Case:
     return Case(family, module, detector, x, x * family.dark, found, dark)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+#: The largest network; rtdetr-v8 has the same decoder.
+LARGE = "rtdetr"
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name == LARGE else ()) for name in FAMILIES]
+)
 def case(request: pytest.FixtureRequest) -> Case:
     return made(request.param)
 
@@ -151,6 +160,21 @@ def test_sparse_equals_full(case: Case) -> None:
         assert float((gradient - full_gradient).norm() / full_gradient.norm()) <= 1e-4
 
 
+def test_few_evaluations_know_their_error(case: Case) -> None:
+    """The bound covers the error wherever the refinement stops, and the ends of the path are the model's own values."""
+    target = case.moving(0)
+    path = Segment(case.x[0], case.baseline[0])
+    (found,) = solve(case.detector.values, integrated_gradients(path, [target], max_evaluations=8))
+    assert found.evaluations == 8
+    assert found.completeness_error <= found.error_bound + 1e-5  # rounding in fp32
+    assert found.converged == (found.error_bound <= 0.05)
+    assert abs(found.value_at_input - found.value_at_baseline) >= ENOUGH
+    with torch.no_grad():
+        value = float(case.detector.full_values(case.x, [Pin(0, target)]))
+    assert found.value_at_input == pytest.approx(value, abs=1e-3)
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH, indirect=True)
 def test_integral_is_complete(case: Case) -> None:
     path = Segment(case.x[0], case.baseline[0])
     edge = case.family.yaml in ("yolov8n.yaml", "yolo26n.yaml", "yolov10n.yaml")  # the boxes of the others decode alike
@@ -187,6 +211,7 @@ def test_behind_the_first_convolution_the_integral_is_the_same(case: Case) -> No
     assert other.value_at_baseline == pytest.approx(one.value_at_baseline, abs=1e-3)
 
 
+@pytest.mark.parametrize("case", ONE_OF_EACH, indirect=True)
 def test_every_method_gives_a_map_of_the_class(case: Case) -> None:
     target = case.moving(0)
     left, top, right, bottom = case.found.boxes[target.anchor].tolist()
