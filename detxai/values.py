@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.float32]
 Box = tuple[float, float, float, float]
-#: The targets that are edges of the box, in the order of xyxy.
-EDGES = ("left", "top", "right", "bottom")
 
 
 @dataclass(frozen=True)

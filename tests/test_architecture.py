@@ -21,8 +21,6 @@ MACHINE_PATHS = re.compile(rb"(?<![\w/.])/(?:work|opt|root|home)/\w")
 #: Longer than LINES or deeper than LEVELS, each with the reason why it is better so. Only ever to be shortened.
 LINES, LEVELS = 50, 4
 EXCEPTIONS = {
-    "detxai/cli/app.py explain": "one parameter an option of the command",
-    "detxai/cli/evaluate.py evaluate": "one parameter an option of the command",
     "detxai/evaluation/perturbation.py curves": "waits to be cut: asks in rounds for all curves of a picture at once",
     "detxai/inputs/sources.py _walk": "waits to be cut: a folder's entries, links and errors in one generator",
     "detxai/models/trunk.py fuse": "five lines of a pattern: each level is one more thing that has to fit",

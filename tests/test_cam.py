@@ -15,11 +15,12 @@ from conftest import SIDE, explain, pixels
 from torch import Tensor
 
 from detxai.attribution.engine import Engine, solve
-from detxai.attribution.methods import ACTIVATION, METHODS, Settings
+from detxai.attribution.methods import METHODS, Settings
 from detxai.attribution.points import Segment, TargetMap
 from detxai.models import checkpoints, detectors
 from detxai.models.detector import Detector
 from detxai.values import Target
+from detxai.vocabulary import LAYER_METHODS
 
 #: Layers of the tiny YOLOv8n: the three that feed its head, and where they are made in the backbone.
 FEEDS, BACKBONE = (15, 18, 21), (4, 6, 9)
@@ -121,7 +122,7 @@ def enlarged(values: np.ndarray) -> np.ndarray:
     return both * (count / SIDE) ** 2
 
 
-@pytest.mark.parametrize("name", ACTIVATION)
+@pytest.mark.parametrize("name", LAYER_METHODS)
 @pytest.mark.parametrize("layer", [None, 7])
 def test_maps_are_their_formulas(detector: Detector, name: str, layer: int | None) -> None:
     wanted = targets(detector, "class")
@@ -142,7 +143,7 @@ def test_maps_are_their_formulas(detector: Detector, name: str, layer: int | Non
 
 def test_some_maps_say_something(detector: Detector) -> None:
     """Else the comparison above would be one of zeros."""
-    for name in ACTIVATION:
+    for name in LAYER_METHODS:
         assert sum(float(m.map.sum()) > 0 for m in run(detector, name, targets(detector, "class"))) >= 2
 
 
@@ -191,10 +192,10 @@ def test_neighbours_do_not_change_a_map(detector: Detector) -> None:
     jobs = []
     for name in ("bag-01.jpg", "bag-02.jpg", "bag-03.jpg"):
         x = picture(name)
-        for method in ACTIVATION:
+        for method in LAYER_METHODS:
             jobs.append((name + method, METHODS[method]([Segment(x, x)], wanted, chosen(detector))))
     together = dict(Engine(detector.values, torch.device("cpu"), tap=detector.trunk.tap).run(iter(jobs), 6))
-    for method in ACTIVATION:
+    for method in LAYER_METHODS:
         alone = run(detector, method, wanted)
         for a, b in zip(alone, together["bag-01.jpg" + method], strict=True):
             assert torch.equal(a.map, b.map)
@@ -214,9 +215,9 @@ def explained(out: File) -> list[dict[str, Any]]:
 
 def test_the_record_names_the_layer(tiny: File, pictures: File, tmp_path: File) -> None:
     common = (pictures / "a.png", "-m", tiny, "-o", tmp_path, "--max-det", 1, "--evidence", "none")
-    assert explain(*common, "--method", ",".join(ACTIVATION)) == 0
+    assert explain(*common, "--method", ",".join(LAYER_METHODS)) == 0
     found = explained(tmp_path)
-    assert [a["method"] for a in found] == list(ACTIVATION)
+    assert [a["method"] for a in found] == list(LAYER_METHODS)
     for a in found:
         assert a["path"] in {f"layer {layer}" for layer in (BACKBONE if a["method"] == "layercam" else FEEDS)}
         assert a["baseline"] == "none"

@@ -22,6 +22,7 @@ from filelock import FileLock
 from PIL import Image
 
 from detxai.config import settings
+from detxai.config.options import ROWS
 from detxai.output import records
 
 HERE = Path(__file__).parent
@@ -319,9 +320,17 @@ def test_every_option_has_a_key_and_every_key_an_option() -> None:
     explain: Any = get_command(app).commands["explain"]  # type: ignore[attr-defined]
     flags = {flag for parameter in explain.params for flag in parameter.opts if flag.startswith("--")}
     names = {flag.removeprefix("--").replace("-", "_") for flag in flags}
-    # Where settings come from, how stdin is read, and the three words for talk.verbosity.
-    beside = {"config", "set", "null", "quiet", "verbose"}
-    assert names - beside == set(settings.OPTIONS) - {"verbosity"}
+    # Where settings come from, how stdin is read, and shorthands for values of an option.
+    beside = {"config", "set", "null"} | {
+        flag.removeprefix("--").replace("-", "_")
+        for row in ROWS
+        for short in row.shorthands
+        for flag in short.flags
+        if flag.startswith("--")
+    }
+    assert names - beside == set(settings.OPTIONS)
+    keys = {f"{name}.{f.alias or key}" for name, of in settings.SECTIONS.items() for key, f in of.model_fields.items()}
+    assert keys == set(settings.DESCRIPTIONS), "rows of the table and fields of the settings"
 
 
 def test_options_beat_the_environment(machine: Command) -> None:

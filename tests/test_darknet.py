@@ -22,7 +22,8 @@ from detxai.models import checkpoints, darknet, detectors
 from detxai.models.detector import Detector, Pin
 from detxai.models.predictions import reported
 from detxai.models.trunk import Trunk
-from detxai.values import EDGES, Target
+from detxai.values import Target
+from detxai.vocabulary import EDGES
 
 SHARED = Path(__file__).parents[2] / "shared"
 FASTEST = SHARED / "weights" / "yolo-fastest-1.1_coco"

@@ -29,7 +29,8 @@ from detxai.models.predictions import reported
 from detxai.models.trunk import Trunk, freeze, fuse
 from detxai.models.windows import reach
 from detxai.run.pipeline import Explainer
-from detxai.values import EDGES, Checkpoint, Target
+from detxai.values import Checkpoint, Target
+from detxai.vocabulary import EDGES
 
 
 def checkpoint(module: Any, name: str = "some.pt") -> Checkpoint:

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, SAMPLES, explain
 from typer.main import get_command
 
+from detxai import vocabulary
 from detxai.cli.app import app
 from detxai.config import settings
 from detxai.errors import PRECEDENCE, ExitCode
@@ -60,7 +61,7 @@ def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
 
 
 def test_the_table_of_methods_is_complete() -> None:
-    assert tuple(re.findall(r"^\| `([\w+]+)` \|", section("Methods"), re.MULTILINE)) == settings.METHODS
+    assert tuple(re.findall(r"^\| `([\w+]+)` \|", section("Methods"), re.MULTILINE)) == tuple(vocabulary.METHODS)
 
 
 def test_the_table_of_rules_is_that_of_the_verdict() -> None:
@@ -68,7 +69,7 @@ def test_the_table_of_rules_is_that_of_the_verdict() -> None:
     sides = {rule.measure: "above" if rule.high else "below" for rule in RULES}
     assert shown == [(name, *(f"{sides[name]} {limit:g}" for limit in limits)) for name, limits in DEFAULTS.items()]
     assert set(re.findall(r"^\| `(\w+)` \|", section(EVIDENCE).partition("<!-- rules -->")[0], re.MULTILINE)) == {
-        *settings.VERDICTS
+        *vocabulary.VERDICTS
     }
 
 

@@ -25,7 +25,8 @@ from detxai.models.detector import Candidates, Detector, Pin
 from detxai.models.detectors import self_test
 from detxai.models.heads.rtdetr import RTDETR
 from detxai.models.predictions import reported
-from detxai.values import EDGES, Target
+from detxai.values import Target
+from detxai.vocabulary import EDGES
 
 #: What an attribution test needs to mean anything: F(image) − F(baseline) of the tested target.
 ENOUGH = 0.3

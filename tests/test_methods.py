@@ -14,16 +14,17 @@ from PIL import Image
 from test_darknet import NETWORKS, saved
 from torch import Tensor
 
+from detxai import vocabulary
 from detxai.attribution import activation
 from detxai.attribution.drise import drise
 from detxai.attribution.engine import solve
-from detxai.attribution.methods import ACTIVATION, GRADIENT, METHODS, Settings
+from detxai.attribution.methods import METHODS, Settings
 from detxai.attribution.points import Segment, TargetMap
-from detxai.config import settings
 from detxai.config.settings import RunConfig
 from detxai.errors import UsageError
 from detxai.run.pipeline import Explainer
-from detxai.values import EDGES, Target
+from detxai.values import Target
+from detxai.vocabulary import EDGES
 
 SIZE = 8
 TARGETS = [Target(0, 0), Target(1, 0)]
@@ -45,7 +46,7 @@ def run(name: str, **settings: int) -> list[TargetMap]:
 
 
 def test_the_config_names_every_method() -> None:
-    assert set(settings.METHODS) == set(METHODS)
+    assert set(vocabulary.METHODS) == set(METHODS)
 
 
 def test_every_method_has_its_paper() -> None:
@@ -56,14 +57,16 @@ def test_every_method_has_its_paper() -> None:
         "layercam": activation.layercam,
         "odam": activation.odam,
     }
-    assert set(maps) == set(ACTIVATION)
-    texts = {name: method.__doc__ for name, method in (GRADIENT | maps).items()} | {"drise": drise.__doc__}
+    assert set(maps) == set(vocabulary.LAYER_METHODS)
+    texts = {
+        name: method.__doc__ for name, method in ({n: METHODS[n] for n in vocabulary.GRADIENT_METHODS} | maps).items()
+    } | {"drise": drise.__doc__}
     assert set(texts) == set(METHODS)
     for name, text in texts.items():
         assert re.search(r"arXiv:\d{4}\.\d{4,5}|doi:10\.\d+/\S+", text or ""), name
 
 
-@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize("name", vocabulary.GRADIENT_METHODS)
 def test_every_gradient_method_sees_the_weights(name: str) -> None:
     for found in run(name):
         assert found.map.shape == (SIZE, SIZE)

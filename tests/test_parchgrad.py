@@ -18,7 +18,7 @@ from scipy.stats import norm, shapiro, ttest_ind
 from torch import Tensor, nn
 
 from detxai.attribution.engine import Engine, solve
-from detxai.attribution.methods import GRADIENT, Settings
+from detxai.attribution.methods import METHODS, Settings
 from detxai.attribution.points import Segment
 from detxai.cli.app import run
 from detxai.errors import UsageError
@@ -31,6 +31,7 @@ from detxai.parchgrad import channels
 from detxai.parchgrad import statistics as stored
 from detxai.parchgrad.gradient import ParchGrad, modified, with_channels
 from detxai.values import Checkpoint, Target
+from detxai.vocabulary import GRADIENT_METHODS
 
 GAMMAS = (1.0, 2.0, 0.3, math.inf)
 VARIANCES: Any = ("on", "off", "exact")
@@ -208,7 +209,7 @@ def by_reference(
 def through_engine(f: Any, parchgrad: ParchGrad, name: str, path: Segment, kept: dict[Target, Tensor]) -> list[Any]:
     """The maps of the method `name` for all targets at once."""
     settings = Settings(modified=True)
-    ask = with_channels(GRADIENT[name]([path], list(kept), settings), {id(t): m for t, m in kept.items()})
+    ask = with_channels(METHODS[name]([path], list(kept), settings), {id(t): m for t, m in kept.items()})
     engine = Engine(f, torch.device("cpu"), 4, parchgrad=parchgrad)
     return next(iter(engine.run([(None, ask)], 1)))[1]
 
@@ -300,7 +301,7 @@ def test_every_kind_of_detector_agrees_with_the_reference(name: str, tmp_path: F
 # -- methods -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize("name", GRADIENT_METHODS)
 def test_no_method_claims_completeness(name: str, tiny_detector: Detector) -> None:
     """And with nothing kept every method gives its own map of the plain gradient."""
     x = picture()
@@ -314,7 +315,7 @@ def test_no_method_claims_completeness(name: str, tiny_detector: Detector) -> No
         assert (one.completeness_error, one.error_bound, one.converged) == (None, None, None)
         assert bool(one.map.isfinite().all())
     engine = Engine(tiny_detector.values, torch.device("cpu"), 4)
-    plain = next(iter(engine.run([(None, GRADIENT[name]([path], list(kept), Settings(modified=True)))], 1)))[1]
+    plain = next(iter(engine.run([(None, METHODS[name]([path], list(kept), Settings(modified=True)))], 1)))[1]
     assert found[0].evaluations == plain[0].evaluations
     assert [one.value_at_input for one in found] == pytest.approx([one.value_at_input for one in plain], abs=1e-5)
     close(found[1].map, plain[1].map)
@@ -326,7 +327,7 @@ def test_the_fixed_rule_integrates_what_it_is_given(tiny_detector: Detector) -> 
     x = picture()
     target = best(tiny_detector, x)[0]
     settings = Settings(modified=True)
-    (one,) = solve(tiny_detector.values, GRADIENT["ig"]([Segment(x, 0.9 * x)], [target], settings))
+    (one,) = solve(tiny_detector.values, METHODS["ig"]([Segment(x, 0.9 * x)], [target], settings))
     assert one.value_at_baseline is not None
     delta = one.value_at_input - one.value_at_baseline
     assert abs(delta) > 0.05
@@ -334,7 +335,7 @@ def test_the_fixed_rule_integrates_what_it_is_given(tiny_detector: Detector) -> 
     assert one.evaluations == 24
     (fewer,) = solve(
         tiny_detector.values,
-        GRADIENT["ig"]([Segment(x, 0.9 * x)], [target], Settings(max_evaluations=9, modified=True)),
+        METHODS["ig"]([Segment(x, 0.9 * x)], [target], Settings(max_evaluations=9, modified=True)),
     )
     assert fewer.evaluations <= 9
 

@@ -17,11 +17,8 @@ from torch.nn.functional import avg_pool2d
 
 from detxai.attribution.points import Point, Reply, Segment
 from detxai.values import Box, Target
+from detxai.vocabulary import FADED, ONLY_BOX, SOFTENED, WITHOUT_BOX, WITHOUT_TOP
 
-WITHOUT_BOX, ONLY_BOX, WITHOUT_TOP = "without box", "only box", "without top"
-SOFTENED = "softened"
-#: Places on the path from a fill to the picture: what the class owes to fine detail comes late.
-FADED = {"quarter of the way": 0.25, "half of the way": 0.5}
 #: Trials come by the dozen: they fill packs of their own.
 FIELD = "trial"
 #: Share of the box's pixels that are its top-attributed part.

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from detxai.attribution.points import Ask, Point, Segment, TargetMap
-from detxai.values import EDGES, Target
+from detxai.values import Target
+from detxai.vocabulary import EDGES
 
 #: Gradient and activation (c, h, w) of a target -> weighted activation, summed over channels (h, w).
 Weighing = Callable[[Tensor, Tensor, Target, float], Tensor]

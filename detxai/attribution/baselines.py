@@ -8,10 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detxai.values import Letterbox, Pixels
-
-#: Colours in [0, 1]; `gray` is the padding every YOLO has learned to ignore.
-CONSTANT = {"black": 0.0, "white": 1.0, "gray": 114 / 255}
-NAMES = ("auto", *CONSTANT, "blur", "mean")
+from detxai.vocabulary import COLOURS
 
 #: Share of the pixels around the most common colour that makes it a ground: less for the pale ground of scanners
 #: (mean level above PALE) than for darker ones. Its channels lie within CHROMA of each other: lawns are no ground.
@@ -35,8 +32,8 @@ def baseline(name: str, square: Pixels, box: Letterbox, file: Pixels | None = No
     result = square.astype(np.float32) / 255
     if file is not None:
         result[rows, cols] = file[rows, cols].astype(np.float32) / 255
-    elif name in CONSTANT:
-        result[rows, cols] = CONSTANT[name]
+    elif name in COLOURS:
+        result[rows, cols] = COLOURS[name]
     elif name == "mean":
         result[rows, cols] = inner.reshape(-1, 3).mean(0) / 255
     elif name == "blur":

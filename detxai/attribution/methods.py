@@ -209,18 +209,9 @@ def idgi(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings
     ]
 
 
-#: Methods that need gradients of the network.
-GRADIENT: dict[str, Method] = {
-    "ig": ig,
-    "expected": expected,
-    "idgi": idgi,
-    "grad": grad,
-    "inputxgrad": inputxgrad,
-    "smoothgrad": smoothgrad,
-}
-
-
 def _activation(weigh: activation.Weighing, early: bool = False) -> Method:
+    """A method that weighs what a layer responds to: one forward, gradients down to that layer only."""
+
     def method(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) -> Ask:
         assert settings.layer_of is not None
         layers = [settings.layer_of(target) for target in targets]
@@ -231,23 +222,23 @@ def _activation(weigh: activation.Weighing, early: bool = False) -> Method:
     return method
 
 
-#: Methods that weigh what a layer responds to, see `cam`: one forward, gradients down to that layer only. LayerCAM
-#: counts a cell by its own gradient: at the head's input that reaches no farther than the head's few cells.
-ACTIVATION: dict[str, Method] = {
-    "gradcam": _activation(activation.gradcam),
-    "gradcam++": _activation(activation.gradcam_plus),
-    "layercam": _activation(activation.layercam, early=True),
-    "odam": _activation(activation.odam),
-}
-#: Of these, those that keep what pushes the target up. An edge of a box is as much held by what pushes it down.
-ONE_SIDED = ("gradcam++", "layercam")
-
-
 def black_box(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) -> Ask:
     """D-RISE: see `drise`. A mask costs one forward, a gradient several: so more of them are allowed."""
     return drise(paths[0], targets, max_masks=MASKS_PER_EVALUATION * settings.max_evaluations, seed=settings.seed)
 
 
-#: Methods that only look at detections: for every model.
-PERTURBATION: dict[str, Method] = {"drise": black_box}
-METHODS: dict[str, Method] = {**GRADIENT, **ACTIVATION, **PERTURBATION}
+#: What `vocabulary.METHODS` says of each. Of the layer's methods LayerCAM counts a cell by its own gradient: at the
+#: head's input that reaches no farther than the head's few cells.
+METHODS: dict[str, Method] = {
+    "ig": ig,
+    "expected": expected,
+    "idgi": idgi,
+    "grad": grad,
+    "inputxgrad": inputxgrad,
+    "smoothgrad": smoothgrad,
+    "gradcam": _activation(activation.gradcam),
+    "gradcam++": _activation(activation.gradcam_plus),
+    "layercam": _activation(activation.layercam, early=True),
+    "odam": _activation(activation.odam),
+    "drise": black_box,
+}

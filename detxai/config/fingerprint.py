@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from detxai.config.settings import BASELINES, RunConfig
+from detxai.config.settings import RunConfig
+from detxai.vocabulary import BASELINES
 
 
 @lru_cache(maxsize=16)

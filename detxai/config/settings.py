@@ -1,4 +1,4 @@
-"""One model of every option; option > `--set` > `DETXAI_*` environment > YAML > default."""
+"""Types and bounds of every option; option > `--set` > `DETXAI_*` environment > YAML > default."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from pydantic import (
 )
 
 from detxai.config import parse
+from detxai.config.options import OPTIONS as TABLE
+from detxai.config.options import ROWS
 from detxai.errors import UsageError
+from detxai.vocabulary import BASELINES, GRADIENTS, METHODS, TARGETS, VERDICTS
 
-METHODS = (
-    *("ig", "expected", "idgi", "grad", "inputxgrad", "smoothgrad"),
-    *("gradcam", "gradcam++", "layercam", "odam", "drise"),
-)
-GRADIENTS = ("plain", "parchgrad-cls", "parchgrad-ins")
-VERDICTS = ("supported", "weak", "unsupported", "unknown")
-TARGETS = ("class", "contrast", "objectness", "left", "top", "right", "bottom", "box")
-BASELINES = ("auto", "black", "white", "gray", "blur", "mean")
+
+def _field(name: str, **checks: Any) -> Any:
+    """The field of the option `name`: default and description from the table, and what values must keep to."""
+    row = TABLE[name]
+    return Field(default=row.default, description=row.about, **checks)
 
 
 def _baseline(value: str) -> str:
@@ -47,7 +47,7 @@ def _baseline(value: str) -> str:
 
 
 Selectors = Annotated[tuple[int | str, ...], BeforeValidator(parse.selectors), AfterValidator(parse.distinct)]
-Methods = Annotated[tuple[str, ...], BeforeValidator(parse.names), parse.known("method", METHODS)]
+Methods = Annotated[tuple[str, ...], BeforeValidator(parse.names), parse.known("method", tuple(METHODS))]
 Targets = Annotated[tuple[str, ...], BeforeValidator(parse.names), parse.known("target", TARGETS)]
 Gradients = Annotated[tuple[str, ...], BeforeValidator(parse.names), parse.known("gradient", GRADIENTS)]
 Verdicts = Annotated[tuple[str, ...], BeforeValidator(parse.names), parse.known("verdict", VERDICTS, 0)]
@@ -69,109 +69,51 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """The detector."""
 
-    path: str | None = Field(
-        default=None,
-        min_length=1,
-        description="checkpoint, safetensors, Darknet .cfg, ONNX, or an Ultralytics name;"
-        " null: the bundled sample detector",
-    )
-    names: FilePath | None = Field(default=None, description="file with one class name a line (Darknet, ONNX)")
-    sha256: str | None = Field(
-        default=None,
-        pattern="^[0-9a-f]{64}$",
-        description="refuse a model file with another SHA-256",
-    )
-    trust_pickle: bool = Field(default=False, description="unpickle this checkpoint fully, in this run only")
-    head: Literal["auto", "one2many", "one2one"] = Field(
-        default="auto", description="which head to explain where a model has two"
-    )
+    path: str | None = _field("model", min_length=1)
+    names: FilePath | None = _field("names")
+    sha256: str | None = _field("sha256", pattern="^[0-9a-f]{64}$")
+    trust_pickle: bool = _field("trust_pickle")
+    head: Literal["auto", "one2many", "one2one"] = _field("head")
 
 
 class DetectionConfig(_Section):
     """What is detected: as in Ultralytics."""
 
-    conf: float = Field(default=0.25, ge=0, le=1, description="lowest score of a reported box")
-    iou: float = Field(default=0.7, ge=0, le=1, description="overlap above which NMS drops the weaker box")
-    imgsz: int | None = Field(
-        default=None,
-        ge=32,
-        le=8192,
-        multiple_of=32,
-        description="side of the network's input in pixels; null: the checkpoint's training size, else 640",
-    )
-    max_det: int = Field(default=300, ge=1, le=100_000, description="most boxes reported an image")
-    classes: Selectors | None = Field(default=None, description="report only these classes (ids or names); null: all")
-    candidates: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="also explain boxes from this score up to conf (an image without any box gives its strongest);"
-        " null: off",
-    )
-    predictions: Path | None = Field(
-        default=None,
-        description="explain these boxes (COCO results JSON or a folder of YOLO txt) instead of detecting",
-    )
-    labels: DirectoryPath | None = Field(
-        default=None, description="folder of YOLO txt labels: marks right and wrong boxes, explains what was missed"
-    )
+    conf: float = _field("conf", ge=0, le=1)
+    iou: float = _field("iou", ge=0, le=1)
+    imgsz: int | None = _field("imgsz", ge=32, le=8192, multiple_of=32)
+    max_det: int = _field("max_det", ge=1, le=100_000)
+    classes: Selectors | None = _field("classes")
+    candidates: float | None = _field("candidates", ge=0, le=1)
+    predictions: Path | None = _field("predictions")
+    labels: DirectoryPath | None = _field("labels")
 
 
 class AttributionConfig(_Section):
     """What is explained, and how well."""
 
-    method: Methods = Field(default=("ig",), description=f"attribution methods: {', '.join(METHODS)}")
-    gradient: Gradients = Field(
-        default=("plain",), description=f"the gradient that a method integrates or shows: {', '.join(GRADIENTS)}"
-    )
-    target: Targets = Field(default=("class",), description=f"explained outputs of a prediction: {', '.join(TARGETS)}")
-    as_class: Selectors = Field(default=(), description="also explain each box as these classes (ids or names)")
-    baseline: Annotated[str, AfterValidator(_baseline)] = Field(
-        default="auto",
-        description=f"the picture that shows nothing: {', '.join(BASELINES)}, an image file, or"
-        " (expected only) a folder of them; auto follows the picture's own ground",
-    )
-    layer: int | None = Field(
-        default=None,
-        ge=0,
-        description="layer of the network that activation methods look at; null: the one that feeds the head at the"
-        " prediction's scale (layercam: the backbone's of that scale)",
-    )
-    tolerance: float = Field(default=0.05, gt=0, le=1, description="wanted bound on the relative completeness error")
-    max_evaluations: int = Field(default=256, ge=2, le=1_000_000, description="most gradient evaluations a detection")
-    evidence: Literal["none", "basic", "full"] = Field(default="basic", description="how much evidence to compute")
-    calibration: Files = Field(
-        default=(),
-        description="files of `detxai calibrate`; empty: those found for the model by its sha256",
-    )
+    method: Methods = _field("method")
+    gradient: Gradients = _field("gradient")
+    target: Targets = _field("target")
+    as_class: Selectors = _field("as_class")
+    baseline: Annotated[str, AfterValidator(_baseline)] = _field("baseline")
+    layer: int | None = _field("layer", ge=0)
+    tolerance: float = _field("tolerance", gt=0, le=1)
+    max_evaluations: int = _field("max_evaluations", ge=2, le=1_000_000)
+    evidence: Literal["none", "basic", "full"] = _field("evidence")
+    calibration: Files = _field("calibration")
 
 
 class ParchGradConfig(_Section):
     """ParchGrad: which channels of the gradient are kept, and how much the others are held back."""
 
-    gamma: float = Field(
-        default=math.inf,
-        gt=0,
-        allow_inf_nan=True,
-        description="weight of kept channels against pruned ones, by their standard deviations; .inf prunes them",
-    )
-    variance: Literal["on", "off", "exact"] = Field(
-        default="on",
-        description="variance conservation: on (of the two groups), off, or exact (of their sum, as measured)",
-    )
-    alpha: float = Field(default=0.05, gt=0, lt=1, description="level of the tests by which channels are kept")
-    quantile: float | None = Field(
-        default=None, gt=0, le=1, description="keep this share of each convolution's channels instead; null: use alpha"
-    )
-    ratio: float = Field(
-        default=0.5, gt=0, le=1, description="upper share of the convolutions below the head that is modified"
-    )
-    normality: float = Field(
-        default=0.05, gt=0, le=1, description="parchgrad-cls keeps channels with a Shapiro-Wilk p below this only"
-    )
-    region: Literal["whole", "detection"] = Field(
-        default="detection", description="what channels are averaged over: the whole picture or the detection's box"
-    )
+    gamma: float = _field("parchgrad_gamma", gt=0, allow_inf_nan=True)
+    variance: Literal["on", "off", "exact"] = _field("parchgrad_variance")
+    alpha: float = _field("parchgrad_alpha", gt=0, lt=1)
+    quantile: float | None = _field("parchgrad_quantile", gt=0, le=1)
+    ratio: float = _field("parchgrad_ratio", gt=0, le=1)
+    normality: float = _field("parchgrad_normality", gt=0, le=1)
+    region: Literal["whole", "detection"] = _field("parchgrad_region")
 
     @model_validator(mode="before")
     @classmethod
@@ -190,61 +132,34 @@ class ParchGradConfig(_Section):
 class ImagesConfig(_Section):
     """How files become pictures."""
 
-    window: Annotated[str, BeforeValidator(parse.window)] = Field(
-        default="auto",
-        description="16-bit and float images to 8 bits: 'auto', 'full', 'LOW,HIGH' or 'percentile P,Q'",
-    )
-    max_pixels: int = Field(
-        default=100_000_000,
-        ge=1,
-        description="images with more pixels fail instead of filling the memory",
-    )
+    window: Annotated[str, BeforeValidator(parse.window)] = _field("window")
+    max_pixels: int = _field("max_pixels", ge=1)
 
 
 class OutputConfig(_Section):
     """The output tree."""
 
-    dir: Path = Field(default=Path("runs/explain"), description="folder of the output tree")
-    overlays: bool = Field(default=True, description="write one picture an attribution")
-    strip: bool = Field(default=False, description="put the plain picture beside the heat map in overlays")
-    maps: Literal["none", "npz", "png"] = Field(
-        default="none", description="also write the raw signed maps, in source-image pixels"
-    )
-    lock_timeout: float = Field(
-        default=0, ge=0, le=86400, description="seconds to wait for another run on the same tree"
-    )
+    dir: Path = _field("output")
+    overlays: bool = _field("overlays")
+    strip: bool = _field("strip")
+    maps: Literal["none", "npz", "png"] = _field("maps")
+    lock_timeout: float = _field("lock_timeout", ge=0, le=86400)
 
 
 class BatchConfig(_Section):
     """How the run goes; nothing here but precision changes a result."""
 
-    device: Annotated[str, BeforeValidator(parse.device)] = Field(
-        default="auto", description="auto, cpu, mps, cuda or cuda:N"
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="arithmetic of the network")
-    batch: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
-        default="auto", description="images in flight: auto or a number"
-    )
-    memory: Literal["auto"] | ByteSize = Field(
-        default="auto",
-        description="bytes that the run may take beside the model, as in 4GiB; auto: a quarter of the machine's memory,"
-        " half of a GPU's",
-    )
-    force: bool = Field(default=False, description="do images again that are done already")
-    shard: Annotated[str, AfterValidator(parse.shard)] | None = Field(
-        default=None, description="do only part I of N of the images: I/N, from 1/N to N/N"
-    )
-    fail_on: Verdicts = Field(
-        default=(), description=f"leave with 10 when a reported box has one of these verdicts: {', '.join(VERDICTS)}"
-    )
-    max_failures: int | None = Field(default=None, ge=1, description="stop after this many failed images")
-    max_seconds: float | None = Field(default=None, gt=0, description="stop cleanly after this time")
-    dry_run: bool = Field(default=False, description="say what would be done, write nothing")
-    json_lines: bool = Field(
-        default=False,
-        alias="json",
-        description="one JSON line a record on stdout, the summary last",
-    )
+    device: Annotated[str, BeforeValidator(parse.device)] = _field("device")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _field("precision")
+    batch: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = _field("batch")
+    memory: Literal["auto"] | ByteSize = _field("memory")
+    force: bool = _field("force")
+    shard: Annotated[str, AfterValidator(parse.shard)] | None = _field("shard")
+    fail_on: Verdicts = _field("fail_on")
+    max_failures: int | None = _field("max_failures", ge=1)
+    max_seconds: float | None = _field("max_seconds", gt=0)
+    dry_run: bool = _field("dry_run")
+    json_lines: bool = _field("json", alias="json")
 
     @property
     def part(self) -> tuple[int, int]:
@@ -256,9 +171,9 @@ class BatchConfig(_Section):
 class TalkConfig(_Section):
     """What is said on stderr."""
 
-    verbosity: int = Field(default=0, ge=-1, le=2, description="-1 quiet, 0 normal, 1 verbose, 2 debug")
-    color: Literal["auto", "always", "never"] = Field(default="auto", description="coloured messages")
-    log_format: Literal["text", "json"] = Field(default="text", description="messages as text or JSON lines")
+    verbosity: int = _field("verbosity", ge=-1, le=2)
+    color: Literal["auto", "always", "never"] = _field("color")
+    log_format: Literal["text", "json"] = _field("log_format")
 
 
 class RunConfig(_Section):
@@ -288,17 +203,9 @@ SECTIONS: dict[str, type[_Section]] = {
     "run": BatchConfig,
     "talk": TalkConfig,
 }
-DESCRIPTIONS: dict[str, str] = {
-    f"{section}.{field.alias or name}": field.description or ""
-    for section, model in SECTIONS.items()
-    for name, field in model.model_fields.items()
-}
-#: Option name -> dotted key. Options are the last component of their key but for these.
-OPTIONS: dict[str, str] = {
-    {"model.path": "model", "output.dir": "output"}.get(key)
-    or (key.replace(".", "_") if key.startswith("parchgrad.") else key.partition(".")[2]): key
-    for key in DESCRIPTIONS
-}
+DESCRIPTIONS: dict[str, str] = {row.key: row.about for row in ROWS}
+#: Option name -> dotted key.
+OPTIONS: dict[str, str] = {name: row.key for name, row in TABLE.items()}
 #: Environment variable -> dotted key, for every option.
 ENVIRONMENT: dict[str, str] = {f"DETXAI_{name.upper()}": key for name, key in OPTIONS.items()}
 #: Variables that are no key of the configuration.
@@ -385,17 +292,19 @@ def load(
     sets: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """The settings of a run.
 
     `options` maps option names (`OPTIONS`, with underscores) to values; None or an empty list means
-    not given, so flags must come as None, not False, when absent. `environ` is `os.environ`.
+    not given, so flags must come as None, not False, when absent. `environ` is `os.environ`. `defaults`: options that
+    a command has a default of its own for.
     Raises UsageError, one line for each wrong value.
     """
     environ = {} if environ is None else environ
     if config_file is None and environ.get("DETXAI_CONFIG"):
         config_file = Path(environ["DETXAI_CONFIG"])
-    values: dict[str, tuple[Any, str]] = {}
+    values: dict[str, tuple[Any, str]] = {OPTIONS[k]: (v, "the default") for k, v in (defaults or {}).items()}
     if config_file is not None:
         values.update((key, (value, str(config_file))) for key, value in _from_file(config_file))
     values.update((key, (value, name)) for key, name, value in _from_environment(environ))

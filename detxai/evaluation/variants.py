@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from detxai.attribution.methods import GRADIENT
 from detxai.config.settings import OutputConfig, RunConfig
+from detxai.vocabulary import GRADIENT_METHODS
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def variants(config: RunConfig) -> list[Variant]:
     a = config.attribution
     return [
         Variant(m, g) for m in a.method for g in a.gradient
-        if g == "plain" or m in GRADIENT or "plain" not in a.gradient
+        if g == "plain" or m in GRADIENT_METHODS or "plain" not in a.gradient
     ]  # fmt: skip
 
 

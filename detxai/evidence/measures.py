@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from detxai.evidence.maps import grid
 from detxai.values import Attribution, Box, Map, Pixels
+from detxai.vocabulary import FADED, ONLY_BOX, SOFTENED, WITHOUT_BOX, WITHOUT_TOP
 
 #: Share of the box's pixels whose part of the positive attribution is the concentration.
 TOP_PIXELS = 0.05
@@ -18,8 +19,6 @@ TOP_PIXELS = 0.05
 GROUND_NEAR = 16
 #: Below this change from baseline to picture, in logits, shares of it mean nothing.
 TINY = 1e-3
-#: Trials on the path between baseline and picture, the earlier one first.
-FADED = ("quarter of the way", "half of the way")
 #: The classes a lead is over: the best this many beside the one in question.
 RIVALS = 4
 
@@ -127,16 +126,17 @@ def of_trials(
         # The first fill is the baseline of the map: between it and the picture lies all there is to explain.
         if what not in way and at_baseline is not None and abs(logit - at_baseline) > TINY:
             way[what] = (own - at_baseline) / (logit - at_baseline)
+    earlier, later = FADED
     mean_kept, mean_lead = ({what: sum(v) / len(v) for what, v in of.items()} for of in (kept, leads))
     return {
-        "necessity": 1 - mean_kept["without box"] if rows else None,
-        "necessity_top": 1 - mean_kept["without top"] if rows else None,
-        "sufficiency": mean_kept["only box"] if rows else None,
-        "lead_only_box": mean_lead.get("only box"),
-        "lead_softened": mean_lead.get("softened"),
+        "necessity": 1 - mean_kept[WITHOUT_BOX] if rows else None,
+        "necessity_top": 1 - mean_kept[WITHOUT_TOP] if rows else None,
+        "sufficiency": mean_kept[ONLY_BOX] if rows else None,
+        "lead_only_box": mean_lead.get(ONLY_BOX),
+        "lead_softened": mean_lead.get(SOFTENED),
         "lead_faded": _mean([lead for what in FADED for lead in leads.get(what, ())]),
-        "early_share": way.get(FADED[0]),
-        "half_share": way.get(FADED[1]),
+        "early_share": way.get(earlier),
+        "half_share": way.get(later),
         "trials": rows,
     }
 

@@ -15,7 +15,8 @@ from detxai.evidence.measures import near_edge
 from detxai.evidence.model import Evidence, Rival
 from detxai.schema import Number, Score, Text, require_written
 from detxai.schema import Part as _Part
-from detxai.values import EDGES, Attribution, Box, Detection, Image, ImageRef, Label
+from detxai.values import Attribution, Box, Detection, Image, ImageRef, Label
+from detxai.vocabulary import EDGES
 
 RECORD_SCHEMA: Final = "detxai.record/1"
 SUMMARY_SCHEMA: Final = "detxai.summary/1"

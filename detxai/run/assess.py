@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detxai.attribution.ablation import ONLY_BOX, Case, Trial, trials
+from detxai.attribution.ablation import Case, Trial, trials
 from detxai.attribution.methods import ig
 from detxai.attribution.points import Point, Reply, Segment, TargetMap
 from detxai.evidence import measures
@@ -20,6 +20,7 @@ from detxai.evidence.model import Contrast, Evidence, Rival
 from detxai.evidence.verdict import DEFAULTS, verdict
 from detxai.run.plan import Plan
 from detxai.values import Attribution, Detection, Map, Target
+from detxai.vocabulary import ONLY_BOX
 
 #: (detection, target, asked as another class).
 Wanted = tuple[int, Target, bool]

@@ -11,9 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from detxai.errors import DetxaiError
+
+if TYPE_CHECKING:
+    from detxai.config.settings import TalkConfig
 
 #: Seconds between status lines where there is no terminal for a progress bar.
 STATUS_EVERY = 10.0
@@ -99,6 +102,11 @@ class Console:
         self.color = color == "always" or (color == "auto" and self.terminal and "NO_COLOR" not in os.environ)
         self._bar: Any = None
         self._last = time.monotonic()
+
+    @classmethod
+    def of(cls, talk: TalkConfig) -> Console:
+        """The console that the settings ask for."""
+        return cls(talk.verbosity, talk.color, talk.log_format)
 
     def say(self, text: str, *, level: int = 0, kind: str = "info") -> None:
         """Print `text` where `level` (-1 errors, 0 normal, 1 verbose, 2 debug) is within the verbosity."""

@@ -38,10 +38,11 @@ from detxai.models.predictions import closeness
 from detxai.output import records, store
 from detxai.parchgrad.session import Masks
 from detxai.run import assess
-from detxai.run.plan import EXPECTED_BASELINES, Plan
+from detxai.run.plan import Plan
 from detxai.run.publish import Explained, Part, Prepared, Result, Variant, part, publish
 from detxai.run.select import selected
 from detxai.values import Checkpoint, Detection, ImageRef, Letterbox, Pixels, Target
+from detxai.vocabulary import EXPECTED_BASELINES
 
 #: What trials show beside the baseline, and what instead where that is the baseline.
 FILLS = ("blur", "gray")

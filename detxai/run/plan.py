@@ -11,8 +11,8 @@ from torch import nn
 
 from detxai.attribution.engine import rows_for
 from detxai.attribution.memory import saved_bytes
-from detxai.attribution.methods import ACTIVATION, GRADIENT, ONE_SIDED, PERTURBATION, Settings
-from detxai.config.settings import BASELINES, RunConfig
+from detxai.attribution.methods import Settings
+from detxai.config.settings import RunConfig
 from detxai.errors import ImageError, UsageError
 from detxai.evidence.calibration import SUFFIX, Calibration
 from detxai.evidence.calibration import read as read_calibration
@@ -22,7 +22,8 @@ from detxai.models.detector import Detector, Differentiable
 from detxai.parchgrad import statistics
 from detxai.parchgrad.session import Keeping
 from detxai.run.budget import budget
-from detxai.values import EDGES, Checkpoint, ImageRef, Pixels, Target
+from detxai.values import Checkpoint, ImageRef, Pixels, Target
+from detxai.vocabulary import BASELINES, BLACK_BOX_METHODS, EDGES, GRADIENT_METHODS, LAYER_METHODS, METHODS
 
 #: A gradient behind the first convolution is kept where it has no more numbers than this times the picture's pixels.
 MOST_KEPT = 4
@@ -33,8 +34,6 @@ TARGETS_AT_ONCE = 16
 AUTO_DTYPE = {"cuda": torch.float16}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALF_TOLERANCE = 0.05
-#: What `expected` averages over beside the baseline asked for.
-EXPECTED_BASELINES = ("black", "white", "gray", "blur")
 #: Pictures of a baseline folder that it averages over, at most.
 MOST_BASELINES = 8
 #: Seed of every random choice of a method.
@@ -158,7 +157,7 @@ class Plan:
     def judges(self) -> bool:
         """Whether the first map of a detection is one that verdicts are made for: an integral of the class."""
         a = self.config.attribution
-        return a.method[0] in ("ig", "expected") and a.gradient[0] == "plain" and "class" in self.targets
+        return METHODS[a.method[0]].promise and a.gradient[0] == "plain" and "class" in self.targets
 
     def _calibrated(self) -> Calibration | None:
         """The evidence calibration of this model: a given one, else what lies beside it.
@@ -196,7 +195,7 @@ class Plan:
     def _full(self) -> bool:
         """Whether there is evidence that costs more maps: contrasts, and a second baseline."""
         a = self.config.attribution
-        gradients = not any(name in PERTURBATION for name in a.method)
+        gradients = not any(name in BLACK_BOX_METHODS for name in a.method)
         return a.evidence == "full" and gradients and "class" in a.target and len(self.info.names) > 1
 
     def _target_kinds(self) -> tuple[str, ...]:
@@ -230,20 +229,20 @@ class Plan:
         Raises UsageError for methods that make no sense here, ModelError for a model that is broken.
         """
         for name in self.config.attribution.method:
-            if name in PERTURBATION and self.targets != ("class",):
+            if name in BLACK_BOX_METHODS and self.targets != ("class",):
                 raise UsageError(f"--method {name} sees detections only: it explains --target class, nothing else.")
-            if name not in PERTURBATION and self.network is None:
+            if name not in BLACK_BOX_METHODS and self.network is None:
                 raise UsageError(
                     f"--method {name} needs gradients, and {self.info.name} is a black box ({self.info.family}).",
-                    f"These methods work for it: --method {', '.join(PERTURBATION)}.",
+                    f"These methods work for it: --method {', '.join(BLACK_BOX_METHODS)}.",
                 )
-            if name in ONE_SIDED and any(kind in EDGES for kind in self.targets):
+            if METHODS[name].one_sided and any(kind in EDGES for kind in self.targets):
                 raise UsageError(
                     f"--method {name} keeps what pushes a score up, and an edge has no up.",
                     "For edges: --method gradcam or odam.",
                 )
         gray = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)
-        if self.network is None or all(name in PERTURBATION for name in self.config.attribution.method):
+        if self.network is None or all(name in BLACK_BOX_METHODS for name in self.config.attribution.method):
             detectors.sound(self.detector, gray)
             return 0
         with saved_bytes(self.network.module) as found:
@@ -265,10 +264,10 @@ class Plan:
         if not gradients:
             return None
         for name in wanted.method:
-            if name not in GRADIENT:
+            if name not in GRADIENT_METHODS:
                 raise UsageError(
                     f"--gradient {gradients[0]} changes the gradient at the picture; --method {name} shows none.",
-                    f"It goes with --method {', '.join(GRADIENT)}.",
+                    f"It goes with --method {', '.join(GRADIENT_METHODS)}.",
                 )
         made = statistics.found_for(
             self.config.model.path, self.info.name, self.info.sha256, self.size, wanted.calibration
@@ -282,7 +281,7 @@ class Plan:
         detector, wanted = self.network, self.config.attribution.layer
         if detector is None:
             return None, {}
-        if not any(name in ACTIVATION for name in self.config.attribution.method):
+        if not any(name in LAYER_METHODS for name in self.config.attribution.method):
             return detector.layer_of, {}
         gray = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)
         if wanted is None:

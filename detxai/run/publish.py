@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from detxai.attribution.ablation import Trial
-from detxai.attribution.methods import ACTIVATION, PERTURBATION
 from detxai.attribution.points import TargetMap
 from detxai.errors import ImageError
 from detxai.evidence.measures import ground_mask, near_edge
@@ -22,16 +21,8 @@ from detxai.inputs.letterbox import map_to_source
 from detxai.output import overlays, records, store
 from detxai.run import assess
 from detxai.run.plan import DTYPES, Plan
-from detxai.values import EDGES, Attribution, Detection, Image, ImageRef, Label, Letterbox
-
-#: Methods that compare with nothing, or always with the same.
-BASELINE_OF = {
-    "grad": "none",
-    "smoothgrad": "none",
-    "inputxgrad": "black",
-    **dict.fromkeys(ACTIVATION, "none"),
-}
-
+from detxai.values import Attribution, Detection, Image, ImageRef, Label, Letterbox
+from detxai.vocabulary import BLACK_BOX_METHODS, EDGES, LAYER_METHODS, METHODS, unit
 
 #: (method, gradient): what a map is made with.
 Variant = tuple[str, str]
@@ -224,7 +215,7 @@ def _explanation(
         method=method,
         gradient=gradient,
         target=found.target,
-        baseline=BASELINE_OF.get(method) or "+".join(list(p.baselines)[: None if method == "expected" else 1]),
+        baseline=METHODS[method].baseline or "+".join(list(p.baselines)[: None if method == "expected" else 1]),
         precision=next(name for name, dtype in DTYPES.items() if dtype == found.dtype),
         path=_path(plan, method, found),
         map=source,
@@ -243,7 +234,7 @@ def _explanation(
 
 
 def _path(plan: Plan, method: str, found: TargetMap) -> str:
-    if method in PERTURBATION:
+    if method in BLACK_BOX_METHODS:
         return "black box"
     if found.layer is not None:
         return f"layer {found.layer}"
@@ -273,19 +264,12 @@ def _warning(converged: bool, judged: Evidence | None) -> str | None:
     return f"{judged.verdict}, look again: {judged.reasons[0]}"
 
 
-def _unit(a: Attribution) -> str:
-    if a.method in PERTURBATION or a.method in ACTIVATION:
-        return "similarity" if a.method in PERTURBATION else "activation"
-    unit = "px" if a.target.kind in EDGES else "logits"
-    return unit if a.gradient == "plain" else f"modified {unit}"
-
-
 def _overlay(plan: Plan, image: Image, d: Detection, group: Sequence[Explanation]) -> bytes:
     first = group[0].attribution
     bounds = [g.attribution.error_bound for g in group if g.attribution.error_bound is not None]
     converged = all(g.attribution.converged is not False for g in group)
     made = first.method if first.gradient == "plain" else f"{first.method} · {first.gradient}"
-    telling = first.method in (*ACTIVATION, *PERTURBATION) or first.gradient != "plain"
+    telling = first.method in (*LAYER_METHODS, *BLACK_BOX_METHODS) or first.gradient != "plain"
     said = first.notes if telling and len(group) == 1 else ()
     what = " · ".join(part for part in (made, _compared(first), *said) if part)
     if group[0].as_class:
@@ -313,7 +297,11 @@ def _overlay(plan: Plan, image: Image, d: Detection, group: Sequence[Explanation
         near = {edge: near_edge(values, d.box, edge) for edge, values in edges.items()}
         thirds = ", ".join(f"{edge} {share:.0%}" for edge, share in near.items() if share is not None)
         common["caption"] += f" · of what moves an edge, its own third of the box has: {thirds}"
-        drawn = overlays.draw_edges(image.pixels, edges, unit=_unit(first), **common)
+        drawn = overlays.draw_edges(
+            image.pixels, edges, unit=unit(first.method, first.target.kind, first.gradient), **common
+        )
     else:
-        drawn = overlays.draw(image.pixels, first.map, unit=_unit(first), **common)
+        drawn = overlays.draw(
+            image.pixels, first.map, unit=unit(first.method, first.target.kind, first.gradient), **common
+        )
     return overlays.encode(drawn)

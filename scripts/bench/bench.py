@@ -28,13 +28,13 @@ from machine import machine, say, seeded, spread
 from quality import criteria
 from timing import agreement, equal, peak, scaling, tuned
 
-from detxai.attribution import baselines
 from detxai.attribution.points import Segment
 from detxai.config.settings import RunConfig
 from detxai.models import checkpoints, detectors
 from detxai.models.detector import Detector
 from detxai.run.console import keep_freed_memory
 from detxai.run.plan import Plan, device_of
+from detxai.vocabulary import BASELINES
 
 #: Steps a batch that the rivals try.
 BATCHES = {"cpu": (1, 2, 4, 8, 16), "cuda": (8, 16, 32, 64, 128)}
@@ -127,7 +127,7 @@ def parsed(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, required=True, help="folder of images")
     parser.add_argument("--model", help=".pt or .safetensors")
     parser.add_argument("--seed-model", nargs="+", default=[], metavar="YAML", help="for timing alone")
-    parser.add_argument("--baseline", required=True, choices=baselines.NAMES)
+    parser.add_argument("--baseline", required=True, choices=BASELINES)
     parser.add_argument("--conf", type=float, default=0.25)
     parser.add_argument("--imgsz", type=int, help="default: the model's own; 640 with --seed-model")
     parser.add_argument("--device", default="auto")

@@ -36,6 +36,7 @@ from detxai.models import checkpoints, detectors
 from detxai.models.detector import Candidates, Detector, Pin
 from detxai.models.predictions import reported
 from detxai.values import Target
+from detxai.vocabulary import BASELINES
 
 Rows = list[dict[str, Any]]
 
@@ -382,7 +383,7 @@ def parsed(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--images", type=Path, required=True, help="folder of images")
     parser.add_argument("--model", required=True, help=".pt or .safetensors")
-    parser.add_argument("--baseline", default="auto", choices=baselines.NAMES)
+    parser.add_argument("--baseline", default="auto", choices=BASELINES)
     parser.add_argument("--count", type=int, default=6, help="images with detections (default %(default)s)")
     parser.add_argument("--detections", type=int, default=1, help="best of an image (default %(default)s)")
     parser.add_argument("--conf", type=float, default=0.25)

@@ -24,12 +24,14 @@ from ultralytics.utils import ASSETS
 
 from detxai.attribution.engine import Engine, solve
 from detxai.attribution.integral import integrated_gradients
-from detxai.attribution.methods import METHODS, ONE_SIDED, PERTURBATION, Settings
+from detxai.attribution.methods import METHODS, Settings
 from detxai.attribution.points import Segment, TargetMap
 from detxai.models.detector import Detector
 from detxai.models.detectors import build, self_test
 from detxai.models.predictions import closeness
-from detxai.values import EDGES, Checkpoint, Target
+from detxai.values import Checkpoint, Target
+from detxai.vocabulary import BLACK_BOX_METHODS, EDGES
+from detxai.vocabulary import METHODS as WORDS
 
 SIZE = 128
 SEED = 7
@@ -138,7 +140,7 @@ def calibrate(module: nn.Module, pictures: Tensor) -> None:
 
 def sensible(method: str, kind: str) -> bool:
     """Whether `method` explains targets of this kind."""
-    return kind == "class" or (method not in PERTURBATION and not (method in ONE_SIDED and kind in EDGES))
+    return kind == "class" or (method not in BLACK_BOX_METHODS and not (WORDS[method].one_sided and kind in EDGES))
 
 
 def explained(

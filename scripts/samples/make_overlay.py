@@ -1,6 +1,6 @@
 """The picture at the top of the project's README, by today's code: what made the detector say "knife".
 
-    python scripts/samples/make_overlay.py
+python scripts/samples/make_overlay.py
 """
 
 from __future__ import annotations

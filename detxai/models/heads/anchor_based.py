@@ -18,7 +18,8 @@ from detxai.errors import ModelError
 from detxai.models.detector import Candidates, ModelInfo, Pin, levels_of, scaled
 from detxai.models.trunk import Trunk, freeze, fuse
 from detxai.models.windows import Windows
-from detxai.values import EDGES, Checkpoint, Target
+from detxai.values import Checkpoint, Target
+from detxai.vocabulary import EDGES
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,8 @@ from detxai.errors import ModelError
 from detxai.models.detector import Candidates, ModelInfo, Pin, levels_of, scaled
 from detxai.models.trunk import Trunk, freeze, fuse
 from detxai.models.windows import Windows
-from detxai.values import EDGES, Checkpoint, Target
+from detxai.values import Checkpoint, Target
+from detxai.vocabulary import EDGES
 
 #: Cells of the coarsest map on which it is seen whether a head is sparse: a few, so that all layers run.
 SPARE_CELLS = 4

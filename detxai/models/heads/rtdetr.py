@@ -17,7 +17,8 @@ from torch import Tensor
 from detxai.errors import ModelError
 from detxai.models.detector import Candidates, ModelInfo, Pin, scaled, scores_of
 from detxai.models.trunk import Trunk, freeze, fuse
-from detxai.values import EDGES, Checkpoint, Target
+from detxai.values import Checkpoint, Target
+from detxai.vocabulary import EDGES
 
 #: Side in pixels of the boxes that belong to the finest scale: 0.05 of 640, where the encoder's anchors begin.
 SIDE = 32
