@@ -14,6 +14,7 @@ import torch
 from conftest import SIDE, explain, pixels
 from torch import Tensor
 
+from detxai.attribution import activation
 from detxai.attribution.engine import Engine, solve
 from detxai.attribution.methods import METHODS, Settings
 from detxai.attribution.points import Segment, TargetMap
@@ -203,9 +204,9 @@ def test_neighbours_do_not_change_a_map(detector: Detector) -> None:
 
 
 def test_grad_cam_plus_stays_finite_where_activations_sum_to_its_pole() -> None:
-    activation = torch.full((1, 4, 4), -0.125)  # a channel that SiLU leaves silent
+    silent = torch.full((1, 4, 4), -0.125)  # a channel that SiLU leaves silent
     gradient = torch.ones(1, 4, 4)  # 2 + g Σ A = 0
-    assert activation.gradcam_plus(gradient, activation, Target(0, 0), 8.0).tolist() == [[0.0] * 4] * 4
+    assert activation.gradcam_plus(gradient, silent, Target(0, 0), 8.0).tolist() == [[0.0] * 4] * 4
 
 
 def explained(out: File) -> list[dict[str, Any]]:

@@ -477,7 +477,7 @@ def test_without_matplotlib_it_says_so_before_any_work(
     machine: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(machine.cwd)
-    monkeypatch.setattr("detxai.evaluation.job.find_spec", lambda name: None)
+    monkeypatch.setattr("detxai.evaluation.run.find_spec", lambda name: None)
     assert run(["evaluate", "images"]) == 2
     assert "pip install 'detxai[evaluate]'" in capsys.readouterr().err
     assert not (machine.cwd / "runs").exists()

@@ -534,6 +534,7 @@ YOLOV5N = SHARED / "weights" / "yolov5n_coco.pt"
 
 
 @needs(GIRAFFE, YOLOV5N)
+@pytest.mark.slow
 def test_the_zebra_is_no_giraffe(tmp_path: Path) -> None:
     """Each animal is supported as itself, and unsupported as the other."""
     assert explain(GIRAFFE, "-m", YOLOV5N, "-o", tmp_path, "--as-class", "giraffe,zebra") == 0

@@ -416,8 +416,8 @@ def test_ultralytics_opener_is_not_used() -> None:
         patches = types.ModuleType("ultralytics.utils.patches")
         patches._image_open, PIL.Image.open = pristine, None
         sys.modules["ultralytics.utils.patches"] = patches
-        from detxai import images
-        sys.exit(images._open is not pristine)"""
+        from detxai.inputs import decode
+        sys.exit(decode._open is not pristine)"""
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
     assert decode._open.__module__ == "PIL.Image"
 

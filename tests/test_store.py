@@ -262,7 +262,7 @@ def test_the_second_of_two_processes_is_refused_until_the_first_is_killed(tmp_pa
 KILLS = """
 import os, signal, sys
 from pathlib import Path
-from detxai import records
+from detxai.output import records
 from detxai.output.store import Store
 from tests.test_store import failed, files, write
 
