@@ -1,4 +1,7 @@
-"""The real command in processes of its own: exit codes, what it says and where, and what it leaves alone."""
+"""The real command: exit codes, what it says and where, and what it leaves alone.
+
+In a process of its own once for each exit code, and wherever signals, pipes, imports or a home of its own matter.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from conftest import FAST, ROOT, Command, files
+from conftest import FAST, ROOT, Command, Inside, files
 from filelock import FileLock
 from PIL import Image
 
@@ -36,9 +39,9 @@ class Bomb:
 
 
 @pytest.fixture
-def machine(detxai: Command, tiny: Path, pictures: Path) -> Command:
+def machine(inside: Inside, tiny: Path, pictures: Path) -> Inside:
     """The command in a folder with `tiny.safetensors`, `pics/`, and things that are not what they seem."""
-    here = detxai.cwd
+    here = inside.cwd
     (here / "tiny.safetensors").symlink_to(tiny)
     (here / "pics").symlink_to(pictures)
     (here / "empty").mkdir()
@@ -47,7 +50,7 @@ def machine(detxai: Command, tiny: Path, pictures: Path) -> Command:
     (here / "cut.safetensors").write_bytes(tiny.read_bytes()[:9999])
     (here / "bomb.pt").write_bytes(pickle.dumps(Bomb()))
     (here / "typo.yaml").write_text("detection: {cnf: 0.3}\n")
-    return detxai
+    return inside
 
 
 #: Arguments, exit code, words of the one line on stderr.
@@ -80,9 +83,10 @@ REFUSED: dict[str, tuple[str, int, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_bad_input_has_its_exit_code_and_one_clear_line(machine: Command, case: str) -> None:
+def test_bad_input_has_its_exit_code_and_one_clear_line(machine: Inside, case: str) -> None:
     line, code, words = REFUSED[case]
-    outcome = machine(*line.split())
+    first_of_its_code = case == next(name for name, refused in REFUSED.items() if refused[1] == code)
+    outcome = machine.alone(*line.split()) if first_of_its_code else machine(*line.split())
     assert outcome.code == code, outcome.err
     assert outcome.out == ""
     complaints = [text for text in outcome.err.splitlines() if text.lower().startswith("error: ")]
@@ -92,15 +96,15 @@ def test_bad_input_has_its_exit_code_and_one_clear_line(machine: Command, case: 
     assert not (machine.cwd / "runs" / "explain" / "summary.json").exists()
 
 
-def test_cuda_without_cuda(machine: Command) -> None:
+def test_cuda_without_cuda(machine: Inside) -> None:
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
-    outcome = machine("explain", "pics", "-m", "tiny.safetensors", "--device", "cuda", env=hidden)
+    outcome = machine.alone("explain", "pics", "-m", "tiny.safetensors", "--device", "cuda", env=hidden)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "0 CUDA devices" in outcome.err
     assert "--device cpu" in outcome.err
 
 
-def test_a_tree_in_use_is_locked(machine: Command) -> None:
+def test_a_tree_in_use_is_locked(machine: Inside) -> None:
     tree = machine.cwd / "tree"
     tree.mkdir()
     with FileLock(tree / ".detxai.lock"):
@@ -111,7 +115,7 @@ def test_a_tree_in_use_is_locked(machine: Command) -> None:
     assert not files(tree)
 
 
-def test_a_full_disk(machine: Command) -> None:
+def test_a_full_disk(machine: Inside) -> None:
     """A limit on the size of files stands in for the disk: the first picture does not fit."""
     small = machine.start(
         *("explain", "pics", "-m", "tiny.safetensors", "-o", "tree", *FAST),
@@ -126,7 +130,7 @@ def test_a_full_disk(machine: Command) -> None:
     assert again.code == 0, again.err
 
 
-def test_no_time_left_and_the_rest_later(machine: Command) -> None:
+def test_no_time_left_and_the_rest_later(machine: Inside) -> None:
     line = ("explain", "pics", "-m", "tiny.safetensors", "-o", "tree", *FAST)
     outcome = machine(*line, "--max-seconds", "0.01")
     assert outcome.code == 8
@@ -138,7 +142,7 @@ def test_no_time_left_and_the_rest_later(machine: Command) -> None:
 
 
 @pytest.fixture
-def many(machine: Command) -> Path:
+def many(machine: Inside) -> Path:
     """Two hundred small pictures."""
     folder = machine.cwd / "many"
     folder.mkdir()
@@ -149,7 +153,7 @@ def many(machine: Command) -> Path:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_a_run_cleanly(machine: Command, many: Path, number: int, code: int) -> None:
+def test_signals_end_a_run_cleanly(machine: Inside, many: Path, number: int, code: int) -> None:
     tree = machine.cwd / "tree"
     running = machine.start("explain", "many", "-m", "tiny.safetensors", "-o", tree, "--json", *FAST)
     assert running.stdout is not None
@@ -169,7 +173,7 @@ def test_signals_end_a_run_cleanly(machine: Command, many: Path, number: int, co
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_before_the_first_image(machine: Command, number: int) -> None:
+def test_signals_before_the_first_image(machine: Inside, number: int) -> None:
     running = machine.start("explain", "-", "-m", "tiny.safetensors", "-o", "tree", stdin=subprocess.PIPE)
     time.sleep(1.0)  # still importing, loading, or waiting for paths
     running.send_signal(number)
@@ -178,7 +182,7 @@ def test_signals_before_the_first_image(machine: Command, number: int) -> None:
     assert b"Traceback" not in err
 
 
-def test_a_reader_that_goes_away(machine: Command, many: Path) -> None:
+def test_a_reader_that_goes_away(machine: Inside, many: Path) -> None:
     running = machine.start("explain", "many", "-m", "tiny.safetensors", "-o", "tree", "--json", *FAST)
     with running:
         assert running.stdout is not None
@@ -191,7 +195,7 @@ def test_a_reader_that_goes_away(machine: Command, many: Path) -> None:
     assert b"BrokenPipe" not in err
 
 
-def test_stdout_under_json_is_pure(machine: Command) -> None:
+def test_stdout_under_json_is_pure(machine: Inside) -> None:
     outcome = machine("explain", "pics", "-m", "tiny.safetensors", "-o", "tree", "--json", *FAST)
     assert outcome.code == 0, outcome.err
     *lines, last = outcome.out.splitlines()
@@ -205,19 +209,20 @@ def test_stdout_under_json_is_pure(machine: Command) -> None:
     assert json.loads(again.out.splitlines()[-1])["images"] == {"ok": 0, "failed": 0, "skipped": 6, "ignored": 1}
 
 
-def test_nothing_outside_the_output_no_network_no_child(machine: Command) -> None:
+def test_nothing_outside_the_output_no_network_no_child(machine: Inside) -> None:
     """An audit hook in the process itself ends it at the first connection or child process."""
     before = sorted(machine.home.rglob("*"))
     (hook := machine.home / "hook").mkdir()
     (hook / "sitecustomize.py").write_text((HERE / "forbid.py").read_text())
-    outcome = machine("explain", "pics", "-m", "tiny.safetensors", "-o", "tree", *FAST, env={"PYTHONPATH": str(hook)})
+    hooked = {"PYTHONPATH": str(hook)}
+    outcome = machine.alone("explain", "pics", "-m", "tiny.safetensors", "-o", "tree", *FAST, env=hooked)
     assert outcome.code == 0, outcome.err
     tree = machine.cwd / "tree"
     inside = {hook, tree, *hook.rglob("*"), *tree.rglob("*")}
     assert sorted(set(machine.home.rglob("*")) - inside) == before
 
 
-def test_the_guard_of_the_test_above_works(machine: Command) -> None:
+def test_the_guard_of_the_test_above_works(machine: Inside) -> None:
     (hook := machine.home / "hook").mkdir()
     (hook / "sitecustomize.py").write_text((HERE / "forbid.py").read_text())
     code = "import subprocess; subprocess.run(['true'])"
@@ -252,13 +257,13 @@ def test_version_names_what_decides_a_result(detxai: Command) -> None:
 
 
 @pytest.mark.parametrize("kind", ["record", "summary", "config"])
-def test_schemas_on_stdout(detxai: Command, kind: str) -> None:
-    found = json.loads(detxai("schema", kind).out)
+def test_schemas_on_stdout(inside: Inside, kind: str) -> None:
+    found = json.loads(inside("schema", kind).out)
     jsonschema.Draft202012Validator.check_schema(found)
     assert found["properties"]
 
 
-def test_paths_on_stdin(machine: Command) -> None:
+def test_paths_on_stdin(machine: Inside) -> None:
     line = ("explain", "-", "-m", "tiny.safetensors", "--json", "--no-overlays", *FAST)
     lines = machine(*line, "-o", "one", stdin=b"pics/a.png\n./pics/deeper/d.bmp\npics/none.png\n")
     nul = machine(*line, "-0", "-o", "two", stdin=b"pics/a.png\0pics/deeper/d.bmp\0pics/none.png")
@@ -270,7 +275,7 @@ def test_paths_on_stdin(machine: Command) -> None:
     assert found[2]["error"]["code"] == "not_found"
 
 
-def test_a_failed_image_is_tried_again(machine: Command, pictures: Path) -> None:
+def test_a_failed_image_is_tried_again(machine: Inside, pictures: Path) -> None:
     damaged = machine.cwd / "mixed" / "x.png"
     damaged.parent.mkdir()
     damaged.write_bytes((pictures / "a.png").read_bytes()[:500])
@@ -284,7 +289,7 @@ def test_a_failed_image_is_tried_again(machine: Command, pictures: Path) -> None
     assert records.load((machine.cwd / "tree" / "x.png.json").read_bytes()).status == "ok"
 
 
-def test_failures_stop_a_run_where_asked(machine: Command) -> None:
+def test_failures_stop_a_run_where_asked(machine: Inside) -> None:
     (machine.cwd / "bad").mkdir()
     for number in range(60):
         (machine.cwd / "bad" / f"{number:02d}.png").write_text("no picture")
@@ -294,7 +299,7 @@ def test_failures_stop_a_run_where_asked(machine: Command) -> None:
     assert "--max-failures" in outcome.err
 
 
-def test_a_dry_run_writes_nothing(machine: Command) -> None:
+def test_a_dry_run_writes_nothing(machine: Inside) -> None:
     before = sorted(machine.home.rglob("*"))
     outcome = machine("explain", "pics", "--dry-run")
     assert outcome.code == 0
@@ -302,7 +307,7 @@ def test_a_dry_run_writes_nothing(machine: Command) -> None:
     assert sorted(machine.home.rglob("*")) == before
 
 
-def test_quiet_and_json_log(machine: Command) -> None:
+def test_quiet_and_json_log(machine: Inside) -> None:
     line = ("explain", "pics", "-m", "tiny.safetensors", "--no-overlays", *FAST)
     assert machine(*line, "-q", "-o", "quiet").err == ""
     said = machine(*line, "--log-format", "json", "-o", "log").err
@@ -333,7 +338,7 @@ def test_every_option_has_a_key_and_every_key_an_option() -> None:
     assert keys == set(settings.DESCRIPTIONS), "rows of the table and fields of the settings"
 
 
-def test_options_beat_the_environment(machine: Command) -> None:
+def test_options_beat_the_environment(machine: Inside) -> None:
     outcome = machine(
         *("explain", "pics", "-m", "tiny.safetensors", "--conf", "1", "--json", "-o", "tree"),
         env={"DETXAI_CONF": "0.1", "DETXAI_OVERLAYS": "0"},
@@ -344,7 +349,7 @@ def test_options_beat_the_environment(machine: Command) -> None:
     assert machine("explain", "pics", env={"DETXAI_CNF": "1"}).code == 2
 
 
-def test_convert_and_doctor(machine: Command) -> None:
+def test_convert_and_doctor(machine: Inside) -> None:
     outcome = machine("convert", "tiny.safetensors", "again.safetensors")
     assert outcome.code == 0, outcome.err
     assert (machine.cwd / "again.safetensors").stat().st_size > 1e6
