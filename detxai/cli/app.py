@@ -13,7 +13,7 @@ import typer
 from detxai.cli.calibrate import calibrate
 from detxai.cli.evaluate import evaluate
 from detxai.cli.options import Null, Sources, configured, images_of
-from detxai.cli.review import list_
+from detxai.cli.review import list_, report
 from detxai.errors import DetxaiError, ExitCode, NoInputError
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ def schema(
 app.add_typer(calibrate, name="calibrate")
 app.command()(evaluate)
 app.command("list")(list_)
+app.command()(report)
 
 
 @app.command()

@@ -76,6 +76,19 @@ def list_(
     return 0
 
 
+def report(
+    tree: Tree,
+    output: Annotated[
+        Path | None, option("-o", "--output", panel=OUTPUT, help="the page [OUT/report.html]", metavar="FILE.html")
+    ] = None,
+) -> int:
+    """Write one static page about a finished run: cards, filters, how each class behaves, plots; no network."""
+    from detxai.review.report import report as write
+
+    print(write(tree, output))
+    return 0
+
+
 def _print(shown: Iterable[Text]) -> None:
     """Lines on stdout, never cut or wrapped; colours on a terminal only."""
     from rich.console import Console

@@ -237,6 +237,7 @@ ROWS: tuple[Option, ...] = (
         "none|npz|png",
         words=("none", "npz", "png"),
     ),
+    Option("output.report", False, "also write the page report.html into the tree, as `detxai report` does"),
     Option("output.lock_timeout", 0, "seconds to wait for another run on the same tree", "SECONDS"),
     Option("run.device", "auto", "auto, cpu, mps, cuda or cuda:N", "NAME", words=("auto", "cpu", "mps", "cuda")),
     Option(

@@ -143,6 +143,7 @@ class OutputConfig(_Section):
     overlays: bool = _field("overlays")
     strip: bool = _field("strip")
     maps: Literal["none", "npz", "png"] = _field("maps")
+    report: bool = _field("report")
     lock_timeout: float = _field("lock_timeout", ge=0, le=86400)
 
 

@@ -189,6 +189,7 @@ class Job:
             except DetxaiError as error:
                 self._end(error.exit_code, error.message)
                 self.console.error(error)
+            self._write_page()
             summary = self._summary(explainer, found, time.monotonic() - started)
             tree.finish(summary)
             if stream is not None and ExitCode.READER_GONE not in self.tally.codes:
@@ -215,6 +216,18 @@ class Job:
                 if limit is not None and self.tally.failed >= limit:
                     self._end(ExitCode.SOME_FAILED, f"{limit} images failed (--max-failures)")
                     return
+
+    def _write_page(self) -> None:
+        """The page of the whole tree where it was asked for and there is something to show."""
+        if not self.config.output.report or not self.tally.done:
+            return
+        from detxai.review.report import report
+
+        try:
+            self.console.say(f"page: {report(self.config.output.dir)}")
+        except DetxaiError as error:
+            self._end(error.exit_code, error.message)
+            self.console.error(error)
 
     def _over(self, started: float) -> bool:
         """Whether the time of the run is up while there is still an image to begin."""

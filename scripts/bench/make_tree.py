@@ -9,6 +9,7 @@ tenth of the knives is a planted shortcut: all their evidence lies in the lower 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,13 @@ def record(rng: np.random.Generator, number: int, *, overlays: bool = False) -> 
         for a in box["attributions"]:
             a["overlay"] = picture_stem(path, k, "ig") + ".png" if overlays else None
     return records.Record.model_validate(
-        {"status": "ok", "fingerprint": f"{number:064x}", "image": image, "model": MODEL, "detections": boxes}
+        {
+            "status": "ok",
+            "fingerprint": hashlib.sha256(path.encode()).hexdigest(),
+            "image": image,
+            "model": MODEL,
+            "detections": boxes,
+        }
     )
 
 
