@@ -210,11 +210,12 @@ def test_pixels_of_a_box() -> None:
 
 
 def test_the_top_part_is_a_fifth_of_the_box_where_the_map_is_strongest() -> None:
-    inside = within((8.0, 8.0, 28.0, 28.0), 32, torch.device("cpu"))
+    box = (8.0, 8.0, 28.0, 28.0)
+    inside = within(box, 32, torch.device("cpu"))
     values = torch.zeros(32, 32, dtype=torch.float64)
     values[10:14, 10:14] = 1.0
     values[0:4] = 100.0  # outside the box
-    part = top_part(values, inside)
+    part = top_part(values, box)
     assert part.sum() == round(TOP_SHARE * 400)
     assert not (part & ~inside).any()
     assert part[10:14, 10:14].all()
@@ -234,7 +235,7 @@ def test_trials_show_what_they_say(tiny: Path) -> None:
         (rows,) = solve(detector.values, ask)
         shown = {
             "without box": torch.where(inside, b, x), "only box": torch.where(inside, x, b),
-            "without top": torch.where(top_part(values, inside), b, x), "softened": soft,
+            "without top": torch.where(top_part(values, case.box), b, x), "softened": soft,
             "quarter of the way": b + 0.25 * (x - b), "half of the way": (b + x) / 2,
         }  # fmt: skip
         assert [row.what for row in rows] == list(shown)

@@ -7,6 +7,7 @@ picture is softened, and shows up late on the path from the baseline.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -48,21 +49,28 @@ class Trial:
     map: int | None = None
 
 
-def within(box: Box, size: int, device: torch.device) -> Tensor:
-    """(size, size) bool: the pixels that a box (xyxy letterbox pixels) touches, at least one."""
-    at = torch.arange(size, device=device)
+def pixels(box: Box, size: int) -> tuple[slice, slice]:
+    """The rows and columns of pixels that a box (xyxy letterbox pixels) touches, at least one of each."""
     left, top = (min(max(int(v), 0), size - 1) for v in box[:2])
     right, bottom = (min(max(-int(-v // 1), low + 1), size) for v, low in zip(box[2:], (left, top), strict=True))
-    return ((at >= top) & (at < bottom))[:, None] & ((at >= left) & (at < right))
+    return slice(top, bottom), slice(left, right)
 
 
-def top_part(values: Tensor, inside: Tensor) -> Tensor:
-    """(size, size) bool: the TOP_SHARE of the pixels `inside` with the greatest smoothed `values` (size, size)."""
-    count = int(inside.sum())
+def within(box: Box, size: int, device: torch.device) -> Tensor:
+    """(size, size) bool: the pixels that a box (xyxy letterbox pixels) touches, at least one."""
+    inside = torch.zeros(size, size, dtype=torch.bool, device=device)
+    inside[pixels(box, size)] = True
+    return inside
+
+
+def top_part(values: Tensor, box: Box) -> Tensor:
+    """(size, size) bool: the TOP_SHARE of the pixels in `box` with the greatest smoothed `values` (size, size)."""
+    own = pixels(box, values.shape[-1])
+    inside = within(box, values.shape[-1], values.device)
+    count = math.prod(at.stop - at.start for at in own)
     reach = max(1, round(TOP_SMOOTHING * count**0.5))
-    rows, columns = (torch.nonzero(inside.any(axis))[:, 0].tolist() for axis in (1, 0))
     # What lies further from the box than the smoothing reaches makes no difference.
-    near = tuple(slice(max(at[0] - 2 * reach, 0), at[-1] + 2 * reach + 1) for at in (rows, columns))
+    near = tuple(slice(max(at.start - 2 * reach, 0), at.stop + 2 * reach) for at in own)
     smooth = values[near].float()[None, None]
     for _ in range(2):
         smooth = avg_pool2d(smooth, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
@@ -96,7 +104,7 @@ def trials(
         for index, case in enumerate(part):
             inside = within(case.box, x.shape[-1], x.device)
             hidden: list[tuple[str, Tensor, int | None]] = [(WITHOUT_BOX, inside, None), (ONLY_BOX, ~inside, None)]
-            tops = [(WITHOUT_TOP, top_part(values, inside), k) for k, values in enumerate(case.maps)]
+            tops = [(WITHOUT_TOP, top_part(values, case.box), k) for k, values in enumerate(case.maps)]
             for fill, picture in fills.items():
                 path = Segment(x, picture)
                 for what, mask, k in hidden + (tops if fill in few else []):

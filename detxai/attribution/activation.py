@@ -85,10 +85,22 @@ def activation_maps(
         Point(path, 1.0, tuple(targets[k] for k in ks), dtype=dtype, layer=layer, combine=combine)
         for layer, ks in groups.items()
     ]
-    found: dict[int, TargetMap] = {}
-    for (layer, ks), reply in zip(groups.items(), replies, strict=True):
-        for row, k in enumerate(ks):
-            product = reply.product(row).double()
-            notes = () if bool(product.any()) else (f"nothing at layer {layer} speaks for it",)
-            found[k] = TargetMap(targets[k], product, reply.values[row], None, 1, dtype=dtype, layer=layer, notes=notes)
-    return [found[k] for k in range(len(targets))]
+    told = {
+        k: (reply.product(row), reply.values[row])
+        for ks, reply in zip(groups.values(), replies, strict=True)
+        for row, k in enumerate(ks)
+    }
+    speaks = dict(zip(told, torch.stack([product.any() for product, _ in told.values()]).tolist(), strict=True))
+    return [
+        TargetMap(
+            target,
+            told[k][0].double(),
+            told[k][1],
+            None,
+            1,
+            dtype=dtype,
+            layer=layers[k],
+            notes=() if speaks[k] else (f"nothing at layer {layers[k]} speaks for it",),
+        )
+        for k, target in enumerate(targets)
+    ]

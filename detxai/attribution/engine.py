@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -18,16 +19,23 @@ from torch import Tensor
 
 from detxai.attribution.memory import Held, Room
 from detxai.attribution.points import Point, Reply
+from detxai.attribution.programs import Programs
 from detxai.values import Target
 
 T = TypeVar("T")
 #: Rows in a pack by device, for inputs up to 640 pixels; a run out of memory goes on with half.
 ROWS = {"cpu": 8, "mps": 8, "cuda": 32}
 
+#: Rows of a program by device. On a CPU the targets of an image share a forward pass instead, which costs most there;
+#: a GPU waits for Python, and does many rows in the time of few.
+PROGRAM_ROWS = {"cuda": 128}
+#: Rounds of packs queued before the host looks at the first, by device: one is worked at while the host thinks.
+AHEAD = {"cuda": 2}
 
-def rows_for(device: torch.device, size: int) -> int:
+
+def rows_for(device: torch.device, size: int, table: Mapping[str, int] = ROWS) -> int:
     """Rows in a pack of `size` pixel squares: a fixed table, never the free memory, so that bytes repeat."""
-    rows = ROWS.get(device.type, 8)
+    rows = table.get(device.type, 8)
     while size > 640 and rows > 1:
         size, rows = size * 5 // 7, rows // 2
     return rows
@@ -60,15 +68,35 @@ class ModifiedGradient(Protocol):
 
 @dataclass(eq=False)
 class _Job:
-    """A coroutine in flight: what it asked for, the replies so far, and whether a point of its own fits into memory."""
+    """A coroutine in flight: what it is told next, how much of that is missing, and whether its points fit at all."""
 
     tag: Any
     ask: Generator[list[Point], list[Reply], Any]
-    replies: list[Any] | None = None
+    replies: list[Reply] | None = None
+    missing: int = 0
     fits: bool = True
 
 
-_Entry = tuple[_Job, int, Point]
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """What waits for a pack: point `i` of a job, with all its targets or, as a row of a program, with target `k`."""
+
+    job: _Job
+    i: int
+    point: Point
+    kind: Hashable
+    k: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Flight:
+    """Packs on their way, and what they found: (values, slopes) of all their rows in order, (2, rows) float64."""
+
+    packs: list[tuple[list[_Entry], list[Held | None]]]
+    table: Tensor
+    ready: Any
+
+
 #: While open, the network is cut above a layer; the list then holds the layer's output, to be differentiated in.
 Tap = Callable[[int], contextlib.AbstractContextManager[list[Tensor]]]
 
@@ -77,11 +105,11 @@ Tap = Callable[[int], contextlib.AbstractContextManager[list[Tensor]]]
 class Engine:
     """Runs coroutines that ask for path points. `rows`: points a pack, fixed for a run (see `rows_for`).
 
-    `room`: for the gradients that they hold.
-
     `f` gives the pinned values, `entered` those behind the network's first convolution; `similarity` how alike a
     target is to what is detected (black-box methods);
     `parchgrad` takes over the backward pass of points that name channels; `tap` opens the network at a layer.
+    `room`: for the gradients that they hold. `programs`: runs what it takes, target by target; other points go through
+    `f` with all their targets at once.
     `seconds` computing, `points` computed, of them `padded` in vain, `halved`: how often memory ran out.
     """
 
@@ -93,10 +121,13 @@ class Engine:
     parchgrad: ModifiedGradient | None = None
     tap: Tap | None = None
     room: Room = field(default_factory=Room)
+    programs: Programs | None = None
     seconds: float = 0.0
     points: int = 0
     padded: int = 0
     halved: int = 0
+    _waiting: dict[Hashable, deque[_Entry]] = field(default_factory=dict)
+    _flying: deque[_Flight] = field(default_factory=deque)
 
     def run(
         self, jobs: Iterable[tuple[Any, Generator[list[Point], list[Reply], T]]], in_flight: int
@@ -106,45 +137,33 @@ class Engine:
         A job of which not even one point fits into memory is thrown a MemoryError.
         """
         source, exhausted, begun = iter(jobs), False, 0
-        waiting: deque[_Entry] = deque()
         while True:
-            while not exhausted and begun < in_flight and not self._full(waiting):
+            while not exhausted and begun < in_flight and not self._full():
                 if exhausted := (entry := next(source, None)) is None:
                     break
                 begun += 1
-                for result in self._advance(_Job(*entry), waiting):
+                for result in self._advance(_Job(*entry)):
                     begun -= 1
                     yield result
-            if not waiting:
-                if exhausted and not begun:
-                    return
-                continue
-            for job in self._step(waiting):
-                for result in self._advance(job, waiting):
+            if exhausted and not begun:
+                return
+            for job in self._step():
+                for result in self._advance(job):
                     begun -= 1
                     yield result
 
-    def _full(self, waiting: deque[_Entry]) -> bool:
-        return any(len(kind) >= self._rows(kind) for kind in self._kinds(waiting))
+    def _full(self) -> bool:
+        return any(len(entries) >= self._rows(entries[0]) for entries in self._waiting.values())
 
-    @staticmethod
-    def _kinds(waiting: Iterable[_Entry]) -> list[list[_Entry]]:
-        """The waiting points by what a pack must have in common."""
-        kinds: dict[tuple[Any, ...], list[_Entry]] = {}
-        for entry in waiting:
-            point = entry[2]
-            kind = (point.gradient, point.dtype, point.field, point.layer, point.channels is None)
-            kinds.setdefault(kind, []).append(entry)
-        return list(kinds.values())
-
-    def _rows(self, kind: list[_Entry]) -> int:
+    def _rows(self, entry: _Entry) -> int:
         """Rows of a pack of this kind. Values at baselines and layers come one an image: small packs waste none."""
-        point = kind[0][2]
+        if entry.k is not None and self.programs is not None:
+            return self.programs.rows
+        point = entry.point
         alone = point.layer is not None or (not point.gradient and point.field in ("value", "entered"))
         return max(1, self.rows // 4) if alone else self.rows
 
-    @staticmethod
-    def _advance(job: _Job, waiting: deque[_Entry]) -> list[tuple[Any, Any]]:
+    def _advance(self, job: _Job) -> list[tuple[Any, Any]]:
         """Tell the job its replies and queue what it asks next; its (tag, result) when it is done."""
         replies: Any = job.replies
         job.replies = None
@@ -154,47 +173,141 @@ class Engine:
             return [(job.tag, stop.value)]
         finally:
             del replies  # a gradient that nobody holds leaves its room
-        job.replies = [None] * len(points)
-        waiting.extend((job, i, point) for i, point in enumerate(points))
+        job.replies, job.missing = [Reply([]) for _ in points], 0
+        for i, point in enumerate(points):
+            for entry in self._entries(job, i, point):
+                self._waiting.setdefault(entry.kind, deque()).append(entry)
+                job.missing += 1
         return []
 
-    def _step(self, waiting: deque[_Entry]) -> list[_Job]:
-        """Run one pack of the waiting points; the jobs that have all their replies now."""
-        chosen = max(self._kinds(waiting), key=lambda kind: len(kind) / self._rows(kind))
-        rows = self._rows(chosen)
+    def _entries(self, job: _Job, i: int, point: Point) -> list[_Entry]:
+        """What of a point goes into one pack: rows of a program, or all its targets."""
+        if self.programs is None or not self.programs.takes(point):
+            kind = (point.gradient, point.dtype, point.field, point.layer, point.channels is None)
+            return [_Entry(job, i, point, kind)]
+        shapes = [self.programs.shape((point, k)) for k in range(len(point.targets))]
+        makes = (point.combine is None, point.picture is None)
+        return [_Entry(job, i, point, (shape, *makes), k) for k, shape in enumerate(shapes)]
+
+    def _step(self) -> list[_Job]:
+        """Run packs of the waiting points; the jobs that have all their replies now.
+
+        Programs are launched ahead of the one look at what earlier ones found.
+        """
+        start = time.perf_counter()
+        full = [kind for kind, entries in self._waiting.items() if len(entries) >= self._rows(entries[0])]
+        if not full and self._waiting and not self._flying:
+            full = [max(self._waiting, key=lambda k: len(self._waiting[k]) / self._rows(self._waiting[k][0]))]
+        packs = [self._pack(kind) for kind in full]
+        done: list[_Job] = []
+        for pack in packs:
+            if pack[0].k is None and (fits := [entry for entry in pack if entry.job.fits]):
+                done += self._tried(partial(self._shared, fits), fits)
+        programs = [fits for pack in packs if pack[0].k is not None and (fits := [e for e in pack if e.job.fits])]
+        if programs:
+            done += self._tried(partial(self._launch, programs), [entry for pack in programs for entry in pack])
+        if self._flying and (len(self._flying) >= AHEAD.get(self.device.type, 1) or not packs):
+            done += self._landed(self._flying.popleft())
+        self.seconds += time.perf_counter() - start
+        return done
+
+    def _pack(self, kind: Hashable) -> list[_Entry]:
+        """The next pack of a kind, taken out of what waits."""
+        entries = self._waiting[kind]
+        rows = self._rows(entries[0])
         # Rows with as many targets as their neighbours waste no backward passes.
-        chosen.sort(key=lambda entry: -len(entry[2].targets))
-        pack = chosen[:rows]
-        taken = {id(entry) for entry in pack}
-        rest = [entry for entry in waiting if id(entry) not in taken]
-        waiting.clear()
-        waiting.extend(rest)
+        ordered = (
+            sorted(entries, key=lambda entry: -len(entry.point.targets)) if entries[0].k is None else list(entries)
+        )
+        pack, rest = ordered[:rows], set(ordered[rows:])
+        left = deque(entry for entry in entries if entry in rest)
+        if left:
+            self._waiting[kind] = left
+        else:
+            del self._waiting[kind]
+        return pack
+
+    def _tried(self, work: Callable[[], list[_Job]], entries: Sequence[_Entry]) -> list[_Job]:
+        """What `work` on `entries` makes; where memory runs out they wait again, for packs of half the rows."""
         try:
-            replies = self._evaluate([point for _, _, point in pack], rows)
+            return work()
         except RuntimeError as error:  # OutOfMemoryError on a GPU, a plain one on the CPU
             if not out_of_memory(error):
                 raise
-            if self.rows == 1:
-                (job, _, _) = pack[0]
-                job.fits = False
-                rest = [entry for entry in waiting if entry[0] is not job]
-                waiting.clear()
-                waiting.extend(rest)
-                return [job]
-            self.rows, self.halved = self.rows // 2, self.halved + 1
-            waiting.extendleft(reversed(pack))
-            return []
-        finished = []
-        for (job, i, _), reply in zip(pack, replies, strict=True):
-            assert job.replies is not None
-            job.replies[i] = reply
-            if all(r is not None for r in job.replies):
-                finished.append(job)
-        return finished
+        rows = self.rows if self.programs is None or entries[0].k is None else self.programs.rows
+        if rows == 1:
+            return [self._failed(entries[0].job)]
+        if entries[0].k is None:
+            self.rows //= 2
+        elif self.programs is not None:
+            self.programs.forget(rows // 2)
+        self.halved += 1
+        for entry in reversed(entries):
+            self._waiting.setdefault(entry.kind, deque()).appendleft(entry)
+        return []
+
+    def _failed(self, job: _Job) -> _Job:
+        job.fits = False
+        kept = {kind: deque(e for e in entries if e.job is not job) for kind, entries in self._waiting.items()}
+        self._waiting = {kind: entries for kind, entries in kept.items() if entries}
+        return job
+
+    def _shared(self, pack: list[_Entry]) -> list[_Job]:
+        """Run one pack of points with all their targets."""
+        replies = self._evaluate([entry.point for entry in pack], self._rows(pack[0]))
+        for entry, reply in zip(pack, replies, strict=True):
+            assert entry.job.replies is not None
+            entry.job.replies[entry.i] = reply
+        return _told(pack)
+
+    def _launch(self, packs: list[list[_Entry]]) -> list[_Job]:
+        """Set programs going on `packs`; what they find is looked at later, all at once."""
+        tables, flown = [], []
+        for pack in packs:
+            values, slopes, held = self._flown(pack)
+            tables.append(torch.stack([values.double(), slopes])[:, : len(pack)])
+            flown.append((pack, held))
+        table, ready = torch.cat(tables, 1), None
+        if self.device.type == "cuda":
+            table, ready = table.to("cpu", non_blocking=True), torch.cuda.Event()
+            ready.record()
+        self._flying.append(_Flight(flown, table, ready))
+        return []
+
+    def _flown(self, pack: list[_Entry]) -> tuple[Tensor, Tensor, list[Held | None]]:
+        """(rows,) values and slopes of one pack of a program, and what is held of its gradients."""
+        assert self.programs is not None
+        shape, first = self.programs.shape((pack[0].point, pack[0].k or 0)), pack[0].point
+        self.points, self.padded = self.points + self._rows(pack[0]), self.padded + self._rows(pack[0]) - len(pack)
+        values, gradients, slots = self.programs.launch(shape, [(entry.point, entry.k or 0) for entry in pack])
+        slopes = torch.zeros_like(values, dtype=torch.float64)
+        if gradients is None:
+            return values, slopes, [None] * len(pack)
+        gradients = gradients.float()
+        if first.combine is None:
+            differences = self.programs.differences(shape, slots)
+            kept: Any = first.path.products(gradients, differences)
+            slopes = first.path.slopes(kept, differences)
+        else:
+            kept = [entry.point.kept(row) for entry, row in zip(pack, gradients, strict=False)]
+        held = [self.room.hold(one, needed=e.point.needed) for one, e in zip(kept, pack, strict=False)]
+        return values, slopes, held
+
+    def _landed(self, flight: _Flight) -> list[_Job]:
+        """The round's one look at what the device has found."""
+        if flight.ready is not None:
+            flight.ready.synchronize()
+        values, slopes = flight.table.cpu().tolist()
+        done, at = [], 0
+        for pack, held in flight.packs:
+            for entry, kept in zip(pack, held, strict=True):
+                _fill(entry, values[at], slopes[at], kept)
+                at += 1
+            done += _told(pack)
+        return done
 
     def _evaluate(self, points: list[Point], rows: int) -> list[Reply]:
         """Replies to `points` of one kind, filled up to `rows`: one forward, a backward a target of the busiest row."""
-        start = time.perf_counter()
         gradient, layer = points[0].gradient, points[0].layer
         spare = rows - len(points)
         self.points, self.padded = self.points + rows, self.padded + spare
@@ -229,13 +342,12 @@ class Engine:
                     ]
                 )
                 slopes += [p.slope(found) for found, p in zip(maps, points, strict=True)]
-        table = values.detach().double().cpu().tolist()
-        along = torch.stack(slopes).view(depth, -1).cpu().tolist() if slopes else []
-        self.seconds += time.perf_counter() - start
+        found = torch.cat([values.detach().double(), *([torch.stack(slopes).view(depth, -1)] if slopes else [])], 1)
+        table = found.cpu().tolist()
         return [
             Reply(
                 [table[k][row] for k in range(len(p.targets))],
-                [along[k][row] for k in range(len(p.targets))] if along else [],
+                [table[k][rows + row] for k in range(len(p.targets))] if slopes else [],
                 [held[k][row] for k in range(len(p.targets))] if gradient else [],
             )
             for row, p in enumerate(points)
@@ -257,6 +369,32 @@ class Engine:
         if dtype is torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype)
+
+
+def _fill(entry: _Entry, value: float, slope: float, kept: Held | None) -> None:
+    """Tell the reply to the entry's point what was found at its target."""
+    if not entry.job.fits:
+        return
+    assert entry.job.replies is not None and entry.k is not None
+    reply, count = entry.job.replies[entry.i], len(entry.point.targets)
+    if not reply.values:
+        reply.values.extend([0.0] * count)
+        if entry.point.gradient:
+            reply.slopes.extend([0.0] * count)
+            reply.held.extend([None] * count)
+    reply.values[entry.k] = value
+    if entry.point.gradient:
+        reply.slopes[entry.k], reply.held[entry.k] = slope, kept
+
+
+def _told(pack: Sequence[_Entry]) -> list[_Job]:
+    """The jobs of `pack` that miss nothing any more."""
+    done = []
+    for entry in pack:
+        entry.job.missing -= 1
+        if not entry.job.missing and entry.job.fits:
+            done.append(entry.job)
+    return done
 
 
 def _layer_maps(points: Sequence[Point], k: int, values: Tensor, tapped: Sequence[Tensor], more: bool) -> list[Tensor]:

@@ -55,7 +55,7 @@ def integrated_gradients(
                 meshes[k].value[v] = reply.values[row]
                 if reply.slopes:
                     meshes[k].slope[v] = reply.slopes[row]
-                    held[k] |= {v: one for one in reply.held[row : row + 1] if one is not None}
+                    held[k].update((v, one) for one in reply.held[row : row + 1] if one is not None)
         del replies, reply
         for k in active:
             if not _refined(meshes[k], tolerance, max_evaluations):
@@ -92,7 +92,5 @@ def _integral(
             integral = torch.zeros_like(gradient) if integral is None else integral
             integral.add_(gradient, alpha=weight)
     assert integral is not None
-    found, bound = path.map(integral), mesh.bound()
-    error = abs(float(found.sum()) - mesh.delta) / mesh.scale
-    ends = mesh.value[1.0], mesh.value[0.0]
-    return TargetMap(target, found, *ends, len(mesh.slope), error, bound, bound <= tolerance, dtype)
+    ends, bound = (mesh.value[1.0], mesh.value[0.0]), mesh.bound()
+    return TargetMap(target, path.map(integral), *ends, len(mesh.slope), bound, bound <= tolerance, dtype)

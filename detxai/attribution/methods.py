@@ -126,10 +126,8 @@ def _mean(maps: Sequence[TargetMap], tolerance: float) -> TargetMap:
     if maps[0].error_bound is None:
         return mean
     own = (max(abs(m.value_at_input - (m.value_at_baseline or 0.0)), 1.0) * (m.error_bound or 0.0) for m in maps)
-    scale = max(abs(delta), 1.0)
-    bound = sum(own) / n / scale
-    error = abs(float(total.sum()) - delta) / scale
-    return replace(mean, completeness_error=error, error_bound=bound, converged=bound <= tolerance)
+    bound = sum(own) / n / max(abs(delta), 1.0)
+    return replace(mean, error_bound=bound, converged=bound <= tolerance)
 
 
 def grad(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) -> Ask:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from detxai.attribution.memory import Held
 from detxai.values import Target
@@ -26,13 +28,28 @@ class Segment:
         """The point b + α (x − b); exactly b and x at the ends."""
         return torch.lerp(self.b, self.x, alpha)
 
+    @cached_property
+    def difference(self) -> Tensor:
+        """x − b."""
+        return self.x - self.b
+
     def product(self, gradient: Tensor) -> Tensor:
         """What is kept of ∇F: (x − b) ⊙ ∇F summed over colour, (size, size)."""
-        return ((self.x - self.b) * gradient).sum(0)
+        return self.products(gradient[None], self.difference[None])[0]
 
     def slope(self, product: Tensor) -> Tensor:
         """f(α) = ∇F · (x − b) of a `product`, () float64."""
-        return product.sum(dtype=torch.float64)
+        return self.slopes(product[None], self.difference[None])[0]
+
+    @staticmethod
+    def products(gradients: Tensor, differences: Tensor) -> Tensor:
+        """`product` of many rows at once, of their ∇F and their x − b, both (rows, 3, size, size)."""
+        return (differences * gradients).sum(1)
+
+    @staticmethod
+    def slopes(products: Tensor, differences: Tensor) -> Tensor:
+        """`slope` of many rows at once, (rows,) float64."""
+        return products.flatten(1).sum(1, dtype=torch.float64)
 
     def map(self, integral: Tensor) -> Tensor:
         """(size, size) float64 of the weighted sum of products."""
@@ -52,18 +69,20 @@ class Entered(Segment):
         with torch.no_grad():
             x, b = (conv(end[None].contiguous(memory_format=torch.channels_last))[0] for end in (outer.x, outer.b))
         super().__init__(x, b)
-        self.outer, self.conv, self.difference = outer, conv, (x - b).permute(1, 2, 0)
+        self.outer, self.conv = outer, conv
 
-    def product(self, gradient: Tensor) -> Tensor:
-        return gradient.permute(1, 2, 0)
+    @staticmethod
+    def products(gradients: Tensor, differences: Tensor) -> Tensor:
+        return gradients.permute(0, 2, 3, 1)
 
-    def slope(self, product: Tensor) -> Tensor:
-        return super().slope(product * self.difference)
+    @staticmethod
+    def slopes(products: Tensor, differences: Tensor) -> Tensor:
+        return (products * differences.permute(0, 2, 3, 1)).flatten(1).sum(1, dtype=torch.float64)
 
     def map(self, integral: Tensor) -> Tensor:
-        with torch.enable_grad():
-            x = torch.zeros_like(self.outer.x)[None].contiguous(memory_format=torch.channels_last).requires_grad_()
-            (back,) = torch.autograd.grad(self.conv(x), x, integral.permute(2, 0, 1)[None])
+        conv, shape = self.conv, (1, *self.outer.x.shape)
+        gradient = integral.permute(2, 0, 1)[None]
+        back = conv2d_input(shape, conv.weight, gradient, conv.stride, conv.padding, conv.dilation, conv.groups)
         return self.outer.product(back[0]).double()
 
 
@@ -135,12 +154,19 @@ class TargetMap:
     value_at_input: float
     value_at_baseline: float | None
     evaluations: int
-    completeness_error: float | None = None
     error_bound: float | None = None
     converged: bool | None = None
     dtype: torch.dtype = torch.float32
     notes: tuple[str, ...] = ()
     layer: int | None = None
+
+    @cached_property
+    def completeness_error(self) -> float | None:
+        """|Σ map − Δ| / max(|Δ|, 1). It looks at the map, and so waits for the device."""
+        if self.error_bound is None or self.value_at_baseline is None:
+            return None
+        delta = self.value_at_input - self.value_at_baseline
+        return abs(float(self.map.sum()) - delta) / max(abs(delta), 1.0)
 
 
 Ask = Generator[list[Point], list[Reply], list[TargetMap]]

@@ -13,6 +13,9 @@ from detxai.errors import ImageError, ModelError
 from detxai.models.trunk import Trunk
 from detxai.values import Target
 
+#: (level, part) of a head, and the numbers that say which of its scalars is meant.
+Address = tuple[tuple[int, str], tuple[int, ...]]
+
 
 class Pin(NamedTuple):
     """The scalar `target` at row `row` of a batch of path points."""
@@ -98,6 +101,21 @@ class Differentiable(Detector, Protocol):
 
     def entered(self, z: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         """`values` of the pictures of which the network's first convolution (`Trunk.stem`) has made z."""
+        ...
+
+    def address(self, target: Target, size: int) -> Address:
+        """What `pinned` computes `target` with, on pictures of `size` pixels."""
+        ...
+
+    def pinned(self, x: Tensor, kind: tuple[int, str], index: Tensor, *, entered: bool = False) -> Tensor:
+        """(rows,) float32: of row i of x the scalar whose address is (kind, index[i]), not yet in a target's unit.
+
+        A program of fixed shapes: nothing in it depends on what is in `index`, or waits for the device.
+        """
+        ...
+
+    def in_precision(self, dtype: torch.dtype, size: int) -> Differentiable | None:
+        """A copy whose layers below the head have weights of `dtype`; None where heads do not run on windows."""
         ...
 
     def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:

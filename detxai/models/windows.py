@@ -137,13 +137,18 @@ class Windows:
         group = len(next(iter(outputs.values())))
         spare = -len(rows) % group
         rows, cells = [*rows, *rows[:1] * spare], [*cells, *cells[:1] * spare]
-        parts = [self._group(outputs, rows[i : i + group], cells[i : i + group]) for i in range(0, len(rows), group)]
+        device = next(iter(outputs.values())).device
+        at, batch = torch.tensor(cells, device=device), torch.tensor(rows, device=device)
+        parts = [self.at(outputs, at[i : i + group], batch[i : i + group]) for i in range(0, len(rows), group)]
         return torch.cat(parts)[: len(rows) - spare]
 
-    def _group(self, outputs: Mapping[int, Tensor], rows: list[int], cells: list[tuple[int, int]]) -> Tensor:
-        device = next(iter(outputs.values())).device
-        at = torch.tensor(cells, device=device)
-        batch, own = torch.tensor(rows, device=device), torch.arange(len(rows), device=device)
+    def at(self, outputs: Mapping[int, Tensor], at: Tensor, batch: Tensor | None = None) -> Tensor:
+        """(n, channels) of the head at the cells `at` (n, 2) of batch items `batch` (n,); None: of item i the cell i.
+
+        Shapes are those of the tensors given, whatever is in them, and nothing waits for the device.
+        """
+        device = at.device
+        own = torch.arange(len(at), device=device)
         made: dict[float, tuple[Tensor, Tensor]] = {}
         for step in self.steps:
             starts = step.starts[at]
@@ -152,7 +157,7 @@ class Windows:
                 corner = _times(starts, step.scale)
                 whole, row = outputs.get(j), batch
                 if j in made:
-                    (whole, begin), row = made[j], own
+                    (whole, begin), row = made[j], None if batch is None else own
                     corner = corner - begin
                 assert whole is not None
                 parts.append(_cut(whole, row, corner, int(step.size * step.scale)))
@@ -160,6 +165,9 @@ class Windows:
                 with torch.autocast(device.type, enabled=False):
                     found: Tensor = step.layer(parts[0].float())
                 y, x = (at - starts).unbind(1)
+                if batch is None:
+                    where = (y * found.shape[3] + x)[:, None, None].expand(-1, found.shape[1], 1)
+                    return found.flatten(2).gather(2, where)[..., 0]
                 return found[own, :, y, x]
             made[step.number] = step.layer(parts if step.many else parts[0]), starts
         raise AssertionError("the last step is the head")
@@ -169,10 +177,18 @@ def _times(starts: Tensor, scale: Fraction) -> Tensor:
     return starts * scale.numerator // scale.denominator
 
 
-def _cut(whole: Tensor, rows: Tensor, corner: Tensor, size: int) -> Tensor:
-    """(n, channels, size, size) of `whole` (batch, channels, h, w): from `corner` (n, 2) of the items `rows` (n,)."""
+def _cut(whole: Tensor, rows: Tensor | None, corner: Tensor, size: int) -> Tensor:
+    """(n, channels, size, size) of `whole` (batch, channels, h, w): from `corner` (n, 2) of the items `rows` (n,).
+
+    None: of every item one. Then no cell comes twice, and the backward pass scatters them without sorting.
+    """
     span = torch.arange(size, device=corner.device)
     ys, xs = corner[:, :1] + span, corner[:, 1:] + span
+    if rows is None:
+        n, channels, _, width = whole.shape
+        cells = (ys[:, :, None] * width + xs[:, None, :]).view(n, -1, 1).expand(-1, -1, channels)
+        flat = whole.permute(0, 2, 3, 1).flatten(1, 2).gather(1, cells)
+        return flat.view(n, size, size, channels).permute(0, 3, 1, 2)
     return whole.permute(0, 2, 3, 1)[rows[:, None, None], ys[:, :, None], xs[:, None, :]].permute(0, 3, 1, 2)
 
 

@@ -17,7 +17,7 @@ SHARE_OF_MACHINE = 0.25
 #: What the memory of a container is limited to.
 CONTAINER = Path("/sys/fs/cgroup/memory.max")
 #: Images in flight on the device under `batch: auto`: enough to fill its packs.
-IN_FLIGHT = {"cpu": 6, "mps": 6, "cuda": 12}
+IN_FLIGHT = {"cpu": 6, "mps": 6, "cuda": 64}
 #: Nodes of a target for which there should be room: most need no more.
 NODES = 16
 #: Float pictures (3, size, size) an image in flight: image, baselines, fills, read ahead and on the device.

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from detxai.attribution.engine import Engine
+from detxai.attribution.engine import PROGRAM_ROWS, Engine
 from detxai.attribution.integral import integrated_gradients
 from detxai.attribution.points import Segment, TargetMap
+from detxai.attribution.programs import Programs
 from detxai.errors import ModelError
 from detxai.models import checkpoints, detectors
 from detxai.models.detector import Differentiable
@@ -75,12 +76,24 @@ def _gradients(detector: Differentiable, x: torch.Tensor) -> Iterator[Line]:
         found = detector.predict(x)[0]
     anchor, class_id = divmod(int(found.logits.argmax()), found.logits.shape[1])
     target = Target(anchor, int(found.levels[anchor]), "class", class_id, context=found.context)
-    engine = Engine(detector.values, where)
+    programs = None
+    if where.type in PROGRAM_ROWS:
+        programs = Programs({torch.float32: detector}.get, info.imgsz, where, PROGRAM_ROWS[where.type])
+    engine = Engine(detector.values, where, programs=programs)
     ask = integrated_gradients(Segment(x[0], torch.zeros_like(x[0])), [target], tolerance=1.0)
     integrals: list[TargetMap] = []
     seconds = _timed(lambda: integrals.extend(next(iter(engine.run([(None, ask)], 1)))[1]))
     each = 1e3 * seconds / integrals[0].evaluations
+    yield "packs", _packs(programs)
     yield "timing", f"{each:.0f} ms a gradient evaluation on {where} (noise image, first run)"
+
+
+def _packs(programs: Programs | None) -> str:
+    """How the network is run."""
+    if programs is None:
+        return "the targets of an image share its forward pass"
+    refused = programs.refused()
+    return f"called one by one: no CUDA graph can be made ({refused[0]})" if refused else "replayed as CUDA graphs"
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -22,8 +22,7 @@ from typing import Any
 import torch
 
 from detxai.attribution import baselines
-from detxai.attribution.engine import Engine, out_of_memory, rows_for
-from detxai.attribution.memory import Room
+from detxai.attribution.engine import Engine, out_of_memory
 from detxai.attribution.methods import METHODS
 from detxai.attribution.points import Segment, TargetMap
 from detxai.config.fingerprint import fingerprint
@@ -32,12 +31,11 @@ from detxai.errors import DeviceError, ImageError
 from detxai.inputs import decode, sources
 from detxai.inputs.labels import Drawn
 from detxai.inputs.letterbox import boxes_to_letterbox, fitted, letterboxed
-from detxai.models import detectors
 from detxai.models.detector import Detector
-from detxai.models.predictions import closeness
 from detxai.output import records, store
 from detxai.parchgrad.session import Masks
 from detxai.run import assess
+from detxai.run.engine import engine as engine_of
 from detxai.run.plan import Plan
 from detxai.run.publish import Explained, Part, Prepared, Result, Variant, part, publish
 from detxai.run.select import selected
@@ -121,8 +119,7 @@ class Explainer:
         self, refs: Iterable[ImageRef], tree: store.Store | None, over: Callable[[], bool]
     ) -> Generator[Result, None, None]:
         in_flight = self.plan.in_flight
-        rows = rows_for(self.plan.device, self.plan.size)
-        engine = self._engine(rows)
+        engine = engine_of(self.plan)
         self._detecting = 0.0
         waiting: dict[int, Future[Result]] = {}
         turn = 0
@@ -147,15 +144,8 @@ class Explainer:
             finally:
                 readers.shutdown(wait=False, cancel_futures=True)
                 self._account(engine)
-
-    def _engine(self, rows: int) -> Engine:
-        network, device = self.plan.network, self.plan.device
-        if network is None:
-            return Engine(self._similarity, device, rows)
-        values, entered = (detectors.contrasting(f) for f in (network.values, network.entered))
-        hooks = None if self.plan.keeping is None else self.plan.keeping.hooks
-        room = Room(self.plan.budget.room)
-        return Engine(values, device, rows, self._similarity, entered, hooks, network.trunk.tap, room)
+                if engine.programs is not None:
+                    engine.programs.forget(engine.programs.rows)
 
     def _ahead(
         self,
@@ -259,9 +249,6 @@ class Explainer:
         return fingerprint(self.plan.config, image_sha256, self.plan.info.sha256, records.RECORD_SCHEMA, drawn, used)
 
     # -- on the device --------------------------------------------------------------------------
-
-    def _similarity(self, x: torch.Tensor, pins: Sequence[tuple[int, Target]]) -> torch.Tensor:
-        return closeness(self.plan.detector, x, pins)
 
     def _job(
         self, item: Prepared | Result, keep: Callable[[Explained], Future[Part]]

@@ -120,6 +120,8 @@ class Plan:
         wanted = self.config.run.precision
         if self.device.type == "cuda":  # TF32 would call itself float32
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            # The same bytes twice: not the fastest kernel of the moment, and none that adds in any order.
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
         if wanted != "auto":
             return DTYPES[wanted]
         exact = self.config.attribution.tolerance < HALF_TOLERANCE

@@ -26,6 +26,7 @@ from torch import Tensor
 from detxai.attribution import baselines
 from detxai.attribution.engine import Engine
 from detxai.attribution.integral import integrated_gradients
+from detxai.attribution.memory import Room
 from detxai.attribution.points import Point, Reply, Segment, TargetMap
 from detxai.attribution.quadrature import CROWDED, SQUARE, UNIFORM, Curve, Mesh, Rule, cubic
 from detxai.attribution.rules import clenshaw_curtis, gauss_legendre, newton_cotes
@@ -188,10 +189,10 @@ def dense(
             for v, reply in zip(part, replies, strict=True):
                 for k, mesh in enumerate(meshes):
                     mesh.value[v] = reply.values[k]
-                    if reply.products is not None:
-                        mesh.slope[v] = float(reply.products[k].sum(dtype=torch.float64))
-                if reply.products is not None:
-                    total = total + weight[v] * reply.products.double()
+                    if kind:
+                        mesh.slope[v] = reply.slopes[k]
+                if kind:
+                    total = total + weight[v] * _products(reply).double()
     return total, [mesh.bound() for mesh in meshes]
 
 
@@ -252,7 +253,7 @@ class Memo:
             chunk = missing[start : start + ROWS]
             ((_, replies),) = self.engine.run([(None, _once(chunk))], 1)
             for point, reply in zip(chunk, replies, strict=True):
-                rows = None if reply.products is None else self.sketch(reply.products)
+                rows = self.sketch(_products(reply)) if point.gradient else None
                 for i, target in enumerate(point.targets):
                     key = (point.alpha, self._row(target))
                     self.values[key] = reply.values[i]
@@ -261,8 +262,9 @@ class Memo:
 
     def _reply(self, point: Point) -> Reply:
         keys = [(point.alpha, self._row(t)) for t in point.targets]
-        products = torch.stack([self.products[key] for key in keys]) if point.gradient else None
-        return Reply([self.values[key] for key in keys], products)
+        values, products = [self.values[key] for key in keys], [self.products[key] for key in keys if point.gradient]
+        slopes = [float(product.sum(dtype=torch.float64)) for product in products]
+        return Reply(values, slopes, [Room().hold(product, needed=True) for product in products])
 
     def save(self, file: Path) -> None:
         """Write all that is known to `file`."""
@@ -283,6 +285,11 @@ class Memo:
             self.values = {(float(alpha), int(row)): float(value) for alpha, row, value in kept["points"]}
             rows = torch.from_numpy(kept["products"])
             self.products = {(float(alpha), int(row)): rows[i] for i, (alpha, row) in enumerate(kept["keys"])}
+
+
+def _products(reply: Reply) -> Tensor:
+    """(targets, …) what a point's reply holds of its gradients."""
+    return torch.stack([reply.product(k) for k in range(len(reply.values))])
 
 
 def _once(points: list[Point]) -> Generator[list[Point], list[Reply], list[Reply]]:

@@ -7,6 +7,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from captum.attr import IntegratedGradients
 from compare_rules import Case
 from torch import Tensor
 
-from detxai.attribution.engine import Engine, rows_for
+from detxai.attribution.engine import Engine
 from detxai.attribution.integral import DEFAULT_RULE, integrated_gradients
 from detxai.attribution.methods import METHODS
 from detxai.attribution.points import Ask, Entered, TargetMap
@@ -23,6 +24,7 @@ from detxai.attribution.rules import gauss_legendre
 from detxai.models.detector import Detector
 from detxai.models.heads.anchor_based import AnchorBased, score_logit
 from detxai.models.heads.anchor_free import AnchorFree
+from detxai.run.engine import engine
 from detxai.run.plan import Plan
 from detxai.values import Target
 
@@ -63,10 +65,10 @@ class Bench:
 
     # detxai
 
+    @cached_property
     def engine(self) -> Engine:
-        """The engine as `detxai explain` makes it."""
-        f, entered = self.detector.values, self.detector.entered
-        return Engine(f, self.device, rows_for(self.device, self.plan.size), entered=entered)
+        """The engine as `detxai explain` makes it, once a run."""
+        return engine(self.plan)
 
     def detxai(self, work: Sequence[Case], tolerance: float = ERROR, rule: Rule | None = None) -> Found:
         """detxai's maps of the targets of each case; with a `rule`, that and no refinement."""
@@ -86,7 +88,7 @@ class Bench:
             return found
 
         jobs = ((i, job(case)) for i, case in enumerate(work))
-        done = dict(self.engine().run(jobs, self.plan.in_flight))
+        done = dict(self.engine.run(jobs, self.plan.in_flight))
         self.synchronize()
         return [done[i] for i in range(len(work))]
 

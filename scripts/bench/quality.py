@@ -44,7 +44,7 @@ class Qualities:
         for i, case in enumerate(self.work):
             if done >= detections:
                 break
-            ((_, (maps, bounds)),) = self.bench.engine().run([(i, dense(case.line, case.targets, nodes))], 1)
+            ((_, (maps, bounds)),) = self.bench.engine.run([(i, dense(case.line, case.targets, nodes))], 1)
             self.reference[i] = maps
             self.reference_bound = max(self.reference_bound, *bounds)
             done += len(bounds)

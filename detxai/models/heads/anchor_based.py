@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from detxai.errors import ModelError
-from detxai.models.detector import Candidates, ModelInfo, Pin, levels_of, scaled
+from detxai.models.detector import Address, Candidates, ModelInfo, Pin, levels_of, scaled
 from detxai.models.trunk import Trunk, freeze, fuse
 from detxai.models.windows import Windows
 from detxai.values import Checkpoint, Target
@@ -149,6 +149,39 @@ class AnchorBased:
             for j, i in enumerate(group):
                 result[i] = _scalar(wanted[i], boxes[j], raw[j, 4], raw[j, 5:])
         return scaled(torch.stack(result), wanted)  # type: ignore[arg-type]
+
+    def address(self, target: Target, size: int) -> Address:
+        shapes = self._shapes(size)
+        start = sum(len(h.anchors) * a * b for h, (a, b) in zip(self.heads, shapes[: target.level], strict=False))
+        height, width = shapes[target.level]
+        anchor, rest = divmod(target.anchor - start, height * width)
+        part = "box" if target.kind in EDGES else target.kind
+        channel = EDGES.index(target.kind) if part == "box" else target.class_id
+        return (target.level, part), (*divmod(rest, width), anchor, channel, target.other or 0)
+
+    def pinned(self, x: Tensor, kind: tuple[int, str], index: Tensor, *, entered: bool = False) -> Tensor:
+        (level, part), (cells, anchor, channel, other) = kind, index.split((2, 1, 1, 1), 1)
+        head, size = self.heads[level], self.trunk.size_before(x) if entered else x.shape[-1]
+        windows = self._windows(level, size, x)
+        every = windows.at(self.trunk(x, windows.wanted, entered), cells).float().unflatten(1, (len(head.anchors), -1))
+        raw: Tensor = every.gather(1, anchor[:, :, None].expand(-1, 1, every.shape[2]))[:, 0]
+        if part == "objectness":
+            return raw[:, 4]
+        if part == "box":
+            anchors = head.anchors.to(x.device)[anchor[:, 0]]
+            return head.boxes(raw[:, :4], cells, anchors).gather(1, channel)[:, 0]
+        values = score_logit(raw[:, 4], raw[:, 5:].gather(1, channel)[:, 0])
+        return values - score_logit(raw[:, 4], raw[:, 5:].gather(1, other)[:, 0]) if part == "contrast" else values
+
+    def in_precision(self, dtype: torch.dtype, size: int) -> AnchorBased | None:
+        found = copy.deepcopy(self)
+        like = torch.zeros(1, device=next(self.module.parameters()).device)
+        for level in range(len(self.heads)):  # how far layers reach is seen in float32
+            found._windows(level, size, like)
+        found.module.to(dtype)
+        for head in found.heads:
+            head.conv.float()
+        return found
 
     def _windows(self, level: int, size: int, like: Tensor) -> Windows:
         found = self.trunk.around(self.heads[level].feed, self.heads[level].conv, size, like)

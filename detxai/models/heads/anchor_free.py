@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detxai.errors import ModelError
-from detxai.models.detector import Candidates, ModelInfo, Pin, levels_of, scaled
+from detxai.models.detector import Address, Candidates, ModelInfo, Pin, levels_of, scaled
 from detxai.models.trunk import Trunk, freeze, fuse
 from detxai.models.windows import Windows
 from detxai.values import Checkpoint, Target
@@ -216,6 +216,47 @@ class AnchorFree:
             for i, scalar in zip(group, scalars.unbind(), strict=True):
                 result[i] = scalar
         return scaled(torch.stack(result), wanted)  # type: ignore[arg-type]
+
+    def address(self, target: Target, size: int) -> Address:
+        part = "box" if target.kind in EDGES else target.kind
+        channel = EDGES.index(target.kind) if part == "box" else target.class_id
+        if not self.info.sparse:
+            return (0, part), (target.anchor, 0, channel, target.other or 0)
+        width = size // self.strides[target.level]
+        row, column = divmod(target.anchor - self._start(target.level, size), width)
+        return (target.level, part), (row, column, channel, target.other or 0)
+
+    def pinned(self, x: Tensor, kind: tuple[int, str], index: Tensor, *, entered: bool = False) -> Tensor:
+        level, part = kind
+        own, (cells, channel, other) = torch.arange(len(x), device=x.device), index.split((2, 1, 1), 1)
+        if not self.info.sparse:
+            logits, edges, _ = self._dense(self._features(x, range(len(self.feeds))))
+            found = (edges if part == "box" else logits)[own, cells[:, 0]]
+        else:
+            size = self.trunk.size_before(x) if entered else x.shape[-1]
+            names = ("box", *(("angle",) if self.angle_heads else ())) if part == "box" else ("class",)
+            windows = [self._windows(name, level, size, x) for name in names]
+            outputs = self.trunk(x, frozenset().union(*(w.wanted for w in windows)), entered)
+            raw = [w.at(outputs, cells).float() for w in windows]
+            found = raw[0]
+            if part == "box":
+                found, _ = self._decode(raw[0], raw[1] if self.angle_heads else None, cells, level)
+        values = found.gather(1, channel)[:, 0]
+        return values - found.gather(1, other)[:, 0] if part == "contrast" else values
+
+    def in_precision(self, dtype: torch.dtype, size: int) -> AnchorFree | None:
+        if not self.info.sparse:
+            return None
+        found = copy.deepcopy(self)
+        like = torch.zeros(1, device=next(self.module.parameters()).device)
+        parts = {kind: part for kind, part in found.parts.items() if part is not None}
+        for kind in parts:  # how far layers reach is seen in float32
+            for level in range(len(self.feeds)):
+                found._windows(kind, level, size, like)
+        found.module.to(dtype)
+        for part in parts.values():
+            part.float()
+        return found
 
     def _start(self, level: int, size: int) -> int:
         return sum((size // stride) ** 2 for stride in self.strides[:level])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from detxai.errors import ModelError
-from detxai.models.detector import Candidates, ModelInfo, Pin, scaled, scores_of
+from detxai.models.detector import Address, Candidates, ModelInfo, Pin, scaled, scores_of
 from detxai.models.trunk import Trunk, freeze, fuse
 from detxai.values import Checkpoint, Target
 from detxai.vocabulary import EDGES
@@ -93,6 +93,20 @@ class RTDETR:
             for p in wanted
         ]
         return scaled(torch.stack(picked), wanted)
+
+    def address(self, target: Target, size: int) -> Address:
+        part = "box" if target.kind in EDGES else target.kind
+        channel = EDGES.index(target.kind) if part == "box" else target.class_id
+        return (0, part), (target.anchor, channel, target.other or 0, *target.context.tolist())
+
+    def pinned(self, x: Tensor, kind: tuple[int, str], index: Tensor, *, entered: bool = False) -> Tensor:
+        boxes, logits, _ = self._decoded(x, index[:, 3:])
+        found = (boxes if kind[1] == "box" else logits)[torch.arange(len(x), device=x.device), index[:, 0]]
+        values = found.gather(1, index[:, 1:2])[:, 0]
+        return values - found.gather(1, index[:, 2:3])[:, 0] if kind[1] == "contrast" else values
+
+    def in_precision(self, dtype: torch.dtype, size: int) -> RTDETR | None:
+        return None
 
     def _decoded(self, x: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, Q, 4) boxes in letterbox pixels, (B, Q, classes) logits and the (B, Q) cells of the queries.

@@ -1,0 +1,221 @@
+"""Packs as programs of a fixed shape: made once a run, filled and run again and again.
+
+A row is (place on a path, target). Its tensors are static: places, addresses of targets and their units are filled in,
+then the program runs, and nothing in it depends on what they hold. So a GPU can replay it as one graph, which takes the
+Python around its hundreds of kernels away; elsewhere the same function is called.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from detxai.attribution.points import Point, Segment
+from detxai.values import Target
+
+#: Calls before a graph is captured: libraries choose and allocate in them.
+WARM_UP = 3
+#: Path ends that a bank begins with.
+FEWEST_ENDS = 16
+
+
+class Network(Protocol):
+    """Scalars of a network by the numbers of their address, see `models.detector.Differentiable`."""
+
+    def address(self, target: Target, size: int, /) -> tuple[Any, tuple[int, ...]]: ...
+    def pinned(self, x: Tensor, kind: Any, index: Tensor, /, *, entered: bool = False) -> Tensor: ...
+
+
+class Captured:
+    """A function of static tensors: as a CUDA graph where there is CUDA, else called as it is.
+
+    Calls return the same tensors each time. `refused`: why there is no graph on a CUDA device, if so.
+    """
+
+    def __init__(self, run: Callable[[], tuple[Tensor, ...]], device: torch.device, pool: Any = None) -> None:
+        self.run: Callable[[], tuple[Tensor, ...]] | None = run
+        self.graph, self.refused = None, ""
+        self.outputs: tuple[Tensor, ...] = ()
+        if device.type != "cuda":
+            return
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                run()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        torch.cuda.synchronize(device)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                self.outputs = run()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.refused = str(error).splitlines()[0]
+            torch.cuda.synchronize(device)
+        else:
+            self.graph, self.run = graph, None
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        if self.run is not None:
+            return self.run()
+        assert self.graph is not None
+        self.graph.replay()
+        return self.outputs
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all rows of a program have in common. `kind`: see `Network.address`."""
+
+    field: str
+    kind: Hashable
+    columns: int
+    gradient: bool
+    dtype: torch.dtype
+    place: torch.Size
+
+
+class Program:
+    """F, and its gradient, at `rows` static places `x` of the static addresses `index`, in units (scale, offset)."""
+
+    def __init__(self, network: Network, shape: Shape, rows: int, device: torch.device, pool: Any) -> None:
+        self.network, self.shape = network, shape
+        x = torch.zeros(rows, *shape.place, dtype=shape.dtype, device=device)
+        self.x = x.contiguous(memory_format=torch.channels_last)
+        self.index = torch.zeros(rows, shape.columns, dtype=torch.int64, device=device)
+        self.unit = torch.ones(rows, 2, device=device)
+        self._run = Captured(self.run, device, pool)
+        self.refused = self._run.refused
+
+    def run(self) -> tuple[Tensor, ...]:
+        shape = self.shape
+        with torch.set_grad_enabled(shape.gradient):
+            x = self.x.detach().requires_grad_(shape.gradient)
+            values = self.network.pinned(x, shape.kind, self.index, entered=shape.field == "entered").float()
+            values = values * self.unit[:, 0] + self.unit[:, 1]
+            if not shape.gradient:
+                return (values,)
+            return values.detach(), torch.autograd.grad(values.sum(), x)[0]
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        return self._run()
+
+
+class Ends:
+    """The ends of all paths in flight, (paths, c, height, width) each: places are made of them without a copy a row."""
+
+    def __init__(self) -> None:
+        self.x = self.b = torch.empty(0)
+        self._slots: weakref.WeakKeyDictionary[Segment, int] = weakref.WeakKeyDictionary()
+        self._free: list[int] = []
+
+    def slot(self, path: Segment) -> int:
+        """Where the ends of `path` lie, as long as it lives."""
+        found = self._slots.get(path)
+        if found is None:
+            if not self._free:
+                self._grow(path.x)
+            found = self._slots[path] = self._free.pop()
+            self.x[found], self.b[found] = path.x, path.b
+            weakref.finalize(path, self._free.append, found)
+        return found
+
+    def _grow(self, like: Tensor) -> None:
+        old = len(self.x)
+        more = max(FEWEST_ENDS, old)
+        added = like.new_zeros(more, *like.shape).contiguous(memory_format=torch.channels_last)
+        self.x, self.b = (torch.cat([e, added]) if old else added.clone() for e in (self.x, self.b))
+        self._free += range(old, old + more)
+
+    def places(self, slots: Tensor, alpha: Tensor) -> Tensor:
+        """b + α (x − b) of each row."""
+        return torch.lerp(self.b[slots], self.x[slots], alpha[:, None, None, None])
+
+    def differences(self, slots: Tensor) -> Tensor:
+        """x − b of each row."""
+        return self.x[slots] - self.b[slots]
+
+
+#: One row: a point and the number of one of its targets.
+Row = tuple[Point, int]
+
+
+@dataclass
+class Programs:
+    """Runs rows of points as programs of `rows` rows. `network_of`: the network in an arithmetic, if it has one."""
+
+    network_of: Callable[[torch.dtype], Network | None]
+    size: int
+    device: torch.device
+    rows: int
+    _made: dict[Shape, Program] = field(default_factory=dict)
+    _ends: dict[torch.Size, Ends] = field(default_factory=dict)
+    _pool: Any = None
+
+    def takes(self, point: Point) -> bool:
+        """Whether rows of `point` can be those of a program."""
+        plain = point.layer is None and point.channels is None and point.hidden is None
+        return plain and point.field in ("value", "entered") and self.network_of(point.dtype) is not None
+
+    def shape(self, row: Row) -> Shape:
+        """The program that `row` goes into."""
+        point, k = row
+        network = self.network_of(point.dtype)
+        assert network is not None
+        kind, index = network.address(point.targets[k], self.size)
+        return Shape(point.field, kind, len(index), point.gradient, point.dtype, point.path.x.shape)
+
+    def forget(self, rows: int) -> None:
+        """Free all programs, and make the next ones with `rows` rows."""
+        self._made.clear()
+        self._pool, self.rows = None, rows
+
+    def refused(self) -> list[str]:
+        """Why programs could not be captured as graphs, on a device that has them."""
+        return [program.refused for program in self._made.values() if program.refused]
+
+    def launch(self, shape: Shape, pack: Sequence[Row]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(rows,) values, gradients (rows, …) and path ends (rows,) of `pack`, all of one `shape`, on their way.
+
+        Gradients hold until the program runs again.
+        """
+        if self._pool is None and self.device.type == "cuda":
+            self._pool = torch.cuda.graph_pool_handle()
+        network = self.network_of(shape.dtype)
+        assert network is not None
+        if shape not in self._made:
+            self._made[shape] = Program(network, shape, self.rows, self.device, self._pool)
+        program, ends = self._made[shape], self._ends.setdefault(shape.place, Ends())
+        full = [*pack, *[pack[0]] * (self.rows - len(pack))]
+        targets = [point.targets[k] for point, k in full]
+        numbers = [
+            (ends.slot(point.path), *network.address(target, self.size)[1])
+            for (point, _), target in zip(full, targets, strict=True)
+        ]
+        reals = [(point.alpha, target.scale, target.offset) for (point, _), target in zip(full, targets, strict=True)]
+        whole, parts = self._sent(torch.tensor(numbers)), self._sent(torch.tensor(reals, dtype=torch.float32))
+        slots = whole[:, 0]
+        if any(point.picture is not None for point, _ in pack):
+            program.x.copy_(torch.stack([point.place() for point, _ in full]))
+        else:
+            program.x.copy_(ends.places(slots, parts[:, 0]))
+        program.index.copy_(whole[:, 1:])
+        program.unit.copy_(parts[:, 1:])
+        values, *gradients = program()
+        return values.clone(), gradients[0] if gradients else None, slots
+
+    def differences(self, shape: Shape, slots: Tensor) -> Tensor:
+        """x − b of the paths in `slots`."""
+        return self._ends[shape.place].differences(slots)
+
+    def _sent(self, table: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return table.to(self.device)
+        return table.pin_memory().to(self.device, non_blocking=True)

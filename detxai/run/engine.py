@@ -1,0 +1,43 @@
+"""The engine of a run: the network on its device, in the packs that suit it, with the memory it may take."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from detxai.attribution.engine import PROGRAM_ROWS, Engine, rows_for
+from detxai.attribution.memory import Room
+from detxai.attribution.programs import Programs
+from detxai.models import detectors
+from detxai.models.detector import Differentiable
+from detxai.models.predictions import closeness
+from detxai.run.plan import Plan
+
+
+def engine(plan: Plan) -> Engine:
+    """An engine for what `plan` says; black boxes have one without gradients."""
+    device, network = plan.device, plan.network
+    rows, similarity = rows_for(device, plan.size), partial(closeness, plan.detector)
+    if network is None:
+        return Engine(similarity, device, rows)
+    values, entered = (detectors.contrasting(f) for f in (network.values, network.entered))
+    return Engine(
+        values,
+        device,
+        rows,
+        similarity,
+        entered,
+        parchgrad=None if plan.keeping is None else plan.keeping.hooks,
+        tap=network.trunk.tap,
+        room=Room(plan.budget.room),
+        programs=_programs(plan, network) if device.type in PROGRAM_ROWS else None,
+    )
+
+
+def _programs(plan: Plan, network: Differentiable) -> Programs:
+    """Packs of a fixed shape, in float32 and in the half precision of the run."""
+    networks = {torch.float32: network}
+    if plan.dtype != torch.float32 and (half := network.in_precision(plan.dtype, plan.size)) is not None:
+        networks[plan.dtype] = half
+    return Programs(networks.get, plan.size, plan.device, rows_for(plan.device, plan.size, PROGRAM_ROWS))

@@ -1,0 +1,321 @@
+"""All that a device has to show, on one page: is it right, does it repeat, how fast is it, and against Captum.
+
+    python scripts/bench/gpu_report.py --images DIR [--labels DIR] [--model FILE] [--markdown OUT] [--json OUT]
+    python scripts/bench/gpu_report.py --images DIR --quick          small counts: on a CPU, or to see that all works
+
+About 6 minutes on a GPU. It prints as it goes; a part that fails says why, and the others go on.
+
+*machine*: what it ran on. *maps*: integrals of the device in float32, and in its own precision, against the CPU's.
+*repeat*: the command twice, byte by byte. *rows*: milliseconds of one row (a forward pass and a gradient) of networks
+with random weights, by the stride of the scale that is read. *engine*: detections a second from pictures that lie on
+the device already, and the share of the wall clock in which the device computed, by its own clock. *command*: images a
+second from files to the tree, by overlays and evidence. *captum*: detxai against Captum at the batch that is fastest
+for it, on the same detections, at equal evaluations and where 95 % of them meet criterion A or B (see bench.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from compare_rules import Case, cases, lines
+from contenders import Bench
+from machine import machine, say, seeded
+from quality import criteria
+from timing import equal, tuned
+
+from detxai.attribution.engine import PROGRAM_ROWS, ROWS, Engine, rows_for
+from detxai.attribution.methods import METHODS
+from detxai.attribution.points import TargetMap
+from detxai.attribution.programs import Program, Shape
+from detxai.config.settings import RunConfig
+from detxai.inputs import sources
+from detxai.models import detectors
+from detxai.models.detector import differentiable
+from detxai.output.store import Store
+from detxai.run.engine import engine
+from detxai.run.pipeline import Explainer
+from detxai.run.plan import DTYPES, Plan, device_of
+from detxai.values import Target
+
+#: Networks whose rows are timed, at NETWORK_SIZE pixels.
+NETWORKS, NETWORK_SIZE = ("yolov8n.yaml", "yolov8s.yaml", "yolo11n.yaml", "yolo26s.yaml", "yolov3.yaml"), 640
+#: (overlays, evidence) of the whole command.
+COMMANDS = (("png", "none"), ("jpg", "none"), ("none", "none"), ("png", "basic"), ("jpg", "basic"))
+#: (full, --quick): pictures compared with the CPU, of the engine and of the command; repeats of a timing.
+COUNTS = {"maps": (8, 1), "engine": (64, 1), "command": (200, 2), "repeats": (20, 1), "rival": (16, 1)}
+#: Steps a batch that Captum tries.
+BATCHES = {"cpu": [8], "cuda": [64, 128, 256]}
+
+
+class Report:
+    """The parts of the report, each a dict; one after the other, so that what fails takes no other with it."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.device = options, device_of(options.device)
+        self.model = options.model and str(options.model)
+
+    def count(self, name: str) -> int:
+        """How many of what COUNTS names."""
+        full, quick = COUNTS[name]
+        return quick if self.options.quick else full
+
+    def parts(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+        """Name and work of every part."""
+        yield "machine", lambda: machine(self.device)
+        yield "maps", self.maps
+        yield "repeat", self.repeat
+        yield "rows", self.rows
+        yield "engine", self.engine
+        yield "command", self.command
+        yield "captum", self.captum
+
+    def plan(self, device: torch.device | None = None, **run: Any) -> Plan:
+        """What `detxai explain` would do on a device with these settings of the section `run`."""
+        where = str(device or self.device)
+        sections: dict[str, Any] = {"run": {"device": where} | run, "model": {"path": self.model}}
+        sections["attribution"] = {"baseline": self.options.baseline, "evidence": "none"}
+        sections["detection"] = {"imgsz": self.options.imgsz}
+        return Plan(RunConfig.model_validate(sections))
+
+    def work(self, plan: Plan, count: int) -> list[Case]:
+        """The first pictures with detections, and these, on the plan's device."""
+        common: dict[str, Any] = {"size": plan.size, "device": plan.device, "baseline": self.options.baseline}
+        return list(islice(cases(plan.detector, self.options.images, conf=self.options.conf, **common), count))
+
+    def maps(self) -> dict[str, Any]:
+        """Relative L2 distance of the device's maps to the CPU's in float32."""
+        cpu = self.plan(torch.device("cpu"), precision="fp32")
+        work = self.work(cpu, self.count("maps"))
+        exact = explained(engine(cpu), cpu, work)
+        found: dict[str, Any] = {"detections": len(exact)}
+        for precision in ("fp32", "auto"):
+            plan = self.plan(precision=precision)
+            here = [
+                replace(case, line=type(case.line)(case.line.x.to(plan.device), case.line.b.to(plan.device)))
+                for case in work
+            ]
+            maps = explained(engine(plan), plan, here)
+            far = [float((a.map.cpu() - b.map).norm() / b.map.norm()) for a, b in zip(maps, exact, strict=True)]
+            name = next(k for k, v in DTYPES.items() if v == plan.dtype)
+            found[precision] = {"precision": name, "median": float(np.median(far)), "most": max(far)}
+            found[precision]["converged"] = sum(bool(one.converged) for one in maps) / len(maps)
+        return found
+
+    def repeat(self) -> dict[str, Any]:
+        """Whether two runs of the command make the same bytes."""
+        trees = []
+        with tempfile.TemporaryDirectory() as folder:
+            for turn in ("first", "second"):
+                out = Path(folder) / turn
+                self.explained(self.count("maps"), out, "png", "basic")
+                files = (file for file in out.rglob("*") if file.is_file() and not file.name.startswith("."))
+                trees.append({str(f.relative_to(out)): f.read_bytes() for f in files if f.name != "summary.json"})
+        one, other = trees
+        differ = sorted(name for name in one if one[name] != other.get(name))
+        return {"files": len(one), "differ": len(differ), "first": differ[:3], "same": one == other}
+
+    def rows(self) -> dict[str, Any]:
+        """Milliseconds a row of each network, by stride."""
+        found: dict[str, Any] = {}
+        names = NETWORKS[:1] if self.options.quick else NETWORKS
+        size = 128 if self.options.quick else NETWORK_SIZE
+        pictures = [line.x for _, _, line in islice(lines(self.options.images, "black", size), 2)]
+        for name in names:
+            network = detectors.build(seeded(name, torch.stack(pictures)))
+            found[name] = rows_of(network, size, self.device, self.count("repeats"))
+            say(f"{name}: {found[name]}")
+        return found
+
+    def engine(self) -> dict[str, Any]:
+        """Detections a second from pictures on the device, and how busy it is."""
+        plan = self.plan()
+        work = self.work(plan, self.count("engine"))
+        one = engine(plan)
+        explained(one, plan, work[: plan.in_flight])  # programs are made
+        seconds, busy = clocked(lambda: explained(one, plan, work), plan.device)
+        found = explained(one, plan, work)
+        return {
+            "detections": len(found),
+            "detections_s": len(found) / seconds,
+            "ms_a_detection": 1e3 * seconds / len(found),
+            "device_busy": busy,
+            "evaluations": float(np.median([a.evaluations for a in found])),
+            "converged": sum(bool(a.converged) for a in found) / len(found),
+            "fill": 1 - one.padded / max(one.points, 1),
+            "graphs_refused": one.programs.refused() if one.programs else [],
+        }
+
+    def command(self) -> dict[str, Any]:
+        """Images a second of the whole command, the model loaded."""
+        found: dict[str, Any] = {}
+        for overlays, evidence in COMMANDS[: 1 if self.options.quick else None]:
+            with tempfile.TemporaryDirectory() as folder:
+                done = self.explained(self.count("command"), Path(folder) / "out", overlays, evidence)
+            found[f"{overlays}, {evidence}"] = done
+            say(f"overlays {overlays}, evidence {evidence}: {done['images_s']:.1f} images/s")
+        return found
+
+    def explained(self, count: int, out: Path, overlays: str, evidence: str) -> dict[str, Any]:
+        """The command on `count` files, the images in turn: how fast it was."""
+        files = [ref.file for ref in sources.find([str(self.options.images)]).refs]
+        output: dict[str, Any] = {"dir": out, "overlays": overlays != "none"}
+        if overlays not in ("none", "png"):
+            output["overlay_format"] = overlays
+        attribution = {"baseline": self.options.baseline, "evidence": evidence}
+        settings: dict[str, Any] = {"output": output, "attribution": attribution, "model": {"path": self.model}}
+        settings["detection"] = {"imgsz": self.options.imgsz, "labels": self.options.labels}
+        config = RunConfig.model_validate(settings | {"run": {"device": str(self.device)}})
+        with tempfile.TemporaryDirectory() as folder:
+            for i, file in enumerate(islice(cycle(files), count)):
+                shutil.copyfile(file, Path(folder) / f"{i:05d}{file.suffix}")
+            explainer = Explainer(config)
+            refs = list(sources.find([folder]).refs)
+            list(explainer.explain(refs[:2]))  # warmed up
+            before, start = explainer.timings.device, time.perf_counter()
+            with Store(config.output.dir, 0) as tree:
+                found = [len(result.record.detections or ()) for result in explainer.explain(refs, tree)]
+            seconds = time.perf_counter() - start
+        driving = (explainer.timings.device - before) / seconds
+        return {"images_s": count / seconds, "detections_s": sum(found) / seconds, "driving": driving}
+
+    @cached_property
+    def bench(self) -> Bench:
+        """What bench.py measures with."""
+        kind, quick = self.device.type, self.options.quick
+        options = argparse.Namespace(
+            **vars(self.options),
+            batches=BATCHES.get(kind, [8]),
+            repeats=1 if quick else 3,
+            rival_detections=1 if quick else 8,
+            rival_nodes=8 if quick else 64,
+            reference_nodes=32 if quick else 400,
+            reference_count=1 if quick else 16,
+        )
+        return Bench(self.plan(precision="fp32" if kind == "cpu" else "auto"), options)
+
+    def captum(self) -> dict[str, Any]:
+        """Ratios to Captum: at equal evaluations, at A and at B."""
+        work = self.work(self.bench.plan, self.count("rival"))
+        batch, at_once = tuned(self.bench, work)
+        found: dict[str, Any] = {"batch": batch, "at_once": at_once}
+        found["equal"] = equal(self.bench, work, 8 if self.options.quick else 16, batch, at_once)
+        if not self.options.quick:
+            found |= {name: row for name, row in criteria(self.bench, work, batch, at_once).items() if name in "AB"}
+        return found
+
+
+def explained(one: Engine, plan: Plan, work: Sequence[Case]) -> list[TargetMap]:
+    """The integrals of all targets, as the command makes them."""
+    jobs = ((i, METHODS["ig"]([case.line], case.targets, plan.settings)) for i, case in enumerate(work))
+    done = dict(one.run(jobs, plan.in_flight))
+    return [found for i in range(len(work)) for found in done[i]]
+
+
+def clocked(run: Callable[[], Any], device: torch.device) -> tuple[float, float | None]:
+    """Seconds of `run` by the wall, and the share of them in which a kernel ran, by the device's own clock."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start, None
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - start
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize(device)
+    kernels = sum(event.self_device_time_total for event in profile.key_averages())
+    return seconds, min(kernels / 1e6 / seconds, 1.0)
+
+
+def rows_of(detector: Any, size: int, device: torch.device, repeats: int) -> dict[str, float]:
+    """Milliseconds a row of a class logit, by stride, in the arithmetic that the device takes."""
+    network = differentiable(detector)
+    network.module.to(device)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    used = (network.in_precision(dtype, size) if dtype != torch.float32 else None) or network
+    rows = rows_for(device, size, PROGRAM_ROWS if device.type in PROGRAM_ROWS else ROWS)
+    stem, found = used.trunk.stem, {}
+    with torch.no_grad():
+        levels = used.predict(torch.zeros(1, 3, size, size, device=device, dtype=dtype))[0].levels
+    for level in range(int(levels.max()) + 1):
+        middle = (levels == level).nonzero()[:, 0]
+        kind, index = used.address(Target(int(middle[len(middle) // 2]), level), size)
+        stride = round(size / len(middle) ** 0.5)
+        place = (3, size, size) if stem is None else (stem.out_channels, size // stem.stride[0], size // stem.stride[1])
+        shape = Shape("value" if stem is None else "entered", kind, len(index), True, dtype, torch.Size(place))
+        program = Program(used, shape, rows, device, None)
+        program.index.copy_(torch.tensor(index).expand(rows, -1))
+        seconds, _ = clocked(lambda program=program: [program() for _ in range(repeats)], device)  # type: ignore[misc]
+        found[f"stride {stride}"] = 1e3 * seconds / repeats / rows
+    return found
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report for people: a section a part, a line a figure."""
+    found = []
+    for name, part in report.items():
+        found += [f"## {name}", ""]
+        found += [f"- {key}: {_figures(value)}" for key, value in part.items()]
+        found.append("")
+    return "\n".join(found)
+
+
+def _figures(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_figures(one)}" for key, one in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--images", type=Path, required=True, help="folder of images")
+    parser.add_argument("--labels", type=Path, help="their labels, YOLO txt: read by the command, as a run would")
+    parser.add_argument("--model", help="default: the bundled detector")
+    parser.add_argument("--baseline", default="white")
+    parser.add_argument("--conf", type=float, default=0.25)
+    parser.add_argument("--imgsz", type=int, help="default: the model's own")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--quick", action="store_true", help="small counts")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="of the parts only these")
+    parser.add_argument("--markdown", type=Path, metavar="OUT")
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args(argv)
+    report: dict[str, Any] = {}
+    for name, work in Report(options).parts():
+        if options.only and name not in options.only:
+            continue
+        start = time.perf_counter()
+        try:
+            report[name] = work()
+        except Exception as error:  # noqa: BLE001  (a report of what works and what does not)
+            traceback.print_exc()
+            report[name] = {"failed": f"{type(error).__name__}: {error}"}
+        report[name]["seconds"] = round(time.perf_counter() - start, 1)
+        print(markdown({name: report[name]}), flush=True)
+        if options.json is not None:
+            options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    if options.markdown is not None:
+        options.markdown.write_text(markdown(report), encoding="utf-8")
+    if any("failed" in part for part in report.values()):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Programs of a fixed shape: the same maps as shared packs, nothing in them that waits, and one look a round."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from conftest import SIDE, pixels, seeded_network
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from detxai.attribution.engine import Engine
+from detxai.attribution.integral import integrated_gradients
+from detxai.attribution.methods import METHODS, Settings
+from detxai.attribution.points import Ask, Entered, Segment, TargetMap
+from detxai.attribution.programs import Programs
+from detxai.models.detector import Differentiable
+from detxai.models.detectors import build, contrasting
+from detxai.values import Checkpoint, Target
+
+CPU = torch.device("cpu")
+ROWS = 8
+
+
+@pytest.fixture(scope="module")
+def detector() -> Any:
+    network = seeded_network("yolov8n.yaml")
+    return build(Checkpoint("yolov8n.yaml", "", "ultralytics", network, "yolo", network.names, SIDE))
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    return torch.from_numpy(pixels("bag-03.jpg", (SIDE, SIDE)).copy()).permute(2, 0, 1).float() / 255
+
+
+def strongest(detector: Differentiable, x: Tensor) -> list[Target]:
+    """Of each level the strongest prediction: its class, what tells it from another class, and an edge of its box."""
+    with torch.no_grad():
+        found = detector.predict(x[None])[0]
+    targets = []
+    for level in range(int(found.levels.max()) + 1):
+        scores = found.scores.masked_fill((found.levels != level)[:, None], -1)
+        anchor, class_id = divmod(int(scores.argmax()), scores.shape[1])
+        one = {"anchor": anchor, "level": level, "class_id": class_id, "context": found.context}
+        targets += [Target(**one), Target(**one, kind="contrast", other=(class_id + 1) % scores.shape[1])]
+        targets += [Target(**one, kind="left", scale=1.5, offset=-2.0)]
+    return targets
+
+
+def engines(detector: Any, rows: int = ROWS) -> tuple[Engine, Engine]:
+    """One with shared packs, one with programs."""
+    values, entered = (contrasting(f) for f in (detector.values, detector.entered))
+    programs = Programs(lambda dtype: detector, SIDE, CPU, rows)
+    return tuple(Engine(values, CPU, entered=entered, programs=p) for p in (None, programs))  # type: ignore[return-value]
+
+
+def run(engine: Engine, asks: Sequence[Ask]) -> list[list[TargetMap]]:
+    done = dict(engine.run(list(enumerate(asks)), len(asks)))
+    return [done[k] for k in range(len(asks))]
+
+
+def near(a: TargetMap, b: TargetMap) -> float:
+    return float((a.map - b.map).norm() / a.map.norm())
+
+
+@pytest.mark.parametrize("method", ["ig", "expected", "idgi", "grad", "inputxgrad", "smoothgrad"])
+def test_programs_make_the_maps_of_shared_packs(detector: Any, x: Tensor, method: str) -> None:
+    paths = [Segment(x, torch.ones_like(x)), Segment(x, torch.zeros_like(x))]
+    targets = strongest(detector, x)
+    settings = Settings(max_evaluations=16, stem=detector.trunk.stem)
+    (shared,), (programs,) = (run(e, [METHODS[method](paths, targets, settings)]) for e in engines(detector))
+    for one, other in zip(shared, programs, strict=True):
+        assert near(one, other) <= 1e-5
+        assert one.evaluations == other.evaluations
+        assert other.value_at_input == pytest.approx(one.value_at_input, abs=1e-4)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make the host wait for a device, and every operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: Counter[str] = Counter()
+        self.launched = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.launched += 1
+        if name in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"):
+            self.waits[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_inside_a_pack(detector: Any, x: Tensor) -> None:
+    """Neither while rows are filled in nor while they run: what is found is looked at once a round."""
+    (_, engine), targets = engines(detector), strongest(detector, x)
+    path = Entered(Segment(x, torch.ones_like(x)), detector.trunk.stem)
+
+    def ask() -> Ask:
+        return integrated_gradients(path, targets, max_evaluations=16)
+
+    run(engine, [ask()])  # made, and windows measured
+    landed, launched = engine._landed, engine._launch
+    rounds, counts = 0, []
+
+    def counted(packs: Any) -> Any:
+        nonlocal rounds
+        rounds += 1
+        with Waits() as found:
+            done = launched(packs)
+        assert not found.waits
+        counts.append(found.launched / sum(map(len, packs)))
+        return done
+
+    engine._launch = counted  # type: ignore[method-assign]
+    looks = 0
+
+    def looked(flight: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return landed(flight)
+
+    engine._landed = looked  # type: ignore[method-assign]
+    with Waits() as found:
+        run(engine, [ask()])
+    assert rounds == looks >= 2
+    assert found.waits["_local_scalar_dense"] == 0, found.waits
+    print(f"{rounds} rounds, {sum(counts) / len(counts):.0f} operations a row")
+
+
+def test_a_row_of_a_program_has_the_same_bits_whatever_shares_its_pack(detector: Any, x: Tensor) -> None:
+    targets = strongest(detector, x)
+    others = [Segment(x.flip(-1), torch.zeros_like(x)), Segment(x.flip(1) * 0.8, torch.ones_like(x))]
+
+    def maps(order: Sequence[int]) -> dict[int, list[TargetMap]]:
+        paths = [Segment(x, torch.ones_like(x)), *others]
+        engine = engines(detector)[1]
+        jobs = [(k, integrated_gradients(paths[k], targets, max_evaluations=12)) for k in order]
+        return dict(engine.run(jobs, 3))
+
+    alone, together = maps([0]), maps([2, 1, 0])
+    assert all(torch.equal(a.map, b.map) for a, b in zip(alone[0], together[0], strict=True))
+
+
+def test_programs_are_made_again_with_half_the_rows_where_memory_runs_out(
+    detector: Any, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = type(detector).pinned
+
+    def small(self: Any, z: Tensor, *more: Any, **options: Any) -> Tensor:
+        if len(z) > 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate too much")
+        return pinned(self, z, *more, **options)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(type(detector), "pinned", small)
+    shared, programs = engines(detector)
+    path, targets = Segment(x, torch.ones_like(x)), strongest(detector, x)[:1]
+    (one,), (other,) = (run(e, [integrated_gradients(path, targets, max_evaluations=8)])[0] for e in (shared, programs))
+    assert programs.programs is not None
+    assert (programs.halved, programs.programs.rows) == (1, 4)
+    assert near(one, other) <= 1e-5
+
+
+def test_half_weights_below_the_head(detector: Any, x: Tensor) -> None:
+    """bfloat16 is what every CPU computes in: near the exact map, as near as its eight bits allow."""
+    half = detector.in_precision(torch.bfloat16, SIDE)
+    assert next(half.trunk.layers[1].parameters()).dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in half.class_heads.parameters())
+    kinds = {torch.float32: detector, torch.bfloat16: half}
+    engine = Engine(detector.values, CPU, entered=detector.entered, programs=Programs(kinds.get, SIDE, CPU, ROWS))
+    path, targets = Segment(x, torch.ones_like(x)), strongest(detector, x)[:1]
+    exact, rough = (
+        run(engine, [integrated_gradients(path, targets, tolerance=1.0, max_evaluations=8, dtype=dtype)])[0][0]
+        for dtype in kinds
+    )
+    assert 1e-4 < near(exact, rough) < 0.3
+    assert rough.dtype == torch.bfloat16
