@@ -147,18 +147,22 @@ def _dry_run(console: Any, found: Any) -> int:
 @app.command()
 def schema(
     kind: Annotated[str, typer.Argument(metavar="[record|summary|config]", help="Which schema.")] = "record",
+    form: Annotated[str, typer.Option("--format", metavar="json|md", help="JSON Schema, or a table to read.")] = "json",
 ) -> None:
     """JSON Schema of what detxai writes and reads, on stdout."""
     from detxai.config import settings as configuration
     from detxai.output import records
 
-    if kind == "config":
-        found = configuration.schema()
-    elif kind in ("record", "summary"):
-        found = records.schema(kind)  # type: ignore[arg-type]
-    else:
+    models: dict[str, Any] = {"record": records.Record, "summary": records.Summary, "config": configuration.RunConfig}
+    if kind not in models:
         raise typer.BadParameter(f"There is no schema {kind!r}: record, summary or config.")
-    print(json.dumps(found, indent=2, ensure_ascii=False))
+    if form == "md":
+        print(records.field_table(models[kind]), end="")
+    elif form == "json":
+        found = configuration.schema() if kind == "config" else records.schema(kind)  # type: ignore[arg-type]
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        raise typer.BadParameter(f"There is no format {form!r}: json or md.")
 
 
 app.add_typer(calibrate, name="calibrate")
