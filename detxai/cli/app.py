@@ -13,7 +13,7 @@ import typer
 from detxai.cli.calibrate import calibrate
 from detxai.cli.evaluate import evaluate
 from detxai.cli.options import Null, Sources, configured, images_of
-from detxai.cli.review import list_, report
+from detxai.cli.review import diff, list_, report
 from detxai.errors import DetxaiError, ExitCode, NoInputError
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ app.add_typer(calibrate, name="calibrate")
 app.command()(evaluate)
 app.command("list")(list_)
 app.command()(report)
+app.command()(diff)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detxai.cli.options import CHOICE, OUTPUT, option
-from detxai.errors import UsageError
+from detxai.cli.options import CHOICE, OUTPUT, RUN, option
+from detxai.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -87,6 +88,45 @@ def report(
 
     print(write(tree, output))
     return 0
+
+
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Output tree of detxai explain: before.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Output tree to compare with it: now.")],
+    json_text: Annotated[bool, option("--json", panel=OUTPUT, help="the whole comparison as JSON")] = False,
+    html: Annotated[
+        Path | None,
+        option("--html", panel=OUTPUT, help="also write it as a page, pictures side by side", metavar="FILE"),
+    ] = None,
+    limit: Annotated[int, option("--limit", panel=OUTPUT, help="most changes shown as text", metavar="N", min=0)] = 20,
+    fail_on: Annotated[
+        str | None,
+        option(
+            "--fail-on", panel=RUN, help="leave with 10 when something got worse, or changed", metavar="worse|change"
+        ),
+    ] = None,
+) -> int:
+    """Two runs compared: boxes gone, new, moved, other classes and verdicts, evidence elsewhere; by class and image."""
+    from detxai.output.tree import Tree
+    from detxai.review.diff import compare
+    from detxai.review.diff_text import describe
+    from detxai.review.report import report_diff
+
+    if fail_on not in (None, "worse", "change"):
+        raise UsageError(f"--fail-on does not know {fail_on!r} here.", "Choose worse or change.")
+    found = compare(Tree(first), Tree(second))
+    _warn(found.warnings)
+    if html is not None:
+        report_diff(found, html)
+    if json_text:
+        print(json.dumps(found.plain(), ensure_ascii=False, indent=1))
+    else:
+        _print(describe(found, limit))
+    sys.stdout.flush()
+    gated = {"worse": found.worse, "change": found.changes, None: []}[fail_on]
+    if gated:
+        _warn([f"gate: {len(gated)} boxes or images {'got worse' if fail_on == 'worse' else 'changed'} (--fail-on)"])
+    return int(ExitCode.GATE if gated else ExitCode.OK)
 
 
 def _print(shown: Iterable[Text]) -> None:

@@ -73,9 +73,9 @@ def findings(record: Record) -> Iterator[Finding]:
 def severity(f: Finding) -> tuple[int, int, float, str, int]:
     """Sorts the worst first: by verdict, then by the lowest trust (the lowest score without a calibration).
 
-    Of 65 reports on 20 labelled X-rays 12 are wrong: this order has 9 of them among its first 20, the lowest score
-    alone 7, the same verdicts with the highest score first 5. Candidates are turned round: the worst is the one that
-    nearly was reported and has evidence.
+    Of 287 reports on 200 labelled X-rays 61 are wrong. Among the first 20 and the first 80 of this order lie 10 and 40
+    of them; of the lowest score alone 14 and 36; of the same verdicts with the highest score first 8 and 26.
+    Candidates are turned round: the worst is the one that nearly was reported and has evidence.
     """
     kind, rank = KINDS.index(f.kind), VERDICTS.index(f.verdict)
     right = f.score if f.trust is None else f.trust

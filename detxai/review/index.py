@@ -66,7 +66,7 @@ def build(tree: Tree, page: Path) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "name": tree.folder.resolve().name,
-        "base": _relative(tree.folder, page.parent),
+        "base": relative(tree.folder, page.parent),
         "models": list(mixture.models.values()),
         "warnings": tree.warnings() + mixture.warnings(),
         "methods": {name: method.about for name, method in METHODS.items()},
@@ -204,7 +204,8 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.3g}")
 
 
-def _relative(folder: Path, start: Path) -> str:
+def relative(folder: Path, start: Path) -> str:
+    """The way from a page in `start` to files in `folder`: empty, or with a slash at its end."""
     path = os.path.relpath(folder.resolve(), start.resolve()).replace(os.sep, "/")
     return "" if path == "." else f"{path}/"
 

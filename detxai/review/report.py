@@ -5,15 +5,21 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
 
+from detxai.output.ranking import Finding
 from detxai.output.store import write_file
 from detxai.output.tree import Tree
 from detxai.review import index
+from detxai.review.diff import Diff, Side, in_words
 
 PAGE = "report.html"
+#: A page of a comparison shows this many changes.
+MOST_CHANGES = 1000
 #: In the order in which they are read.
 SCRIPTS = ("data.js", "draw.js", "list.js", "detail.js", "classes.js", "plots.js", "main.js")
 
@@ -37,6 +43,34 @@ def render(found: dict[str, object]) -> str:
         style=Markup(_asset("page.css")),
         script=Markup("\n".join(map(_asset, SCRIPTS))),
     )
+
+
+def report_diff(found: Diff, page: Path) -> None:
+    """Write the comparison as one static page, both overlays of a change side by side. Raises OutputError."""
+
+    def picture(side: Side, f: Finding | None) -> str | None:
+        base = index.relative(Path(side.name), page.parent)
+        return f"./{quote(base + f.overlay)}" if f is not None and f.overlay else None
+
+    changes = found.changes[:MOST_CHANGES]
+    classes = found.by_class()
+    one, other = found.a.plain(), found.b.plain()
+    text = _template("diff.html.j2").render(
+        diff=found,
+        style=Markup(_asset("page.css")),
+        sides=[(key, _listed(one[key]), _listed(other[key])) for key in one if key != "name"],
+        classes=classes,
+        columns=list(classes[0]) if classes else [],
+        shown=[
+            (change, cells, picture(found.a, change.before), picture(found.b, change.after))
+            for change, cells in zip(changes, in_words(changes), strict=True)
+        ],
+    )
+    write_file(page, text.encode("utf-8", "backslashreplace"))
+
+
+def _listed(value: Any) -> str:
+    return "; ".join(value) if isinstance(value, list) else str(value)
 
 
 @cache
