@@ -7,6 +7,9 @@ import sys
 
 def main() -> None:
     """Run the command line and leave with one of the documented exit codes."""
+    from detxai.run.streams import install
+
+    install()
     from detxai.cli.app import run
 
     sys.exit(run(sys.argv[1:]))

@@ -6,7 +6,11 @@ Plain Python, imported by everybody: help, settings, checks, captions and record
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
+
+#: Name and number of the format of records and summaries.
+RECORD_SCHEMA: Final = "detxai.record/1"
+SUMMARY_SCHEMA: Final = "detxai.summary/1"
 
 
 @dataclass(frozen=True)

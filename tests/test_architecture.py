@@ -22,7 +22,6 @@ MACHINE_PATHS = re.compile(rb"(?<![\w/.])/(?:work|opt|root|home)/\w")
 LINES, LEVELS = 50, 4
 EXCEPTIONS = {
     "detxai/evaluation/perturbation.py curves": "waits to be cut: asks in rounds for all curves of a picture at once",
-    "detxai/inputs/sources.py _walk": "waits to be cut: a folder's entries, links and errors in one generator",
     "detxai/models/trunk.py fuse": "five lines of a pattern: each level is one more thing that has to fit",
     "detxai/run/calibrate_evidence.py evidence": "waits to be cut: one pass over the images, then the fit",
     "scripts/bench/compare_rules.py dense": "waits to be cut: doubles the nodes of a rule until the sum is right",

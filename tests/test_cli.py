@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +27,7 @@ from PIL import Image
 
 from detxai.config import settings
 from detxai.config.options import ROWS
+from detxai.errors import ExitCode
 from detxai.output import records
 
 HERE = Path(__file__).parent
@@ -49,6 +51,7 @@ def machine(inside: Inside, tiny: Path, pictures: Path) -> Inside:
     (here / "text.pt").write_text("not weights")
     (here / "cut.safetensors").write_bytes(tiny.read_bytes()[:9999])
     (here / "bomb.pt").write_bytes(pickle.dumps(Bomb()))
+    (here / "bags.zip").write_bytes(b"PK")
     (here / "typo.yaml").write_text("detection: {cnf: 0.3}\n")
     return inside
 
@@ -68,6 +71,16 @@ REFUSED: dict[str, tuple[str, int, list[str]]] = {
     "target without head": ("explain pics -m tiny.safetensors --target objectness", 2, ["objectness", "class, left"]),
     "unknown class": ("explain pics -m tiny.safetensors --as-class gun", 2, ["--as-class", "'gun'", "thing 0"]),
     "wrong number": ("explain pics --conf 2", 2, ["--conf", "less than or equal to 1"]),
+    "a URL": ("explain s3://bags/x.png", 2, ["s3://bags/x.png", "URL", "Copy it here"]),
+    "an archive": ("explain bags.zip", 2, ["bags.zip", "archive", "Unpack"]),
+    "a device as config": ("explain pics -c /dev/zero", 2, ["/dev/zero", "no regular file"]),
+    "a device as predictions": ("explain pics --predictions /dev/zero", 2, ["neither a file nor a folder"]),
+    "a device as names": ("explain pics --names /dev/zero", 2, ["--names"]),
+    "a path of 4,096 bytes": (f"explain {'x' * 4096}", 2, ["does not exist"]),
+    "labels of 4,096 bytes": (f"explain pics --labels {'x' * 4096}", 2, ["too long"]),
+    "no such GPU": ("explain pics --device cuda:99999999999", 2, ["--device", "cuda:N"]),
+    "no output": ("explain pics --set output.dir=", 2, ["output.dir"]),
+    "an empty output": ("explain pics --set output.dir=''", 2, ["output.dir", "must not be empty"]),
     "wrong shard": ("explain pics --shard 3/2", 2, ["--shard", "1 <= I <= N"]),
     "missing model": ("explain pics -m none.pt", 5, ["No model at none.pt", "--model"]),
     "not weights": ("explain pics -m text.pt", 5, ["text.pt is not a torch checkpoint"]),
@@ -249,11 +262,79 @@ def test_help_needs_no_torch_and_is_quick(detxai: Command) -> None:
     assert median(seconds) < 1.5, "0.3 s on an idle machine"
 
 
+STREAMS: dict[str, tuple[list[str], dict[int, str | None], int]] = {
+    "stderr full": (["explain"], {2: "/dev/full"}, 0),
+    "stderr closed": (["explain"], {2: None}, 0),
+    "stdout full, and asked for": (["explain", "--json"], {1: "/dev/full"}, 6),
+    "stdout and stderr closed": (["explain", "--json"], {1: None, 2: None}, 6),
+    "stdin closed": (["explain", "-"], {0: None}, 4),
+    "a schema on a full disk": (["schema"], {1: "/dev/full"}, 6),
+    "help for nobody": (["--help"], {1: None}, 6),
+}
+
+
+@pytest.mark.parametrize("case", STREAMS)
+def test_streams_that_fail(machine: Inside, case: str) -> None:
+    """Talking never stops the work; what was asked for on stdout is an error, and the tree is whole all the same."""
+    (name, *more), redirected, code = STREAMS[case]
+    line = [name, *more]
+    if name == "explain":
+        line += [*([] if "-" in more else ["pics"]), "-m", "tiny.safetensors", "-o", "tree", *FAST]
+
+    def redirect() -> None:
+        for number, target in redirected.items():
+            os.close(number)
+            if target is not None:
+                assert os.open(target, os.O_WRONLY) == number
+
+    running = machine.start(*line, preexec_fn=redirect)
+    _, err = running.communicate()
+    assert running.returncode == code, err
+    assert b"Traceback" not in err
+    tree = machine.cwd / "tree"
+    if name == "explain" and code != 4:
+        summary = json.loads((tree / "summary.json").read_text())
+        assert summary["exit_code"] == code
+        written = [f for f in tree.rglob("*.json") if f.name != "summary.json"]
+        assert summary["images"]["ok"] == len(written) == len((tree / "records.jsonl").read_text().splitlines()) > 0
+        assert not list(tree.rglob(".*.tmp"))
+
+
+def test_terminals_get_no_control_characters(inside: Inside) -> None:
+    file = inside.cwd / "\x1b[31mred [/x].png"
+    file.parent.mkdir()
+    file.write_text("no picture")
+    outcome = inside("explain", ".", "-o", "tree", "--method", "ig")
+    assert outcome.code == 3
+    assert "\x1b" not in outcome.err
+    assert "\\x1b[31mred [/x].png" in outcome.err
+
+
 def test_version_names_what_decides_a_result(detxai: Command) -> None:
     out = detxai("--version").out
     for name in ("detxai", "torch", "ultralytics", "record"):
         assert re.search(rf"^{name} \S+", out, re.MULTILINE), out
     assert "CUDA" in out
+    code = "import sys; from detxai.cli.app import run; run(['--version']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=detxai.env, capture_output=True).returncode == 0
+
+
+def test_settings_are_shown_and_checked(inside: Inside) -> None:
+    shown = inside("config", "show", "--conf", "0.3", "--set", "attribution.as_class=[no]")
+    assert (shown.code, shown.err) == (0, "")
+    assert "  conf: 0.3\n" in shown.out
+    (inside.cwd / "good.yaml").write_text(shown.out)
+    (inside.cwd / "bad.yaml").write_text("detection: {cnf: 0.3}\n")
+    outcome = inside("config", "check", "good.yaml", "bad.yaml")
+    assert (outcome.code, outcome.out) == (2, "good.yaml: ok\n")
+    assert "did you mean 'detection.conf'" in outcome.err
+
+
+def test_the_manual_has_every_option(inside: Inside) -> None:
+    page = inside("man").out
+    assert page.startswith(".TH DETXAI 1")
+    assert all(row.flag.replace("-", "\\-") in page for row in ROWS)
+    assert all(f".B {int(code)}\n" in page for code in ExitCode)
 
 
 @pytest.mark.parametrize("kind", ["record", "summary", "config"])
@@ -303,7 +384,8 @@ def test_a_dry_run_writes_nothing(machine: Inside) -> None:
     before = sorted(machine.home.rglob("*"))
     outcome = machine("explain", "pics", "--dry-run")
     assert outcome.code == 0
-    assert outcome.err.count("would explain") == 6
+    assert outcome.err.count("would explain ") == 7
+    assert "would explain 6, skip 0, fail on 0; 1 other files" in outcome.err
     assert sorted(machine.home.rglob("*")) == before
 
 
@@ -313,8 +395,12 @@ def test_quiet_and_json_log(machine: Inside) -> None:
     said = machine(*line, "--log-format", "json", "-o", "log").err
     assert {json.loads(text)["level"] for text in said.splitlines()} <= {"info", "warning", "error"}
     assert "\x1b" in machine(*line, "--color", "always", "--max-seconds", "0.01", "--force", "-o", "log").err
-    refused = machine("explain", "nowhere", "--log-format", "json").err
-    assert json.loads(refused)["level"] == "error"
+    for words in (["nowhere"], ["pics", "--conf", "2"], ["--bath"]):
+        refused = json.loads(machine("explain", *words, "--log-format", "json").err)
+        assert (refused["level"], refused["code"], refused["path"]) == ("error", "usage", None)
+        assert datetime.fromisoformat(refused["time"]).tzinfo is not None
+    told = machine(*line, "-v", "--force", "-o", "log").err
+    assert re.search(r"^deeper/c.webp: \d+ box(es)? \(", told, re.MULTILINE)
 
 
 def test_every_option_has_a_key_and_every_key_an_option() -> None:

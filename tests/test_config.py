@@ -10,6 +10,7 @@ import pytest
 
 from detxai.config import settings
 from detxai.config.fingerprint import fingerprint
+from detxai.config.selectors import class_ids
 from detxai.errors import UsageError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -114,11 +115,45 @@ def test_refusals_name_the_key_and_the_way_on(arguments: Any, words: list[str]) 
         ("- 1", ["sections"]),
         ("detection: {conf: !!python/object:os.system x}", ["malformed"]),
         ("a: \x00", ["malformed"]),
+        ("a: " + "[" * 100_000, ["nested too deeply"]),
+        ("run: &a [*a]", ["line 1", "aliases", "*a"]),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", ["line 2", "aliases"]),
+        ("run: {force: !!bool maybe}", ["malformed"]),
+        ("run: {max_failures: !!int x}", ["malformed"]),
+        ("? [1]\n: 2", ["malformed"]),
+        ('model: {path: "a\\0b"}', ["model.path", "NUL"]),
+        ("output: {dir: ''}", ["output.dir", "must not be empty"]),
+        (f"detection: {{labels: {'x' * 4096}}}", ["too long"]),
+        ("x" * 1_000_001, ["larger than"]),
     ],
 )
 def test_refused_files(tmp_path: Path, text: str, words: list[str]) -> None:
     message = refusal(config_file=write(tmp_path, text))
     assert all(word in message for word in [*words, "run.yaml"]), message
+
+
+def test_words_that_yaml_takes_for_truth_are_names(tmp_path: Path) -> None:
+    file = write(tmp_path, "detection: {classes: [no, on, true, 007]}\nrun: {force: yes}\noutput: {overlays: off}\n")
+    cfg = settings.load(file)
+    assert cfg.detection.classes == ("no", "on", "true", 7)
+    assert (cfg.run.force, cfg.output.overlays, cfg.parchgrad.variance) == (True, False, "on")
+    assert settings.load(sets=["parchgrad.variance=off"]).parchgrad.variance == "off"
+
+
+def test_classes_by_id_and_by_name() -> None:
+    names = {0: "bag", 1: "12", 2: "bag", 3: "1", 4: "a, b", 5: "id:0"}
+
+    def of(*wanted: int | str) -> list[int]:
+        return class_ids(wanted, names, "--classes")
+
+    assert of("bag") == [0, 2], "two classes of one name"
+    assert of(2, "bag") == [2, 0]
+    assert of("12", 12) == [1], "a name that is a number, and no id"
+    assert of("a, b") == [4] and of("bag, 4") == [0, 2, 4]
+    assert of("name:1") == [3] and of("id:1") == [1] and of("id:0") == [5]
+    for wanted, words in ((1, "id:1 or name:1"), ("gun", "no class 'gun'"), ("id:9", "no class"), (9, "It has: bag")):
+        with pytest.raises(UsageError, match=words):
+            of(wanted)
 
 
 def test_each_wrong_value_has_its_line(tmp_path: Path) -> None:

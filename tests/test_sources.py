@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from detxai.errors import ExitCode, UsageError
-from detxai.inputs import sources
+from detxai.inputs import naming
 from detxai.inputs.sources import Found, find, parse_shard
 from detxai.values import ImageRef
 
@@ -189,7 +189,7 @@ def test_odd_names_on_disk(tmp_path: Path) -> None:
     assert len({ref.path for ref in got}) == len(names)
     for ref in got:
         assert ref.file.is_file()
-        assert len(ref.path.encode()) <= sources.MAX_COMPONENT
+        assert len(ref.path.encode()) <= naming.MAX_COMPONENT
         assert "\n" not in ref.path and Path(ref.path).suffix == ".jpg"
     assert "snow ☃\u202f.jpg" in {ref.path for ref in got}
 
@@ -226,6 +226,54 @@ def test_good_shards() -> None:
 def test_nothing_found_is_for_the_caller_to_judge(tmp_path: Path) -> None:
     found = find([str(tmp_path), f"{tmp_path}/*.jpg"])
     assert refs(found) == [] and found.total == 0
+
+
+def test_what_detxai_made_is_never_its_input(tmp_path: Path) -> None:
+    """Known by the record beside it, wherever the tree lies: in the source, around it, or of an earlier run."""
+    touch(tmp_path, "a.jpg", "in/b.png", "c.png", "c.json", "a.jpg.d00.notes.png")
+    made = ["a.jpg.png", "a.jpg.d00.ig.png", "a.jpg.d12.ig.box.webp", "in/b.png.d00.ig.map.png"]
+    touch(tmp_path, *made)
+    for record in ("a.jpg.json", "in/b.png.json"):
+        (tmp_path / record).write_bytes(b'{"schema":"detxai.record/1","status":"ok"}')
+    found = find([str(tmp_path)], exclude=tmp_path)
+    assert [ref.path for ref in found.refs] == ["a.jpg", "c.png", "in/b.png"], "c.json is somebody else's"
+    assert (found.own, found.ignored, found.total) == (5, 3, 3)
+    assert paths(f"{tmp_path}/*.png") == ["c.png"]
+    assert paths(tmp_path / "a.jpg", tmp_path / "a.jpg.d00.ig.png") == ["a.jpg"]
+    listed = "".join(f"{tmp_path}/{name}\n" for name in ("c.png", *made))
+    assert len(piped(listed.encode())) == 1
+    assert found.count is not None and found.count() == 3
+
+
+def test_a_killed_run_in_the_source_leaves_no_input(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "a.jpg.d00.ig.png", "a.jpg.png", "b.png")
+    assert paths(tmp_path, exclude=tmp_path) == ["a.jpg", "b.png"]
+    assert paths(tmp_path) == ["a.jpg", "a.jpg.d00.ig.png", "a.jpg.png", "b.png"], "no tree lies here"
+
+
+@pytest.mark.parametrize("source", ["http://x/a.jpg", "s3://bucket/scans", "rtsp://camera", "BAGS.ZIP", "a.tar.gz"])
+def test_what_is_not_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    touch(tmp_path, "BAGS.ZIP", "a.tar.gz")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"URL|archive"):
+        find([source])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lists_as_other_programs_write_them(tmp_path: Path, encoding: str) -> None:
+    touch(tmp_path, "snow ☃.jpg", "'own'.jpg")
+    text = f"\"{tmp_path}/snow ☃.jpg\"\r\n{tmp_path}/'own'.jpg\r\n"
+    assert [ref.file.name for ref in piped(text.encode(encoding))] == ["snow ☃.jpg", "'own'.jpg"]
+    assert all(ref.file.is_file() for ref in piped(text.encode(encoding)))
+
+
+def test_a_folder_as_stdin_is_no_bug() -> None:
+    class Folder(io.RawIOBase):
+        def read(self, _: int = -1) -> bytes:
+            raise IsADirectoryError(21, "Is a directory")
+
+    with pytest.raises(UsageError, match="stdin cannot be read: Is a directory"):
+        list(find(["-"], Folder()).refs)  # type: ignore[arg-type]
 
 
 def test_stdin_is_lazy() -> None:

@@ -1,7 +1,9 @@
 """The commands, thin: options to a RunConfig, a run to an exit code."""
 
+import errno
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -11,10 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detxai.cli.calibrate import calibrate
+from detxai.cli.config import config
 from detxai.cli.evaluate import evaluate
 from detxai.cli.options import Null, Sources, configured, images_of
 from detxai.cli.review import diff, list_, report
-from detxai.errors import DetxaiError, ExitCode, NoInputError
+from detxai.cli.versions import show as show_versions
+from detxai.errors import DetxaiError, DeviceError, ExitCode, UsageError
+from detxai.run.console import Console, Stopped
+from detxai.run.streams import ReaderGone
+from detxai.text import printable
 
 if TYPE_CHECKING:
     from detxai.config.settings import RunConfig
@@ -23,8 +30,8 @@ ABOUT = """\
 Shows, for whole folders of images, [bold]why[/bold] a YOLO detector reported what it reported.
 
 \b
-  detxai explain samples/images             overlays and records in runs/explain
-  detxai explain scans/ -m best.pt -o out   your model, a folder, recursively
+  detxai explain samples/images             pictures, records: runs/explain
+  detxai explain scans/ -m best.pt -o out   your model, a whole folder
   detxai explain 'bags/**/*.jpg' --target class,box --as-class gun
   find . -name '*.png' | detxai explain - --json | jq .status
 
@@ -37,7 +44,6 @@ ClickException: Any = typer.BadParameter.__mro__[2]
 app = typer.Typer(
     name="detxai",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,67 +52,62 @@ app = typer.Typer(
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code: usage errors 2, DetxaiError its own, the rest 1."""
-    from detxai.run.console import Console
-
     try:
         code = app(list(arguments), prog_name="detxai", standalone_mode=False)
+        sys.stdout.flush()  # here, where there is still somebody to tell that it went wrong
         return int(code or 0)
     except typer.Exit as leave:
         return int(leave.exit_code)
     except ClickException as error:
-        error.show(sys.stderr)
-        return int(ExitCode.USAGE)
+        return _refused(error, arguments)
     except (typer.Abort, KeyboardInterrupt):
         return int(ExitCode.INTERRUPTED)
+    except Stopped as stop:
+        return stop.code
     except DetxaiError as error:
-        Console().error(error)
+        _console(arguments).error(error)
         return int(error.exit_code)
-    except BrokenPipeError:
-        _silence_stdout()
+    except (ReaderGone, BrokenPipeError):
         return int(ExitCode.READER_GONE)
     except Exception as error:
+        if _memory_refused(error):
+            _console(arguments).error(DeviceError(f"The system refused memory: {error}.", "Try a smaller --memory."))
+            return int(ExitCode.DEVICE)
         if "-vv" in arguments or os.environ.get("DETXAI_VERBOSITY") == "2":
             raise
-        Console().say(f"a bug: {type(error).__name__}: {error} (-vv shows where)", level=-1, kind="error")
+        said = f"a bug: {type(error).__name__}: {error} (-vv shows where)"
+        _console(arguments).say(said, level=-1, kind="error", code="bug")
         return int(ExitCode.BUG)
 
 
-def _silence_stdout() -> None:
-    """Python flushes stdout when it ends; give it somewhere to go."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def _refused(error: Any, arguments: Sequence[str]) -> int:
+    """A command line that does not parse: what is wrong in one line, and where the help is."""
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "detxai"
+    _console(arguments).error(UsageError(error.format_message(), f"See {path} --help."))
+    return int(ExitCode.USAGE)
 
 
-def _print_version(wanted: bool) -> None:
-    if not wanted:
-        return
-    import torch
-
-    import detxai
-    from detxai.output.records import RECORD_SCHEMA
-
-    print(f"detxai {detxai.__version__}")
-    print(f"torch {torch.__version__}, CUDA {torch.version.cuda if torch.cuda.is_available() else 'none'}")
-    print(f"ultralytics {_ultralytics_version()}")
-    print(f"record {RECORD_SCHEMA}")
-    raise typer.Exit
+def _console(arguments: Sequence[str]) -> Console:
+    """For errors before there are settings, in the format that is asked for."""
+    asked = " ".join(arguments).replace("=", " ")
+    log_format = "json" if "--log-format json" in asked else os.environ.get("DETXAI_LOG_FORMAT", "text")
+    return Console(log_format=log_format)
 
 
-def _ultralytics_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+#: What torch, oneDNN, Python and the kernel say where the system gives no memory or no thread.
+_NO_MEMORY = re.compile("could not create a primitive|can't start new thread|can't allocate memory|out of memory", re.I)
 
-    for name in ("ultralytics-opencv-headless", "ultralytics"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return "missing"
+
+def _memory_refused(error: Exception) -> bool:
+    number = getattr(error, "errno", None)
+    return isinstance(error, MemoryError) or number == errno.ENOMEM or bool(_NO_MEMORY.search(str(error)))
 
 
 @app.callback(help=ABOUT)
 def _root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and leave."),
+        typer.Option("--version", callback=show_versions, is_eager=True, help="Print versions and leave."),
     ] = False,
 ) -> None:
     pass
@@ -115,33 +116,29 @@ def _root(
 @app.command()
 @configured("*")
 def explain(settings: "RunConfig", sources: Sources, null: Null = False) -> int:
-    """Detect, attribute, write overlays and records: the main job."""
-    from detxai.run.console import Console
+    """Detect, attribute, write overlays and records: the main job.
 
+    \b
+      detxai explain scans/ -m best.pt -o out      a folder, recursively
+      detxai explain scans/ -m best.pt --dry-run   what would be done
+      detxai explain scans/ -m best.pt --method ig,odam
+      detxai explain scans/ -m best.pt --target class,box --as-class knife
+      detxai explain scans/ -m best.pt --labels labels/ --evidence full
+      detxai explain scans/ -m best.pt -q --fail-on unsupported || echo look
+      find scans -name '*.png' | detxai explain - -m best.pt --json | jq .
+    """
     started = time.monotonic()
     console = Console.of(settings.talk)
     shard = settings.run.part if settings.run.shard else None
     try:
         images = images_of(sources, null=null, shard=shard, exclude=settings.output.dir)
-        if settings.run.dry_run:
-            return _dry_run(console, images)
         from detxai.run.explain import Job
 
-        return int(Job(settings, console).run(images, started))
+        job = Job(settings, console)
+        return int(job.dry_run(images) if settings.run.dry_run else job.run(images, started))
     except DetxaiError as error:
         console.error(error)
         return int(error.exit_code)
-
-
-def _dry_run(console: Any, found: Any) -> int:
-    count = 0
-    for ref in found.refs:
-        count += 1
-        console.say(f"would explain {ref.path}" + (f" (fails: {ref.problem})" if ref.problem else ""))
-    if not found.total:
-        raise NoInputError("No image was found.", "Give a folder with images, or a quoted glob that matches.")
-    console.say(f"{count} images, {found.ignored} other files ignored; nothing was written.")
-    return 0
 
 
 @app.command()
@@ -170,34 +167,29 @@ app.command()(evaluate)
 app.command("list")(list_)
 app.command()(report)
 app.command()(diff)
+app.add_typer(config, name="config")
 
 
 @app.command()
 def doctor(
-    model: Annotated[
+    models: Annotated[
         list[str] | None,
-        typer.Option("-m", "--model", help="Models to test; default: the bundled one.", metavar="PATH"),
+        typer.Argument(metavar="[MODEL]...", help="Models to test; default: the bundled one.", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda:N, mps.")] = "auto",
+    model: Annotated[list[str] | None, typer.Option("-m", "--model", help="a model to test", metavar="PATH")] = None,
+    names: Annotated[
+        Path | None, typer.Option("--names", help="class names, one a line (Darknet, ONNX)", metavar="FILE")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda:N, mps")] = "auto",
     trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Unpickle these checkpoints fully, in this run only.")
+        bool, typer.Option("--trust-pickle", help="unpickle these checkpoints fully, in this run only")
     ] = False,
+    json_lines: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> int:
     """Versions, devices, and whether a model can be explained (exit code 5 if not)."""
-    from detxai.errors import ModelError
     from detxai.run import doctor
 
-    for name, value in doctor.machine():
-        print(f"{name:>20}  {value}")
-    code = ExitCode.OK
-    for path in model or (None,):
-        print()
-        try:
-            for name, value in doctor.require(doctor.model(path, device, trust_pickle)):
-                print(f"{name:>20}  {value}", flush=True)
-        except ModelError as error:
-            code = error.exit_code
-    return int(code)
+    return int(doctor.run([*(models or ()), *(model or ())], names, device, trust_pickle, as_json=json_lines))
 
 
 @app.command()
@@ -218,4 +210,14 @@ def convert(
         raise typer.BadParameter(f"OUT must end in .safetensors (it is {target}).")
     checkpoint = checkpoints.load(str(model), trust_pickle=trust_pickle)
     checkpoints.save(checkpoint, target, half=half)
-    print(f"{target}  sha256 {checkpoints.load(str(target)).sha256}")
+    print(f"{printable(str(target))}  sha256 {checkpoints.load(str(target)).sha256}")
+
+
+@app.command("man")
+def man() -> None:
+    """The manual page, for man(1): detxai man | man -l -"""
+    from typer.main import get_command
+
+    from detxai.cli.manual import page
+
+    print(page(get_command(app)), end="")

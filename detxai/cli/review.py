@@ -139,8 +139,7 @@ def _print(shown: Iterable[Text]) -> None:
 
 
 def _warn(warnings: Iterable[str]) -> None:
-    from detxai.output.listing import printable
     from detxai.run.console import Console
 
     for warning in warnings:
-        Console().say(printable(warning), kind="warning")
+        Console().say(warning, kind="warning")

@@ -30,7 +30,7 @@ def selectors(value: Any) -> Any:
     value = items(value)
     if not isinstance(value, (list, tuple)):
         return value
-    return [int(v) if isinstance(v, str) and v.isdecimal() else v for v in value]
+    return [int(v) if isinstance(v, str) and v.isdecimal() and str(int(v)) == v else v for v in value]
 
 
 def distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -79,10 +79,17 @@ def window(value: Any) -> Any:
     return f"{'percentile ' if match[1] else ''}{low:.15g},{high:.15g}"
 
 
+def given(value: Any) -> Any:
+    """A path that is not empty: that would be the working folder."""
+    if value == "":
+        raise ValueError("must not be empty; write . for the working folder")
+    return value
+
+
 def device(value: Any) -> Any:
     """A device's name; a bare number is a CUDA device."""
     name = f"cuda:{value}" if str(value).isdecimal() else str(value).strip().lower()
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
         raise ValueError("must be 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'")
     return name
 

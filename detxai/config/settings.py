@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from detxai.config import parse
+from detxai.config import files, parse
 from detxai.config.options import OPTIONS as TABLE
 from detxai.config.options import ROWS
 from detxai.errors import UsageError
@@ -43,6 +43,12 @@ def _baseline(value: str) -> str:
     if value not in BASELINES and not Path(value).exists():
         known = ", ".join(BASELINES)
         raise ValueError(f"is neither a file, a folder nor one of {known}{parse.nearest(value, BASELINES)}")
+    return value
+
+
+def _plain_file(value: Path) -> Path:
+    if value.exists() and not (value.is_file() or value.is_dir()):
+        raise ValueError("is neither a file nor a folder")
     return value
 
 
@@ -63,6 +69,8 @@ class _Section(BaseModel):
         """No `true` where a number or name belongs; `~` is the home folder in YAML too."""
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
             raise ValueError("must not be true or false")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("must not hold a NUL")
         return os.path.expanduser(value) if isinstance(value, str) else value
 
 
@@ -85,7 +93,7 @@ class DetectionConfig(_Section):
     max_det: int = _field("max_det", ge=1, le=100_000)
     classes: Selectors | None = _field("classes")
     candidates: float | None = _field("candidates", ge=0, le=1)
-    predictions: Path | None = _field("predictions")
+    predictions: Annotated[Path, AfterValidator(_plain_file)] | None = _field("predictions")
     labels: DirectoryPath | None = _field("labels")
 
 
@@ -139,7 +147,7 @@ class ImagesConfig(_Section):
 class OutputConfig(_Section):
     """The output tree."""
 
-    dir: Path = _field("output")
+    dir: Annotated[Path, BeforeValidator(parse.given)] = _field("output")
     overlays: bool = _field("overlays")
     strip: bool = _field("strip")
     maps: Literal["none", "npz", "png"] = _field("maps")
@@ -213,30 +221,6 @@ ENVIRONMENT: dict[str, str] = {f"DETXAI_{name.upper()}": key for name, key in OP
 ENVIRONMENT_ELSEWHERE: dict[str, str] = {"DETXAI_CONFIG": "YAML file, as --config"}
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else repr(key)
-            if name in seen:
-                raise yaml.MarkedYAMLError(problem=f"duplicate key {name!r}", problem_mark=key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-def _parse(text: str, origin: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{origin}{line}: malformed YAML: {error.problem}.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{origin}: malformed YAML: {str(error).splitlines()[0]}.") from error
-
-
 def _check_key(key: str, origin: str, known: Sequence[str], what: str = "key") -> None:
     if key not in known:
         raise UsageError(
@@ -247,12 +231,7 @@ def _check_key(key: str, origin: str, known: Sequence[str], what: str = "key") -
 
 def _from_file(file: Path) -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of a YAML file; an empty section is none."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"Cannot read the config file {file}: {reason}.") from error
-    document = _parse(text, str(file))
+    document = files.parse(files.read(file), str(file))
     if not isinstance(document, dict | None):
         raise UsageError(f"{file}: must hold sections ({', '.join(SECTIONS)}), not a single value.")
     for section, keys in (document or {}).items():
@@ -285,7 +264,7 @@ def _from_sets(sets: Sequence[str]) -> Iterator[tuple[str, Any]]:
         if not equals:
             raise UsageError(f"--set {assignment}: expected key.path=value.")
         _check_key(key, "--set", list(DESCRIPTIONS))
-        yield key, _parse(text, f"--set {key}")
+        yield key, files.parse(text, f"--set {key}")
 
 
 def load(
@@ -322,6 +301,10 @@ def load(
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise UsageError("\n".join(_complaints(error, values))) from error
+    except OSError as error:  # a path that the system does not even look for
+        named = ((key, origin) for key, (value, origin) in values.items() if str(value) == str(error.filename))
+        key, origin = next(named, ("a path", "the settings"))
+        raise UsageError(f"{origin}: {key}: {error.strerror} (it is {str(error.filename)[:80]}…).") from error
 
 
 def _complaints(error: ValidationError, values: Mapping[str, tuple[Any, str]]) -> Iterator[str]:
@@ -333,7 +316,8 @@ def _complaints(error: ValidationError, values: Mapping[str, tuple[Any, str]]) -
     for key, alternatives in reasons.items():
         value, origin = values[key]
         wanted = " or ".join(alternatives)
-        yield f"{origin}: {key}: {wanted} (it is {json.dumps(value, default=str)})."
+        shown = json.dumps(value, default=str)
+        yield f"{origin}: {key}: {wanted} (it is {shown if len(shown) <= 200 else shown[:200] + '…'})."
 
 
 def to_yaml(cfg: RunConfig | None = None) -> str:

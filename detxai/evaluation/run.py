@@ -22,7 +22,7 @@ from detxai.evaluation import csv_rows, tables
 from detxai.evaluation.files import Files
 from detxai.evaluation.options import MAX_DET, Options
 from detxai.inputs.sources import Found
-from detxai.run.console import Console, Stopped, keep_freed_memory, signals
+from detxai.run.console import Console, Signals, Stopped, keep_freed_memory
 from detxai.values import ImageRef
 
 SCHEMA = "detxai.evaluation/1"
@@ -47,7 +47,7 @@ class Job:
 
     def run(self, found: Found) -> ExitCode:
         """Judge everything in `found` and return the exit code that wins."""
-        with signals():
+        with Signals():
             try:
                 return self._run(found)
             except Stopped as stop:

@@ -9,13 +9,9 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from detxai.output.ranking import Finding
+from detxai.text import printable
 
 STYLES = {"unsupported": "bold red", "weak": "yellow", "unknown": "magenta", "supported": "green", "none": "dim"}
-
-
-def printable(text: str) -> str:
-    """`text` without control characters, which a file or class name may hold: they appear as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def lines(found: Sequence[Finding]) -> list[Text]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -17,9 +17,9 @@ from detxai.schema import Number, Score, Text, require_written
 from detxai.schema import Part as _Part
 from detxai.values import Attribution, Box, Detection, Image, ImageRef, Label
 from detxai.vocabulary import EDGES
+from detxai.vocabulary import RECORD_SCHEMA as RECORD_SCHEMA
+from detxai.vocabulary import SUMMARY_SCHEMA as SUMMARY_SCHEMA
 
-RECORD_SCHEMA: Final = "detxai.record/1"
-SUMMARY_SCHEMA: Final = "detxai.summary/1"
 TOP_CLASSES = 5
 
 

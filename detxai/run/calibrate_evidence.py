@@ -12,7 +12,7 @@ from detxai.evidence.calibration import Calibration
 from detxai.evidence.fitting import Judged, fit
 from detxai.inputs.sources import Found
 from detxai.output import records, store
-from detxai.run.console import Console, Stopped, signals
+from detxai.run.console import Console, Signals, Stopped
 from detxai.run.pipeline import Explainer
 from detxai.run.plan import evidence_beside
 
@@ -42,7 +42,7 @@ def evidence(
     rows: list[Judged] = []
     images = failed = unlabelled = 0
     try:
-        with signals(), console.progress(None):
+        with Signals(), console.progress(None):
             for result in explainer.explain(islice(chain([first], refs), limit)):
                 record = result.record
                 if record.error is not None:

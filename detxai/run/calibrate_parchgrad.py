@@ -20,7 +20,7 @@ from detxai.output import store
 from detxai.parchgrad.channels import gap, in_order, outputs
 from detxai.parchgrad.session import Selection
 from detxai.parchgrad.statistics import REGIONS, Calibration, Gathering, beside
-from detxai.run.console import Console, Stopped, signals
+from detxai.run.console import Console, Signals, Stopped
 from detxai.run.plan import Plan
 from detxai.values import Box, ImageRef, Letterbox
 
@@ -124,7 +124,7 @@ def parchgrad(
     store.require_writable(file)
     failed = unlabelled = 0
     try:
-        with signals(), console.progress(None):
+        with Signals(), console.progress(None):
             for ref in islice(chain([first], refs), limit):
                 try:
                     unlabelled += not work.add(ref)

@@ -1,25 +1,31 @@
-"""A run as a process: everything it says on stderr but the records of `--json`; signals; its memory."""
+"""A run as a process: everything it says, on stderr, by `logging`; its progress; signals; its memory."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
-from detxai.errors import DetxaiError
+from detxai.errors import DetxaiError, ExitCode, ImageError
+from detxai.text import printable
 
 if TYPE_CHECKING:
     from detxai.config.settings import TalkConfig
 
-#: Seconds between status lines where there is no terminal for a progress bar.
-STATUS_EVERY = 10.0
+#: Seconds between status lines where there is no terminal for a progress bar, and between looks at a bar.
+STATUS_EVERY, LOOK_EVERY = 10.0, 0.5
+LOGGER = logging.getLogger("detxai")
+KINDS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+TINTS = {"ERROR": "31", "WARNING": "33"}
 
 
 class Stopped(BaseException):
@@ -28,10 +34,6 @@ class Stopped(BaseException):
     def __init__(self, code: int) -> None:
         super().__init__(f"stopped by signal {code - 128}")
         self.code = code
-
-
-class ReaderGone(Exception):
-    """Whoever read our stdout closed it."""
 
 
 def keep_freed_memory() -> None:
@@ -48,49 +50,69 @@ def keep_freed_memory() -> None:
         libc.mallopt(arena_max, 1)
 
 
-@contextlib.contextmanager
-def signals() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into `Stopped` in the main thread; a second one ends the process at once."""
+class Signals:
+    """Turns the first SIGINT or SIGTERM into `Stopped` in the main thread; a second one ends the process at once."""
 
-    def stop(number: int, _: Any) -> None:
+    def __init__(self) -> None:
+        self._held = False
+        self._code: int | None = None
+
+    def _stop(self, number: int, _: Any) -> None:
         signal.signal(number, signal.SIG_DFL)
-        raise Stopped(128 + number)
+        if self._held:
+            self._code = 128 + number
+        else:
+            raise Stopped(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """What must not be done by half: a signal within counts at its end."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._code is not None:
+            raise Stopped(self._code)
+
+    def __enter__(self) -> Signals:
+        main = threading.current_thread() is threading.main_thread()
+        self._before = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def guarded_stdout() -> Iterator[BinaryIO]:
-    """The real stdout for records only; file descriptor 1 points to stderr meanwhile, whoever prints.
+class _Lines(logging.Handler):
+    """Messages as lines on stderr; above the progress bar, while there is one."""
 
-    A reader that goes away raises ReaderGone at the next write.
-    """
-    sys.stdout.flush()
-    real = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with os.fdopen(real, "wb", buffering=0, closefd=False) as stream:
-            yield stream
-    finally:
-        os.dup2(real, 1)
-        os.close(real)
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
 
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a closed stderr
+            self.console.write((self._json if self.console.log_format == "json" else self._text)(record))
 
-def write_line(stream: BinaryIO, line: bytes) -> None:
-    """Write a whole line now. Raises ReaderGone where the reader has closed the pipe."""
-    try:
-        while line:
-            line = line[stream.write(line) :]
-    except BrokenPipeError:
-        raise ReaderGone from None
+    def _text(self, record: logging.LogRecord) -> str:
+        message = "\n".join(map(printable, record.getMessage().split("\n")))
+        if record.levelno < logging.WARNING:
+            return message
+        tint, word = TINTS.get(record.levelname, ""), f"{record.levelname.lower()}: "
+        return f"\x1b[{tint}m{word}\x1b[0m{message}" if self.console.color else word + message
+
+    def _json(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "code": getattr(record, "code", None),
+            "path": getattr(record, "path", None),
+            "message": record.getMessage(),
+        }
+        text = json.dumps(line, ensure_ascii=False)
+        return text if text.isprintable() else json.dumps(line)
 
 
 class Console:
@@ -101,58 +123,121 @@ class Console:
         self.terminal = sys.stderr.isatty()
         self.color = color == "always" or (color == "auto" and self.terminal and "NO_COLOR" not in os.environ)
         self._bar: Any = None
-        self._last = time.monotonic()
+        self._task: Any = None
+        self._total: int | None = None
+        self._done, self._standing = 0, ""
+        for logger in (LOGGER, logging.getLogger("py.warnings")):
+            logger.handlers, logger.propagate = [_Lines(self)], False
+        LOGGER.setLevel(logging.DEBUG)
 
     @classmethod
     def of(cls, talk: TalkConfig) -> Console:
         """The console that the settings ask for."""
         return cls(talk.verbosity, talk.color, talk.log_format)
 
-    def say(self, text: str, *, level: int = 0, kind: str = "info") -> None:
-        """Print `text` where `level` (-1 errors, 0 normal, 1 verbose, 2 debug) is within the verbosity."""
-        if level > self.verbosity:
-            return
-        if self.log_format == "json":
-            line = json.dumps({"level": kind, "message": text}, ensure_ascii=False)
+    def say(self, text: str, *, level: int = 0, kind: str = "info", code: str | None = None, path: str = "") -> None:
+        """Say `text` where `level` (-1 errors, 0 normal, 1 verbose, 2 debug) is within the verbosity.
+
+        `code` and `path` (of an image) go into JSON lines.
+        """
+        if level <= self.verbosity:
+            LOGGER.log(KINDS[kind], "%s", text, extra={"code": code, "path": path or None})
+
+    def write(self, line: str) -> None:
+        """A whole line on stderr, never wrapped."""
+        if self._bar is None:
+            print(line, file=sys.stderr, flush=True)
         else:
-            tint = {"error": "31", "warning": "33"}.get(kind, "")
-            prefix = "" if kind == "info" else f"{kind}: "
-            line = f"\x1b[{tint}m{prefix}\x1b[0m{text}" if self.color and tint else prefix + text
-        self._print(line)
+            from rich.text import Text
 
-    def _print(self, line: str) -> None:
-        try:
-            if self._bar is not None:
-                self._bar.write(line, file=sys.stderr)
-            else:
-                print(line, file=sys.stderr, flush=True)
-        except BrokenPipeError:
-            pass
+            self._bar.console.print(Text.from_ansi(line), soft_wrap=True)
 
-    def error(self, error: DetxaiError) -> None:
+    def error(self, error: DetxaiError, path: str = "") -> None:
         """The sentence of an error and the way on."""
-        self.say(str(error), level=-1, kind="error")
+        code = error.code if isinstance(error, ImageError) else ExitCode(error.exit_code).name.lower()
+        self.say(str(error), level=-1, kind="error", code=code, path=path)
 
     @contextlib.contextmanager
-    def progress(self, total: int | None) -> Iterator[None]:
-        """A bar on a terminal, a status line now and then elsewhere."""
-        if self.terminal and self.verbosity >= 0 and self.log_format == "text":
-            from tqdm import tqdm
+    def waiting(self, text: str) -> Iterator[None]:
+        """Something that moves on a terminal while what `text` says takes its time."""
+        if not self._draws:
+            self.say(text, level=1)
+            yield
+            return
+        from rich.console import Console as RichConsole
+        from rich.text import Text
 
-            with tqdm(total=total, unit=" image", file=sys.stderr, dynamic_ncols=True, smoothing=0.05) as self._bar:
-                yield
-            self._bar = None
-        else:
+        with RichConsole(stderr=True, no_color=not self.color).status(Text(printable(text))):
             yield
 
+    @property
+    def _draws(self) -> bool:
+        """Whether there is somebody who sees things move."""
+        return self.terminal and self.verbosity >= 0 and self.log_format == "text"
+
+    @contextlib.contextmanager
+    def progress(self, total: Callable[[], int] | int | None, pulse: Callable[[], str] = str) -> Iterator[None]:
+        """A bar on a terminal, a status line now and then elsewhere; it moves while nothing is finished, too.
+
+        `total`: of images; a function is asked in the background; None: nobody knows. `pulse`: what has been done of
+        images that are not finished yet.
+        """
+        self._done, self._standing = 0, ""
+        self._total = total if isinstance(total, int) else None
+        if callable(total):
+            threading.Thread(target=self._count, args=(total,), daemon=True).start()
+        over = threading.Event()
+        ticker = threading.Thread(target=self._tick, args=(over, pulse), daemon=True)
+        with self._drawn() if self._draws else _nothing():
+            ticker.start()
+            try:
+                yield
+            finally:
+                over.set()
+                ticker.join()
+
+    def _count(self, total: Callable[[], int]) -> None:
+        self._total = total()
+
+    @contextlib.contextmanager
+    def _drawn(self) -> Iterator[None]:
+        from rich import progress
+        from rich.console import Console as RichConsole
+
+        columns = (
+            progress.SpinnerColumn(),
+            progress.MofNCompleteColumn(),
+            progress.BarColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeRemainingColumn(compact=True),
+            progress.TextColumn("{task.description}", markup=False),
+        )
+        console = RichConsole(stderr=True, no_color=not self.color, highlight=False)
+        with progress.Progress(*columns, console=console, transient=True, redirect_stdout=False) as self._bar:
+            self._task = self._bar.add_task("", total=self._total, rate="")
+            try:
+                yield
+            finally:
+                self._bar, bar = None, self._bar
+                bar.refresh()
+
+    def _tick(self, over: threading.Event, pulse: Callable[[], str]) -> None:
+        """Show how things stand, until it is `over`."""
+        said = started = time.monotonic()
+        while not over.wait(LOOK_EVERY):
+            now = time.monotonic()
+            standing = ", ".join(part for part in (self._standing, pulse()) if part)
+            if self._bar is not None:
+                rate = f"{self._done / (now - started):.2g} images/s" if self._done else ""
+                self._bar.update(self._task, completed=self._done, total=self._total, description=standing, rate=rate)
+            elif now - said >= STATUS_EVERY:
+                said = now
+                of = "" if self._total is None else f" of {self._total}"
+                self.say(f"{self._done}{of} images, {standing}")
+
     def advance(self, done: int, text: str) -> None:
-        """One more image is done; `text` says how things stand."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(1)
-        elif time.monotonic() - self._last >= STATUS_EVERY:
-            self._last = time.monotonic()
-            self.say(f"{done} images, {text}")
+        """`done` images are done; `text` says how things stand."""
+        self._done, self._standing = done, text
 
     def table(self, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         """A small table at the end of a run; its title alone where there are no rows or machines read."""
@@ -162,11 +247,17 @@ class Console:
             return
         from rich.console import Console as RichConsole
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(title=Text(printable(title)), title_justify="left", title_style="bold")
         for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i == 0 else "right")
+            table.add_column(Text(column), justify="left" if i == 0 else "right")
         for row in rows:
-            table.add_row(*row)
-        with contextlib.suppress(BrokenPipeError):
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        with contextlib.suppress(OSError, ValueError):
             RichConsole(stderr=True, no_color=not self.color, highlight=False).print(table)
+
+
+@contextlib.contextmanager
+def _nothing() -> Iterator[None]:
+    yield

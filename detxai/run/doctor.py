@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 
@@ -13,11 +15,12 @@ from detxai.attribution.engine import PROGRAM_ROWS, Engine
 from detxai.attribution.integral import integrated_gradients
 from detxai.attribution.points import Segment, TargetMap
 from detxai.attribution.programs import Programs
-from detxai.errors import ModelError
+from detxai.errors import ExitCode, ModelError
 from detxai.models import checkpoints, detectors
 from detxai.models.detector import Differentiable
 from detxai.run.explain import versions
 from detxai.run.plan import device_of
+from detxai.text import printable
 from detxai.values import Target
 
 Line = tuple[str, str]
@@ -40,12 +43,14 @@ def machine() -> Iterator[Line]:
         yield "mps", "available"
 
 
-def model(name: str | None, device: str = "auto", trust_pickle: bool = False) -> Iterator[Line]:
+def model(
+    name: str | None, device: str = "auto", trust_pickle: bool = False, names: Path | None = None
+) -> Iterator[Line]:
     """What detxai makes of a model, with a gradient self-test and a timing, as (name, value).
 
     Raises ModelError when the model cannot be explained; lines found before that have been yielded.
     """
-    checkpoint = checkpoints.load(name, trust_pickle=trust_pickle)
+    checkpoint = checkpoints.load(name, trust_pickle=trust_pickle, names=names)
     yield "model", checkpoint.name
     yield "sha256", checkpoint.sha256
     if checkpoint.trusted:
@@ -54,8 +59,8 @@ def model(name: str | None, device: str = "auto", trust_pickle: bool = False) ->
     info, where = detector.info, device_of(device)
     yield "family", info.family
     yield "targets", ", ".join(info.targets)
-    names = list(info.names.values())
-    yield "classes", f"{len(names)}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
+    some = list(info.names.values())[:8]
+    yield "classes", f"{len(info.names)}: {', '.join(some)}{', …' if len(info.names) > 8 else ''}"
     yield "image size", f"{info.imgsz} px"
     x = torch.rand(1, 3, info.imgsz, info.imgsz, generator=torch.Generator().manual_seed(0))
     if isinstance(detector, Differentiable):
@@ -102,10 +107,32 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def require(lines: Iterator[Line]) -> Iterator[Line]:
-    """`lines`, with a ModelError's message as the last one before it is raised again."""
-    try:
-        yield from lines
-    except ModelError as error:
-        yield "cannot be explained", str(error)
-        raise
+def run(
+    paths: Sequence[str], names: Path | None = None, device: str = "auto", trust_pickle: bool = False, *, as_json: bool
+) -> ExitCode:
+    """Print what is known of the machine and of each model (none: the bundled one); the exit code of the worst."""
+    code = ExitCode.OK
+    known = dict(_told(machine(), as_json))
+    models: list[dict[str, str]] = []
+    for path in paths or (None,):
+        if not as_json:
+            print()
+        models.append({})
+        try:
+            for name, value in _told(model(path, device, trust_pickle, names), as_json):
+                models[-1][name] = value
+        except ModelError as error:
+            code, models[-1]["cannot be explained"] = error.exit_code, str(error)
+            if not as_json:
+                list(_told(iter([("cannot be explained", str(error))]), as_json))
+    if as_json:
+        print(json.dumps({"machine": known, "models": models, "exit_code": int(code)}, indent=2, ensure_ascii=False))
+    return code
+
+
+def _told(lines: Iterator[Line], as_json: bool) -> Iterator[Line]:
+    """`lines` as they come, each printed at once unless they become JSON."""
+    for name, value in lines:
+        if not as_json:
+            print(f"{name:>20}  {printable(value)}", flush=True)
+        yield name, value

@@ -18,8 +18,10 @@ from detxai.errors import DetxaiError, ExitCode, NoInputError, worst
 from detxai.evidence.typicality import GridSums
 from detxai.inputs.sources import Found
 from detxai.output import listing, ranking, records
-from detxai.run.console import Console, ReaderGone, Stopped, guarded_stdout, keep_freed_memory, signals, write_line
+from detxai.run.console import Console, Signals, Stopped, keep_freed_memory
+from detxai.run.streams import ReaderGone, guarded_stdout, write_line
 from detxai.values import ImageRef
+from detxai.vocabulary import VERDICTS
 
 #: Failures listed in the summary; all of them are in records.jsonl.
 KEPT_FAILURES = 1000
@@ -152,12 +154,17 @@ class Job:
         self.config, self.console = config, console
         self.tally = Tally(gate=gate(config.run.fail_on))
         self.stopped: str | None = None
+        self.signals = Signals()
+        self.passed_over = 0
+        self._told: Any = None
+        #: Whether a line on stdout was not written whole: then none is written after it.
+        self._deaf = False
 
     def run(self, found: Found, started: float) -> ExitCode:
         """Explain everything in `found` (`started`: monotonic seconds) and return the exit code that wins."""
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(guarded_stdout() if self.config.run.json_lines else _no_stdout())
-            stack.enter_context(signals())
+            self.signals = stack.enter_context(Signals())
             try:
                 return self._run(found, started, stream)
             except Stopped as stop:  # before the first image
@@ -173,61 +180,116 @@ class Job:
                 "Give a folder with images, or a quoted glob that matches.",
             )
         from detxai.output.store import Store
-        from detxai.run.pipeline import Explainer
 
         keep_freed_memory()
-        explainer = Explainer(self.config)
+        explainer = self._explainer()
         self._greet(explainer)
         with Store(self.config.output.dir, self.config.output.lock_timeout) as tree:
-            try:
+            with self._ending():
                 images = chain([first] if first else [], refs)
-                self._loop(explainer, images, tree, started, stream)
-            except Stopped as stop:
-                self._end(ExitCode(stop.code), str(stop))
-            except ReaderGone:
-                self._end(ExitCode.READER_GONE, "the reader of stdout went away")
-            except DetxaiError as error:
-                self._end(error.exit_code, error.message)
-                self.console.error(error)
-            self._write_page()
+                pulse = lambda: f"{explainer.points} evaluations"  # noqa: E731
+                with self.console.progress(found.count, pulse):
+                    self._loop(explainer, images, tree, started, stream)
+            with self._ending():  # of images that were written when a signal came, and of which nobody was told
+                for result in explainer.untold() if not self._failed_enough else ():
+                    self._tell(result, stream)
+            with self._ending():
+                self._write_page()
             summary = self._summary(explainer, found, time.monotonic() - started)
+            self.passed_over = found.own
+            with self._ending():
+                self._write(stream, records.dump(summary))
+            summary = summary.model_copy(update={"exit_code": int(worst(self.tally.codes)), "stopped": self.stopped})
             tree.finish(summary)
-            if stream is not None and ExitCode.READER_GONE not in self.tally.codes:
-                with contextlib.suppress(ReaderGone):
-                    write_line(stream, records.dump(summary))
         self._report(summary)
         return worst(self.tally.codes)
 
+    def dry_run(self, found: Found) -> ExitCode:
+        """Say what `run` would do with every image: the model is loaded, the tree and images are read, none written."""
+        from detxai.output.store import Store
+
+        explainer = self._explainer()
+        self._greet(explainer)
+        tree, counts = Store(self.config.output.dir), Counter[str]()
+        with Signals():
+            for ref in found.refs:
+                would, why = explainer.forecast(ref, tree)
+                counts[would] += 1
+                self.console.say(f"would {would} {ref.path}{why and f': {why}'}", path=ref.path)
+        if not found.total:
+            raise NoInputError(
+                f"No image was found ({found.ignored} other files).",
+                "Give a folder with images, or a quoted glob that matches.",
+            )
+        said = ", ".join(f"{would} {counts[would]}" for would in ("explain", "skip", "fail on"))
+        self.console.say(f"would {said}; {found.ignored} other files are ignored; nothing was written")
+        return ExitCode.OK
+
+    def _explainer(self) -> Any:
+        """The model and all that hangs on it, which takes seconds."""
+        with self.console.waiting(f"loading {self.config.model.path or 'the bundled sample detector'}"):
+            from detxai.run.pipeline import Explainer
+
+            return Explainer(self.config)
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Whatever ends the work within ends it there, with its exit code and a reason; the summary comes after."""
+        try:
+            yield
+        except Stopped as stop:
+            self._end(ExitCode(stop.code), str(stop))
+        except ReaderGone:
+            self._end(ExitCode.READER_GONE, "the reader of stdout went away")
+        except DetxaiError as error:
+            self._end(error.exit_code, error.message)
+            self.console.error(error)
+
     def _loop(self, explainer: Any, images: Iterator[ImageRef], tree: Any, started: float, stream: Any) -> None:
-        limit = self.config.run.max_failures
-        results = explainer.explain(images, tree, lambda: self._over(started))
-        with self.console.progress(None), contextlib.closing(results):
+        with contextlib.closing(explainer.explain(images, tree, lambda: self._over(started))) as results:
             for result in results:
-                self.tally.add(result.record, result.skipped)
-                if result.bug is not None:
-                    self.tally.codes.add(ExitCode.BUG)
-                    self.console.say(result.bug, level=2, kind="error")
-                if result.record.error is not None:
-                    error = result.record.error
-                    self.console.say(f"{result.ref.path}: {error.message} ({error.code})", kind="warning")
-                if stream is not None:
-                    write_line(stream, records.dump(result.record))
-                self.console.advance(self.tally.done, self._standing())
-                if limit is not None and self.tally.failed >= limit:
-                    self._end(ExitCode.SOME_FAILED, f"{limit} images failed (--max-failures)")
+                self._tell(result, stream)
+                if self._failed_enough:
+                    self._end(ExitCode.SOME_FAILED, f"{self.tally.failed} images failed (--max-failures)")
                     return
 
     def _write_page(self) -> None:
         """The page of the whole tree where it was asked for and there is something to show."""
-        if not self.config.output.report or not self.tally.done:
-            return
-        from detxai.review.report import report
+        if self.config.output.report and self.tally.done:
+            from detxai.review.report import report
 
-        try:
             self.console.say(f"page: {report(self.config.output.dir)}")
-        except DetxaiError as error:
-            self._end(error.exit_code, error.message)
-            self.console.error(error)
+
+    @property
+    def _failed_enough(self) -> bool:
+        limit = self.config.run.max_failures
+        return limit is not None and self.tally.failed >= limit
+
+    def _tell(self, result: Any, stream: BinaryIO | None) -> None:
+        """Count an image once, and say what came of it."""
+        if result is self._told:  # a signal came between the counting and the next image
+            return
+        with self.signals.held():
+            self.tally.add(result.record, result.skipped)
+            self._told = result
+        self.console.advance(self.tally.done, self._standing())
+        record, path = result.record, result.ref.path
+        if result.bug is not None:
+            self.tally.codes.add(ExitCode.BUG)
+            self.console.say(result.bug, level=2, kind="error", code="internal", path=path)
+        if record.error is not None:
+            said = f"{path}: {record.error.message} ({record.error.code})"
+            self.console.say(said, level=-1, kind="error", code=record.error.code, path=path)
+        else:
+            what = "done already" if result.skipped else _detections(record)
+            self.console.say(f"{path}: {what}", level=1, path=path)
+        self._write(stream, records.dump(record))
+
+    def _write(self, stream: BinaryIO | None, line: bytes) -> None:
+        if stream is not None and not self._deaf:
+            self._deaf = True
+            write_line(stream, line)
+            self._deaf = False
 
     def _over(self, started: float) -> bool:
         """Whether the time of the run is up while there is still an image to begin."""
@@ -319,6 +381,8 @@ class Job:
         self._name_the_worst()
         if summary.stopped:
             self.console.say(f"stopped early: {summary.stopped}; run the same command again to go on", kind="warning")
+        if self.passed_over:
+            self.console.say(f"{self.passed_over} pictures that detxai itself had made were passed over")
         self.console.say(f"records and pictures: {self.config.output.dir}")
 
     def _name_the_worst(self) -> None:
@@ -334,8 +398,16 @@ class Job:
         if gated.count:
             words, names = " or ".join(self.config.run.fail_on), [f"{f.path} #{f.id}" for f in gated.kept]
             more = [f"and {gated.count - len(names)} more"] if gated.count > len(names) else []
-            said = listing.printable(", ".join(names + more))
+            said = ", ".join(names + more)
             self.console.say(f"gate: {gated.count} detections are {words} (--fail-on): {said}", level=-1, kind="error")
+
+
+def _detections(record: records.Record) -> str:
+    """How many boxes a record has, by verdict."""
+    boxes = record.detections or ()
+    verdicts: Counter[str] = Counter(d.evidence.verdict for d in boxes if d.evidence is not None)
+    said = ", ".join(f"{verdicts[word]} {word}" for word in VERDICTS if verdicts[word])
+    return f"{len(boxes)} box{'' if len(boxes) == 1 else 'es'}" + (f" ({said})" if said else "")
 
 
 def versions() -> dict[str, str]:

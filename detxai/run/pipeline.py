@@ -83,6 +83,8 @@ class Explainer:
         with torch.inference_mode(False):  # which turns gradients on too
             self.plan = Plan(config or RunConfig(), checkpoint, detector)
         self.timings = Timings()
+        self._engine_at_work: Engine | None = None
+        self._waiting: dict[int, Future[Result]] = {}
         self._detecting = 0.0
         self.workers = max(1, min(4, os.cpu_count() or 1))
 
@@ -119,9 +121,9 @@ class Explainer:
         self, refs: Iterable[ImageRef], tree: store.Store | None, over: Callable[[], bool]
     ) -> Generator[Result, None, None]:
         in_flight = self.plan.in_flight
-        engine = engine_of(self.plan)
+        engine = self._engine_at_work = engine_of(self.plan)
         self._detecting = 0.0
-        waiting: dict[int, Future[Result]] = {}
+        waiting = self._waiting = {}
         turn = 0
         with ThreadPoolExecutor(self.workers) as readers, ThreadPoolExecutor(self.workers) as writers:
             prepared = enumerate(self._ahead(readers, refs, tree, 2 * in_flight, over))
@@ -133,10 +135,12 @@ class Explainer:
                     self._account(engine)
                     # A slow image holds back those behind it, but not more of them than this.
                     while turn in waiting and (waiting[turn].done() or len(waiting) > 4 * in_flight):
-                        yield self._waited(waiting.pop(turn).result)
+                        yield self._waited(waiting[turn].result)
+                        del waiting[turn]
                         turn += 1
                 for index in sorted(waiting):
                     yield self._waited(waiting[index].result)
+                    del waiting[index]
             except torch.AcceleratorError as error:
                 if out_of_memory(error):
                     raise
@@ -146,6 +150,17 @@ class Explainer:
                 self._account(engine)
                 if engine.programs is not None:
                     engine.programs.forget(engine.programs.rows)
+
+    @property
+    def points(self) -> int:
+        """Points on paths, and masks, that the network has seen so far in this run; moves during an image too."""
+        return 0 if self._engine_at_work is None else self._engine_at_work.points
+
+    def untold(self) -> Iterator[Result]:
+        """After `explain` was closed early: what was written by then and not yielded (the last one yielded, too)."""
+        done = [f for _, f in sorted(self._waiting.items()) if f.done() and not f.cancelled() and not f.exception()]
+        self._waiting = {}
+        yield from (one.result() for one in done)
 
     def _ahead(
         self,
@@ -180,6 +195,13 @@ class Explainer:
             engine.padded,
             engine.halved,
         )
+
+    def forecast(self, ref: ImageRef, tree: store.Store) -> tuple[str, str]:
+        """What would be done with an image, and why: ("explain" | "skip" | "fail on", reason)."""
+        ready = self._prepare(ref, tree)
+        if isinstance(ready, Prepared):
+            return "explain", ""
+        return ("skip", "done already") if ready.record.error is None else ("fail on", ready.record.error.message)
 
     # -- before the device ----------------------------------------------------------------------
 

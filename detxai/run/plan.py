@@ -12,6 +12,7 @@ from torch import nn
 from detxai.attribution.engine import rows_for
 from detxai.attribution.memory import saved_bytes
 from detxai.attribution.methods import Settings
+from detxai.config.selectors import class_ids
 from detxai.config.settings import RunConfig
 from detxai.errors import ImageError, UsageError
 from detxai.evidence.calibration import SUFFIX, Calibration
@@ -53,11 +54,6 @@ def device_of(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: not available on this machine.", "Use --device cpu.")
     return device
-
-
-def _split(item: int | str) -> list[int | str]:
-    parts = [part.strip() for part in item.split(",")] if isinstance(item, str) else [item]
-    return [int(part) if isinstance(part, str) and part.isdecimal() else part for part in parts]
 
 
 def evidence_beside(model: str | None) -> Path:
@@ -137,17 +133,7 @@ class Plan:
     def _class_ids(self, wanted: Sequence[int | str] | None, option: str) -> list[int] | None:
         if not wanted:
             return None
-        by_name: dict[int | str, int] = {name: i for i, name in self.info.names.items()}
-        # A name may hold a comma, so only what is no name is taken apart.
-        wanted = [w for item in wanted for w in ([item] if item in by_name else _split(item))]
-        found = [by_name.get(w, w if isinstance(w, int) else -1) for w in wanted]
-        for name, class_id in zip(wanted, found, strict=True):
-            if class_id not in self.info.names:
-                raise UsageError(
-                    f"{option}: the model has no class {name!r}.",
-                    f"It has: {', '.join(self.info.names.values())}.",
-                )
-        return found
+        return class_ids(wanted, self.info.names, option)
 
     def _check_evidence(self) -> None:
         """Raise UsageError for a policy gate on verdicts that nobody gives."""
