@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SAMPLES, SHARED, Command, needs, pixels
+from conftest import ROOT, SAMPLES, SHARED, Inside, needs, pixels
 from PIL import Image
 from torch import Tensor
 
@@ -372,9 +372,9 @@ def test_options_that_make_no_sense() -> None:
 
 
 @pytest.fixture
-def machine(detxai: Command, tiny: Path) -> Command:
+def machine(inside: Inside, tiny: Path) -> Inside:
     """The command beside the tiny model, three samples, their labels and part masks, and things that are wrong."""
-    here = detxai.cwd
+    here = inside.cwd
     (here / "tiny.safetensors").symlink_to(tiny)
     for name in ("images", "labels", "parts"):
         (here / name).mkdir()
@@ -387,14 +387,13 @@ def machine(detxai: Command, tiny: Path) -> Command:
     shutil.copy(ROOT / "samples" / "labels" / "classes.txt", here / "labels")
     (here / "file").write_text("in the way")
     (here / "empty").mkdir()
-    return detxai
+    return inside
 
 
-def test_the_whole_command_and_again(
-    machine: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_whole_command_and_again(machine: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures, tables and pictures of the bundled model; a second run does no work twice."""
-    line = ("evaluate", "images", "--labels", "labels", "--masks", "parts", "--method", "ig,layercam", *QUICK)
+    asked = ("--labels", "labels", "--masks", "parts", "--method", "ig,layercam", "--imgsz", "192")
+    line = ("evaluate", "images", *asked, *QUICK)
     first = machine(*line)
     assert first.code == 0, first.err
     assert first.out == ""
@@ -431,10 +430,10 @@ def test_the_whole_command_and_again(
     monkeypatch.chdir(machine.cwd)
     for more, said in (((), "1 images judged, 1 already done"), (("--seed", "1", "--no-baselines"), "2 images judged")):
         assert run([*line, *more]) == 0
-        assert said in capsys.readouterr().err
+        assert said in machine.captured.readouterr().err
 
 
-def test_no_baselines_and_nothing_detected(machine: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_baselines_and_nothing_detected(machine: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     common = ("evaluate", "images", "--limit", "1", "--steps", "2", "-o", "out")
     plain = ("-m", "tiny.safetensors", "--method", "grad,inputxgrad", "--no-baselines", "--max-det", "1")
     monkeypatch.chdir(machine.cwd)
@@ -463,38 +462,34 @@ REFUSED: dict[str, tuple[str, int, list[str]]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_nonsense_has_its_exit_code_and_one_clear_line(
-    machine: Command, case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    machine: Inside, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line, code, words = REFUSED[case]
     monkeypatch.chdir(machine.cwd)
     assert run(line.split()) == code
-    said = capsys.readouterr().err
+    said = machine.captured.readouterr().err
     assert all(word in said for word in words), said
     assert said.lower().count("error: ") == 1
 
 
-def test_without_matplotlib_it_says_so_before_any_work(
-    machine: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_matplotlib_it_says_so_before_any_work(machine: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(machine.cwd)
     monkeypatch.setattr("detxai.evaluation.run.find_spec", lambda name: None)
     assert run(["evaluate", "images"]) == 2
-    assert "pip install 'detxai[evaluate]'" in capsys.readouterr().err
+    assert "pip install 'detxai[evaluate]'" in machine.captured.readouterr().err
     assert not (machine.cwd / "runs").exists()
 
 
-def test_a_damaged_image_is_one_failure(
-    machine: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_image_is_one_failure(machine: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     (machine.cwd / "images" / "cut.jpg").write_bytes((SAMPLES / "bag-05.jpg").read_bytes()[:3000])
     monkeypatch.chdir(machine.cwd)
     assert run(["evaluate", "images", "-m", "tiny.safetensors", "--method", "grad", *QUICK]) == 3
-    said = capsys.readouterr().err
+    said = machine.captured.readouterr().err
     assert "cut.jpg" in said and "truncated" in said
     assert json.loads((machine.cwd / "runs" / "evaluate" / "evaluate.json").read_text())["failed"] == 1
 
 
-def test_an_interrupted_run_goes_on(machine: Command) -> None:
+def test_an_interrupted_run_goes_on(machine: Inside) -> None:
     for number in range(14):
         picture = pixels("bag-01.jpg", (90 + number, 80))
         Image.fromarray(picture).save(machine.cwd / "images" / f"{number:02d}.png")
