@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FAST
+from conftest import FAST, Command
 from make_tree import write
 
 from detxai.cli.app import run
@@ -138,6 +138,14 @@ def test_hostile_names_do_not_reach_the_terminal(
     assert run(["list", str(tmp_path / "t"), "--class", "77", "--verdict", "all"]) == 0
     out = capfd.readouterr().out
     assert "\x1b" not in out and "\u202e" not in out and "\\x1b[31m[bold]knife\\u202e" in out
+
+
+def test_a_reader_that_goes_away_is_no_bug(night: Path, detxai: Command) -> None:
+    for arguments in (["list", night], ["list", night, "--json"], ["schema"]):
+        with detxai.start(*arguments) as process:
+            assert process.stdout is not None
+            process.stdout.close()
+            assert process.wait(60) == 141
 
 
 def test_two_models_in_one_tree_are_told(night: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

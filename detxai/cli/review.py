@@ -21,7 +21,7 @@ Verdict = Annotated[
     list[str] | None,
     option("--verdict", panel=CHOICE, help="unsupported, weak, unknown, supported, none, all. [the first three]"),
 ]
-Class = Annotated[list[str] | None, option("--class", panel=CHOICE, help="Only these classes (ids or names).")]
+Class = Annotated[list[str] | None, option("--class", panel=CHOICE, help="only these classes (ids or names)")]
 Kind = Annotated[
     list[str] | None, option("--kind", panel=CHOICE, help="detection, candidate, missed, all. [detection]")
 ]
@@ -37,18 +37,18 @@ def list_(
         option(
             "--sort",
             panel=CHOICE,
-            help="severity (worst first), score, trust, path, class or a measure of evidence; -KEY turns it round.",
+            help="severity (worst first), score, trust, path, class or a measure of evidence; -KEY turns it round",
             metavar="KEY",
         ),
     ] = "severity",
-    limit: Annotated[int | None, option("--limit", panel=CHOICE, help="Only the first N.", metavar="N", min=1)] = None,
-    json_lines: Annotated[bool, option("--json", panel=OUTPUT, help="One JSON line a box.")] = False,
+    limit: Annotated[int | None, option("--limit", panel=CHOICE, help="only the first N", metavar="N", min=1)] = None,
+    json_lines: Annotated[bool, option("--json", panel=OUTPUT, help="one JSON line a box")] = False,
     by_class: Annotated[
         bool,
-        option("--by-class", panel=OUTPUT, help="How each class behaves: where its evidence lies, groups, odd ones."),
+        option("--by-class", panel=OUTPUT, help="how each class behaves: where its evidence lies, groups, odd ones"),
     ] = False,
     paths0: Annotated[
-        bool, option("--paths0", panel=OUTPUT, help="Paths of their images, once, NUL after each.")
+        bool, option("--paths0", panel=OUTPUT, help="paths of their images, once, NUL after each")
     ] = False,
 ) -> int:
     """Which boxes of a finished run to look at, worst first: where, why, and the picture."""

@@ -13,6 +13,7 @@ from detxai.evidence.groups import groups, likeness, vectors
 from detxai.evidence.typicality import GridSums
 from detxai.output.ranking import Finding
 from detxai.output.records import AttributionRecord, DetectionRecord
+from detxai.vocabulary import METHODS, unit
 
 #: How many of the most typical and of the oddest boxes are shown.
 SHOWN = 5
@@ -31,10 +32,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """One class: its boxes, the mean and spread (8, 8) of their grids in the map's unit, and groups of alike ones."""
+    """One class: its boxes, the mean and spread (8, 8) of their grids in `unit`, and groups of alike ones."""
 
     class_id: int
     class_name: str
+    unit: str
     found: tuple[Finding, ...]
     verdicts: Counter[str]
     mean: NDArray[np.float64]
@@ -80,6 +82,7 @@ def _behaviour(pairs: Sequence[tuple[Finding, AttributionRecord]]) -> Behaviour:
     return Behaviour(
         class_id=found[0].class_id,
         class_name=found[0].class_name,
+        unit=_unit(pairs[0][1]),
         found=found,
         verdicts=Counter(f.verdict for f in found),
         mean=sums.mean,
@@ -99,6 +102,10 @@ def _behaviour(pairs: Sequence[tuple[Finding, AttributionRecord]]) -> Behaviour:
         ),
         silhouette=clear,
     )
+
+
+def _unit(a: AttributionRecord) -> str:
+    return unit(a.method, a.target, a.gradient) if a.method in METHODS else f"units of {a.method}"
 
 
 def _outside(f: Finding) -> float:

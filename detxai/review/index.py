@@ -175,6 +175,7 @@ def _behaviour(b: Behaviour, place: dict[int, int]) -> dict[str, Any]:
     return {
         "class": [b.class_id, b.class_name],
         "count": len(b.found),
+        "unit": b.unit,
         "verdicts": [b.verdicts[word] for word in ranking.VERDICTS],
         "mean": _rounded(b.mean),
         "spread": _rounded(b.spread),

@@ -18,7 +18,7 @@ function where(grid) {                // which ninth of the box is densest with 
 function drawClasses() {
   const place = document.getElementById("classes");
   if (place.childElementCount) return;
-  place.append(el("p", {class: "note"}, "Grids are 8 × 8 cells over the box of each report: mean evidence, in logits. All grids of one class share one scale, written beside it; scales of different classes differ."));
+  place.append(el("p", {class: "note"}, "Grids are 8 × 8 cells over the box of each report: mean evidence, on the scale beside it. All grids of one class share one scale; scales of different classes differ."));
   if (!X.behaviours.length) place.append(el("p", {class: "empty"}, "No reported box has a map of its class."));
   place.append(...X.behaviours.map(behaviour));
 }
@@ -37,7 +37,7 @@ function behaviour(b) {
     el("div", {class: "figures"},
       named("mean evidence", b.mean, {most}),
       el("figure", {}, spread, el("figcaption", {}, `spread: standard deviation, 0 to ${number(wide)}`)),
-      legend(most)),
+      legend(most, `${b.unit} a cell`)),
     groupsOf(b, most, k),
     examples(`Most typical`, b.typical), examples("Oddest", b.odd));
 }

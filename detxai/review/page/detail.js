@@ -76,12 +76,12 @@ function why(i) {
 function inWords(i, own) {
   if (!own) return null;
   const [k, , , converged, evaluations, value, ground, bound, net, inside] = own, v = X.variants[k];
-  const method = X.methods[v[0]] || v[0], compared = v[5].replace("auto:", "the picture's own ground, ");
-  const said = [`${method[0].toUpperCase()}${method.slice(1)}${v[1] === "plain" ? "" : ` under ${v[1]}`}, compared with ${compared}.`];
-  if (ground !== null) said.push(`The log-odds of ${className(i)} rise from ${number(ground)} there to ${number(value)} in this picture.`);
+  const method = X.methods[v[0]] || v[0], compared = v[5].startsWith("auto:#") ? `${v[5].slice(5)}, the picture's own ground` : v[5].replace("auto:", "");
+  const said = [`${method[0].toUpperCase()}${method.slice(1)}${v[1] === "plain" ? "" : ` under ${v[1]}`}${compared === "none" ? "" : `, compared with ${compared}`}.`];
+  if (ground !== null && v[1] === "plain") said.push(`The log-odds of ${className(i)} rise from ${number(ground)} there to ${number(value)} in this picture.`);
   if (inside !== null) said.push(`${percent(inside)} of all that speaks for it lies in the box, net ${number(net)}.`);
   if (bound !== null) said.push(converged ? `The map's error is at most ${percent(bound)}.` : `The map did not converge (error up to ${percent(bound)}): read with care.`);
-  said.push(`${evaluations} gradient evaluations.`);
+  said.push(`${evaluations} evaluations of the network.`);
   return el("section", {}, el("h3", {}, "In words"), el("p", {}, said.join(" ")));
 }
 function classesHere(i) {

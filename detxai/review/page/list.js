@@ -106,9 +106,10 @@ function step(by) {
 }
 
 function drawPrinted() {              // paper has no scrolling: the first boxes of the list as a table
+  for (const image of document.querySelectorAll("#classes img")) image.loading = "eager";
   const most = 300, shown = state.shown.slice(0, most);
   document.getElementById("printed").replaceChildren(
     el("caption", {}, `${X.name}: the first ${shown.length} of ${state.shown.length} boxes chosen`),
     el("tr", {}, ["image", "box", "class", "score", "verdict", "why"].map(t => el("th", {}, t))),
-    ...shown.map(i => el("tr", {}, [path(i), `#${B.id[i]}`, className(i), B.score[i].toFixed(2), `${SIGNS[verdictOf(i)]} ${verdictOf(i)}`, B.reasons[i].join("; ")].map(t => el("td", {}, t)))));
+    ...shown.map(i => el("tr", {}, [path(i), `#${B.id[i]}`, className(i), B.score[i].toFixed(2), `${SIGNS[verdictOf(i)]} ${verdictOf(i)}`, (verdictOf(i) === "supported" ? B.reasons[i].slice(0, 1) : B.reasons[i]).join("; ")].map(t => el("td", {}, t)))));
 }

@@ -6,7 +6,7 @@ function drawPlots() {
   const names = Object.keys(X.measures);
   place.replaceChildren(el("p", {class: "note"}, `Each point is one of the ${state.shown.length.toLocaleString("en")} boxes chosen above; the score axis always runs from 0 to 1. Click a point to open its box.`),
     el("p", {class: "keyline"}, X.verdicts.map(word => badge(word))),
-    el("div", {class: "plots"}, names.map(plot)));
+    names.length ? el("div", {class: "plots"}, names.map(plot)) : el("p", {class: "empty"}, "This run has no evidence to plot (--evidence none)."));
 }
 function span(name) {                 // shares have fixed ends; the rest runs over all boxes of the run
   const column = X.measures[name];
