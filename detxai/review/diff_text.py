@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
-from detxai.output.listing import printable
 from detxai.review.diff import Diff, in_words
+from detxai.text import printable
 
 
 def describe(found: Diff, most: int) -> list[Text]:

@@ -391,15 +391,16 @@ class Job:
         if look.count:
             said = ", ".join(f"{look.verdicts[word]} {word}" for word in ranking.LOOK if look.verdicts[word])
             self.console.say(f"look at these first ({said}):")
-            for line in listing.lines(look.kept):
-                self.console.say(line.plain)
+            for finding, line in zip(look.kept, listing.lines(look.kept), strict=True):
+                self.console.say(line.plain, path=finding.path)
         if look.count > len(look.kept):
             self.console.say(f"and {look.count - len(look.kept)} more: detxai list {shlex.quote(str(output))}")
         if gated.count:
             words, names = " or ".join(self.config.run.fail_on), [f"{f.path} #{f.id}" for f in gated.kept]
             more = [f"and {gated.count - len(names)} more"] if gated.count > len(names) else []
             said = ", ".join(names + more)
-            self.console.say(f"gate: {gated.count} detections are {words} (--fail-on): {said}", level=-1, kind="error")
+            gate = f"gate: {gated.count} detections are {words} (--fail-on): {said}"
+            self.console.say(gate, level=-1, kind="error", code="gate")
 
 
 def _detections(record: records.Record) -> str:
