@@ -78,6 +78,7 @@ class ImageError(DetxaiError):
     Codes: `not_found`, `unreadable`, `empty_file`, `not_an_image`, `unsupported`, `truncated`,
     `too_large`, `bad_path`, `baseline`, `labels`, `predictions`, `not_finite`, `impossible`,
     `memory`, `internal`.
+    What is known of the picture all the same goes there too: `sha256` of its bytes, `size` (width, height).
     """
 
     exit_code = ExitCode.SOME_FAILED
@@ -85,3 +86,5 @@ class ImageError(DetxaiError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+        self.sha256: str | None = None
+        self.size: tuple[int | None, int | None] = (None, None)

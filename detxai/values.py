@@ -22,12 +22,14 @@ Box = tuple[float, float, float, float]
 class ImageRef:
     """One input: `file` on disk and `path`, its POSIX name in the output tree (unique in a run).
 
-    `problem` says why the name cannot be used (then the image ends in a failed record).
+    `problem` says why the name cannot be used (then the image ends in a failed record). `frame`: which picture of a
+    file that holds several, counted from 1; None: the first.
     """
 
     path: str
     file: Path
     problem: str | None = None
+    frame: int | None = None
 
 
 @dataclass(frozen=True)

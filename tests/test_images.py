@@ -7,9 +7,11 @@ import io
 import struct
 import subprocess
 import sys
+import time
+import tracemalloc
 import warnings
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,11 @@ from PIL import Image as pil
 
 from detxai.errors import ImageError, UsageError
 from detxai.inputs import decode
-from detxai.inputs.decode import load, parse_window
+from detxai.inputs.budget import Budget
+from detxai.inputs.decode import load
 from detxai.inputs.letterbox import boxes_to_letterbox, boxes_to_source, letterboxed, map_to_source
+from detxai.inputs.window import parse_window
+from detxai.output.records import failed_record
 from detxai.values import Image, ImageRef, Letterbox, Window
 
 ODD = Path(__file__).parents[2] / "shared/data/odd-dev"
@@ -388,6 +393,110 @@ def test_bombs_are_refused_from_the_header(tmp_path: Path, monkeypatch: pytest.M
     wide = tiff(GRAY16, 1).replace(struct.pack("<HHII", 256, 4, 1, 9), struct.pack("<HHII", 256, 4, 1, 2**30))
     assert code(wide, tmp_path) == "too_large"
     assert code(fine, tmp_path, max_pixels=53) == "too_large"
+
+
+def test_a_refusal_by_size_names_the_option_that_admits_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pil, "MAX_IMAGE_PIXELS", 20)  # Pillow refuses twice as many: fewer than the file has
+    (tmp_path / "a.png").write_bytes(encode(pil.fromarray(RGB), "PNG"))
+    for limit in (10, 50):
+        with pytest.raises(ImageError, match=rf"54.*{limit} \(--max-pixels\)") as caught:
+            load(ImageRef("a.png", tmp_path / "a.png"), max_pixels=limit)
+        assert caught.value.code == "too_large"
+    assert load(ImageRef("a.png", tmp_path / "a.png"), max_pixels=54).width == 9
+
+
+def test_failed_files_keep_what_is_known_of_them(tmp_path: Path) -> None:
+    exif = pil.Exif()
+    exif[0x0112] = 6
+    cut = encode(pil.fromarray(RNG.integers(0, 256, (64, 80, 3), dtype=np.uint8)), "JPEG", exif=exif)[:-900]
+    for data, size, limit in ((cut, (64, 80), 9999), (cut, (64, 80), 10), (b"no image", (None, None), 9999)):
+        with pytest.raises(ImageError) as caught:
+            decoded(data, tmp_path, max_pixels=limit)
+        record = failed_record(ImageRef("a.jpg", tmp_path / "a.jpg"), caught.value)
+        assert (record.image.width, record.image.height) == size
+        assert record.image.sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_files_that_end_early_without_an_error(tmp_path: Path) -> None:
+    noise = RNG.integers(1, 256, (64, 64, 3), dtype=np.uint8)
+    jpeg = encode(pil.fromarray(noise), "JPEG")
+    assert code(jpeg[: len(jpeg) // 2] + b"\xff\xd9", tmp_path) == "truncated"
+    tall = struct.pack(">IIBBBBB", 64, 9999, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in noise[:3]))
+    few = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", tall) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    assert code(few, tmp_path) == "truncated"
+    gif = encode(pil.fromarray(noise).convert("P"), "GIF")
+    start = pil.open(io.BytesIO(gif)).tile[0].offset  # then a block of 255 bytes
+    assert code(gif[: start + 257] + b"\0;", tmp_path) == "truncated"
+    grey = encode(pil.new("RGB", (64, 64), (128, 128, 128)), "JPEG")
+    black = pil.new("RGB", (64, 64))
+    whole = [
+        grey,
+        encode(black, "PNG"),
+        encode(black, "GIF"),
+        encode(black.convert("RGBA"), "PNG"),
+        encode(black, "JPEG"),
+    ]
+    whole += [
+        png(np.zeros((4, 4), np.uint16), 0),
+        encode(pil.new("1", (9, 9)), "PNG"),
+        encode(pil.new("P", (9, 9)), "PNG"),
+    ]
+    assert all(decoded(data, tmp_path).width for data in whole), "what is plain is not cut"
+
+
+def test_needed_bytes_are_known_from_the_header(tmp_path: Path) -> None:
+    pixels = 1000 * 1000
+    for values, least in ((np.zeros((1000, 1000, 3), np.uint8), 10), (np.zeros((1000, 1000, 4), np.uint16), 40)):
+        (tmp_path / "a.png").write_bytes(by_cv2(values, ".png"))
+        asked: list[int] = []
+        tracemalloc.start()
+        load(ImageRef("a.png", tmp_path / "a.png"), admit=asked.append)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert asked[0] >= max(peak, least * pixels)
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(ImageError):
+        load(ImageRef("a.png", tmp_path / "a.png"), admit=lambda _: pytest.fail("nothing to decode"))
+
+
+def test_a_budget_bounds_what_many_threads_take_and_nobody_starves() -> None:
+    budget, held, most = Budget(100), [], []
+
+    def work(number: int) -> int:
+        if number % 5 == 0:  # failed before it knew what it needs
+            budget.skip(number)
+            return number
+        size = 250 if number == 7 else 10 + number
+        budget.take(number, size)
+        held.append(size)
+        most.append(sum(held))
+        time.sleep(0.001)
+        held.remove(size)
+        held.append(3)
+        budget.shrink(number, 3)
+        return number
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, done in enumerate([pool.submit(work, n) for n in range(40)]):
+            assert done.result(timeout=20) == number
+            if number % 5:
+                held.remove(3)
+            budget.give_back(number)
+    assert max(most) == 250 and sorted(most)[-2] <= 100
+    assert not budget._held
+
+
+def test_a_closed_budget_lets_everybody_go() -> None:
+    budget = Budget(1)
+    budget.take(0, 1)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(budget.take, 1, 1)
+        assert not wait([waits], timeout=0.02).done
+        budget.close()
+        waits.result(timeout=20)
 
 
 def test_warnings_of_pillow_do_not_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Bytes to upright 8-bit RGB, and the letterbox to the network's square and back.
+"""Bytes to upright 8-bit RGB, within limits that the header is held to before anything is decoded.
 
 Files of 8 bits keep their values. Deeper ones pass through a recorded *window*, a linear ramp to
 8 bits, so that a 12-bit X-ray in a 16-bit file comes out neither black nor clipped.
@@ -8,29 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import stat
 import struct
 import sys
 import warnings
 import zlib
-from io import BytesIO
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BufferedReader, BytesIO
 
-import cv2
 import numpy as np
 import PIL.Image
-from numpy.typing import NDArray
 
-from detxai.errors import ImageError, UsageError
+from detxai.errors import ImageError
+from detxai.inputs import frames
+from detxai.inputs.complete import ended_early
+from detxai.inputs.samples import Samples, samples
+from detxai.inputs.window import Method, parse_window, ramp, window_of
 from detxai.values import Image, ImageRef, Pixels, Window
 
 #: What Pillow may try (MPO comes through JPEG). Its other readers start programs or guess.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses
-AUTO_PERCENTILES = (0.5, 99.5)
-#: `auto` keeps the nominal range of data that spread over at least this share of it.
-FILLS_RANGE = 0.5
+#: Bytes a pixel at the height of decoding, beside the file's own: measured with files of every format.
+PLAIN, TRANSPARENT, DEEP = 24, 32, 48
 
 # Signatures: what people hand in and detxai does not read; whose header is damaged if Pillow fails.
 _FOREIGN = re.compile(rb".{128}DICM|.{4}ftyp(hei|mif1|isom)|%PDF|8BPS", re.DOTALL)
@@ -45,132 +48,215 @@ _open = getattr(sys.modules.get("ultralytics.utils.patches"), "_image_open", PIL
 # What Pillow warns of is reported here. Unlike `catch_warnings`, a filter is safe among threads.
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 logging.getLogger("PIL").addHandler(logging.NullHandler())
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-class Samples(NamedTuple):
-    """Decoded `values` (h, w[, 3]) of any dtype, their `nominal` range, `alpha` (h, w)."""
-
-    values: NDArray[Any]
-    nominal: tuple[float, float] = (0.0, 255.0)
-    alpha: NDArray[np.uint8] | None = None
-
-
-def load(ref: ImageRef, window: str = "auto", max_pixels: int = MAX_PIXELS) -> Image:
-    """The first picture of the file: (height, width, 3) uint8 RGB, upright, alpha put on white.
+def load(
+    ref: ImageRef,
+    window: str = "auto",
+    max_pixels: int = MAX_PIXELS,
+    admit: Callable[[int], None] = lambda size: None,
+) -> Image:
+    """The picture of the file: (height, width, 3) uint8 RGB, upright, alpha put on white.
 
     `window`: `auto` (the nominal range where the data fill at least half of it, else their
     percentiles 0.5 to 99.5), `full` (the nominal range), `LOW,HIGH` or `percentile P,Q`.
-    Raises ImageError only (see its codes), but UsageError for a `window` that is none. Thread-safe.
+    `admit` is told how many bytes decoding will take at most, from the header, before anything is decoded or read
+    in full, and may wait. Raises ImageError only (see its codes), but UsageError for a `window` that is none.
+    Thread-safe.
     """
     method = parse_window(window)
+    _prepare_pillow(max_pixels)
+    with _opened(ref, max_pixels) as stream:
+        try:
+            header = _header(ref, stream, max_pixels)
+            size = _upright_size(header)
+            admit(_needed(header, os.fstat(stream.fileno()).st_size))
+            data = _content(stream)
+        except ImageError as error:
+            error.sha256 = error.sha256 or _digest(stream)
+            raise
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        return _decoded(ref, data, digest, method, max_pixels)
+    except ImageError as error:
+        error.sha256 = digest
+        error.size = size if error.size == (None, None) else error.size
+        raise
+
+
+def pictures(ref: ImageRef, max_pixels: int = MAX_PIXELS) -> int:
+    """How many pictures the file of `ref` holds. Raises ImageError for a file that is none."""
+    _prepare_pillow(max_pixels)
+    with _opened(ref, max_pixels) as stream:
+        image = _header(ref, stream, max_pixels)
+        try:
+            return len(frames.pages(image, os.fstat(stream.fileno()).st_size))
+        except _DAMAGE as error:
+            raise ImageError("truncated", f"the file is damaged: {error}") from error
+
+
+def _prepare_pillow(max_pixels: int) -> None:
+    """Silence Pillow's warnings, and lift its own limit where more was asked for; never lower it."""
     if _QUIET not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
-    data = _bytes(ref, max_pixels)
-    image = _header(ref, data, max_pixels)
-    try:
-        image.load()
-        pixels, used, notes = _rgb(image, data, method)
-    except (MemoryError, PIL.Image.DecompressionBombError) as error:
-        raise ImageError("too_large", f"no room for {image.width} x {image.height} pixels") from error
-    except _DAMAGE as error:
-        raise ImageError("truncated", f"the data are damaged or cut short: {error}") from error
-    return Image(ref, pixels, hashlib.sha256(data).hexdigest(), used, notes)
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    if limit is not None and 2 * limit < max_pixels:
+        PIL.Image.MAX_IMAGE_PIXELS = max_pixels
 
 
-def parse_window(text: str) -> tuple[str, float, float]:
-    """(`auto` | `full` | `fixed` | `percentile`, low, high) of a `--window`, or UsageError."""
-    words = text.strip().lower()
-    if words in ("auto", "full"):
-        return words, 0.0, 0.0
-    if match := re.fullmatch(r"(percentile\s+)?([-+.\w]+)\s*,\s*([-+.\w]+)", words):
-        kind, least, most = ("percentile", 0.0, 100.0) if match[1] else ("fixed", -1e300, 1e300)
-        try:
-            low, high = float(match[2]), float(match[3])
-        except ValueError:
-            low = high = np.nan
-        if least <= low < high <= most:
-            return kind, low, high
-    raise UsageError(
-        f"--window {text!r} is not a window.",
-        "Write auto, full, LOW,HIGH (as 0,4095) or 'percentile P,Q' (as 'percentile 1,99').",
-    )
-
-
-def _bytes(ref: ImageRef, max_pixels: int) -> bytes:
-    """The content of a regular file; ImageError where there is none."""
+@contextmanager
+def _opened(ref: ImageRef, max_pixels: int) -> Iterator[BufferedReader]:
+    """The regular file of `ref`, open; ImageError where there is none or it is too large."""
     if ref.problem:
         raise ImageError("bad_path", ref.problem)
     try:
-        status = ref.file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise ImageError("unreadable", f"this is {kind}")
-        # 16 bytes are four channels of 32 bits: nothing within the limit needs more.
-        if status.st_size > 16 * max_pixels + 2**24:
-            raise ImageError("too_large", f"a file of {status.st_size} bytes")
-        data = ref.file.read_bytes()
+        # Without O_NONBLOCK a FIFO that was put in the file's place would keep us waiting for ever.
+        stream = open(ref.file, "rb", opener=_at_once)  # noqa: SIM115  (the errors of opening are told apart)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError("not_found", "there is no such file") from error
+    except IsADirectoryError as error:
+        raise ImageError("unreadable", "this is a folder") from error
     except OSError as error:
         raise ImageError("unreadable", f"the file cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ImageError("bad_path", f"no file can have this name: {error}") from error
+    with stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("unreadable", "this is not a regular file")
+        if not status.st_size:
+            raise ImageError("empty_file", "the file has no bytes")
+        # 16 bytes are four channels of 32 bits: nothing within the limit needs more.
+        if status.st_size > 16 * max_pixels + 2**24:
+            raise ImageError("too_large", f"a file of {status.st_size} bytes; --max-pixels {max_pixels} allows less")
+        yield stream
+
+
+def _at_once(name: str, flags: int) -> int:
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _content(stream: BufferedReader) -> bytes:
+    try:
+        stream.seek(0)
+        return stream.read(os.fstat(stream.fileno()).st_size)
+    except OSError as error:
+        raise ImageError("unreadable", f"the file cannot be read: {error.strerror}") from error
     except MemoryError as error:
         raise ImageError("too_large", "the file does not fit into memory") from error
-    if not data:
-        raise ImageError("empty_file", "the file has no bytes")
-    return data
 
 
-def _header(ref: ImageRef, data: bytes, max_pixels: int) -> PIL.Image.Image:
+def _digest(stream: BufferedReader) -> str | None:
+    try:
+        stream.seek(0)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _header(ref: ImageRef, stream: BufferedReader | BytesIO, max_pixels: int) -> PIL.Image.Image:
     """The image as announced by its header, nothing decoded yet and its size within the limit."""
     try:
-        image: PIL.Image.Image = _open(BytesIO(data), formats=FORMATS)
+        image: PIL.Image.Image = _open(stream, formats=FORMATS)
     except PIL.Image.DecompressionBombError as error:
-        raise ImageError("too_large", f"refused before decoding: {error}") from error
+        raise ImageError("too_large", f"{error}; the limit is {max_pixels} (--max-pixels)") from error
     except PIL.UnidentifiedImageError as error:
-        raise _unidentified(ref, data) from error
+        raise _unidentified(ref, stream) from error
     except _DAMAGE as error:
         raise ImageError("truncated", f"the header is damaged or cut short: {error}") from error
-    if (count := image.width * image.height) > max_pixels:
-        raise ImageError("too_large", f"{count} pixels; the limit is {max_pixels}")
-    if not count:
-        raise ImageError("not_an_image", f"{image.width} x {image.height} pixels")
+    _require_size(image, max_pixels)
     return image
 
 
-def _unidentified(ref: ImageRef, data: bytes) -> ImageError:
-    """Why Pillow made nothing of these bytes."""
+def _require_size(image: PIL.Image.Image, max_pixels: int) -> None:
+    """Raise ImageError where `image` has no pixels, or too many."""
+    count, problem = image.width * image.height, None
+    if count > max_pixels:
+        problem = ImageError("too_large", f"{count} pixels; the limit is {max_pixels} (--max-pixels)")
+    elif not count:
+        problem = ImageError("not_an_image", f"{image.width} x {image.height} pixels")
+    if problem is not None:
+        problem.size = _upright_size(image)
+        raise problem
+
+
+def _needed(image: PIL.Image.Image, size: int) -> int:
+    """Bytes that decoding takes at its height, by the header of a file of `size` bytes."""
+    deep = (
+        image.mode.startswith(("I", "F"))
+        or "16" in str(getattr(image, "tile", ""))
+        or image.format in ("PPM", "JPEG2000", "TIFF")
+    )
+    clear = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    return size + image.width * image.height * (DEEP if deep else TRANSPARENT if clear else PLAIN)
+
+
+def _unidentified(ref: ImageRef, stream: BufferedReader | BytesIO) -> ImageError:
+    """Why Pillow made nothing of this file."""
+    stream.seek(0)
+    data = stream.read(256)
     if _FOREIGN.match(data) or ref.file.suffix.lower() == ".dcm":
         return ImageError("unsupported", "DICOM, HEIC, PDF and video are not read; convert to PNG")
     is_tiff = data[:4] in (b"II*\0", b"MM\0*")
     directory = int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big")
-    if _CUT.match(data) or (is_tiff and directory >= len(data)):
+    if _CUT.match(data) or (is_tiff and directory >= stream.seek(0, os.SEEK_END)):
         return ImageError("truncated", "the file starts as an image; its header is cut or damaged")
     if is_tiff:
         return ImageError("unsupported", "this kind of TIFF is not read; convert it to PNG")
     return ImageError("not_an_image", f"none of the formats {', '.join(FORMATS)}")
 
 
-def _rgb(
-    image: PIL.Image.Image, data: bytes, method: tuple[str, float, float]
-) -> tuple[Pixels, Window | None, tuple[str, ...]]:
-    """Upright RGB of the decoded `image`, the window used, notes."""
-    (values, nominal, alpha), used = _samples(image, data), None
-    orientation, notes = _orientation(image)
+def _decoded(ref: ImageRef, data: bytes, digest: str, method: Method, max_pixels: int) -> Image:
+    """The picture in the bytes of the file."""
+    image = _header(ref, BytesIO(data), max_pixels)
+    try:
+        notes = _turned_to(image, ref.frame, len(data), max_pixels)
+        image.load()
+        _require_size(image, max_pixels)
+        if ref.frame in (None, 1) and ended_early(image, data, lambda again: _open(again, formats=FORMATS)):
+            raise ImageError("truncated", "the data end before the last row: a part of the picture is missing")
+        orientation, said = _orientation(image)
+        found = samples(image, data)
+        pixels, used, more = _rgb(found, method)
+        pixels = np.require(_upright(pixels, orientation), np.uint8, ["C", "W"])
+    except (MemoryError, PIL.Image.DecompressionBombError) as error:
+        raise ImageError("too_large", f"no room for {image.width} x {image.height} pixels") from error
+    except _DAMAGE as error:
+        raise ImageError("truncated", f"the data are damaged or cut short: {error}") from error
+    return Image(ref, pixels, digest, used, (*said, *found.notes, *more, *notes))
+
+
+def _turned_to(image: PIL.Image.Image, frame: int | None, size: int, max_pixels: int) -> tuple[str, ...]:
+    """Go to the picture that is asked for; notes on the others."""
+    try:
+        found = frames.pages(image, size)
+    except _DAMAGE as error:
+        if frame is not None:
+            raise
+        return (f"the file may hold more pictures; the rest of it is damaged: {error}"[:200],)
+    if frame is not None and frame > 1:
+        if frame > len(found):
+            raise ImageError("truncated", f"the file holds {len(found)} pictures, not {frame}")
+        frames.seek(image, found[frame - 1], lambda at: _require_size(at, max_pixels))
+    return frames.note(frame, len(found))
+
+
+def _rgb(found: Samples, method: Method) -> tuple[Pixels, Window | None, tuple[str, ...]]:
+    """RGB of what was decoded, the window used, notes."""
+    values, alpha, used = found.values, found.alpha, None
+    notes: tuple[str, ...] = ()
     if values.dtype != np.uint8:
         finite = np.isfinite(values)
         if not finite.all():
             notes += ("not-a-number samples are black, infinite ones are the window's ends",)
         visible = finite if alpha is None else (finite.T & (alpha > 0).T).T
-        used = _window(values[visible], nominal, *method)
-        values = _ramp(values, used.low, used.high)
+        used = window_of(values[visible], found.nominal, *method)
+        values = ramp(values, used.low, used.high)
     pixels = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
     if alpha is not None:
         share = alpha[..., None].astype(np.uint16)
         pixels = ((pixels * share + 255 * (255 - share) + 127) // 255).astype(np.uint8)
-    return np.require(_upright(pixels, orientation), np.uint8, ["C", "W"]), used, notes
+    return pixels, used, notes
 
 
 def _orientation(image: PIL.Image.Image) -> tuple[int, tuple[str, ...]]:
@@ -184,86 +270,15 @@ def _orientation(image: PIL.Image.Image) -> tuple[int, tuple[str, ...]]:
     return 1, (f"EXIF orientation {value!r:.40} ignored",)
 
 
+def _upright_size(image: PIL.Image.Image) -> tuple[int, int]:
+    """(width, height) after EXIF rotation, as far as the header says; Pillow would decode a PNG to know more."""
+    width, height = image.size
+    if image.format == "PNG" and "exif" not in image.info:
+        return width, height
+    return (height, width) if _orientation(image)[0] >= 5 else (width, height)
+
+
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
     """`pixels` (height, width, 3) turned and mirrored as EXIF `orientation` asks."""
     turned = np.rot90(pixels, (0, 0, 2, 2, 3, 3, 1, 1)[orientation - 1])
     return turned[:, ::-1] if orientation in (2, 4, 5, 7) else turned
-
-
-def _samples(image: PIL.Image.Image, data: bytes) -> Samples:
-    """All the values that the file holds."""
-    if image.mode.startswith(("I", "F")):
-        return _deep_gray(image)
-    if deep := _deep_colour(image, data):
-        return deep
-    try:
-        if image.has_transparency_data:
-            rgba = np.array(image.convert("RGBA"))
-            return Samples(rgba[..., :3], alpha=rgba[..., 3])
-        return Samples(np.array(image.convert("RGB")))
-    except ValueError as error:
-        raise ImageError("unsupported", f"{image.format} in colours {image.mode}") from error
-
-
-def _deep_gray(image: PIL.Image.Image) -> Samples:
-    """One channel of 12 to 32 bits or of floats."""
-    tags: Any = getattr(image, "tag_v2", {})
-    values = np.asarray(image)
-    if image.mode == "F":
-        finite = values[np.isfinite(values)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-        # Floats have no nominal range: they mostly hold 0 to 1, or the values of 8 or 16 bits.
-        scale = next((top for top in (1.0, 255.0, 65535.0) if low >= 0 and high <= top), None)
-        return Samples(values, (0.0, scale) if scale else (low, high))
-    bits = tags.get(258, (16,))[0]
-    if tags.get(339, (1,))[0] == 2:
-        return Samples(values, (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1))
-    values = values.view(np.uint32) if bits == 32 else values.astype(np.uint16)
-    clear = image.info.get("transparency")
-    alpha = np.where(values == clear, 0, 255).astype(np.uint8) if isinstance(clear, int) else None
-    # Pillow turns "white is zero" round for 8 bits only.
-    values = 2**bits - 1 - values if tags.get(262) == 0 else values
-    return Samples(values, (0.0, 2.0**bits - 1), alpha)
-
-
-def _deep_colour(image: PIL.Image.Image, data: bytes) -> Samples | None:
-    """Colour of 16 bits, which Pillow cuts to 8; None for other files and where OpenCV fails."""
-    if image.format not in ("PNG", "TIFF", "PPM", "JPEG2000") or image.mode not in ("RGB", "RGBA"):
-        return None
-    tags: Any = getattr(image, "tag_v2", {})
-    if (data[24] if image.format == "PNG" else tags.get(258, (16,))[0]) <= 8:
-        return None
-    try:
-        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        return None
-    if values is None or values.dtype != np.uint16 or values.ndim < 3:
-        return None
-    alpha = (values[..., 3] // 257).astype(np.uint8) if values.shape[2] == 4 else None
-    return Samples(values[..., 2::-1], (0.0, 65535.0), alpha)
-
-
-def _window(seen: NDArray[Any], nominal: tuple[float, float], kind: str, low: float, high: float) -> Window:
-    """The window for the finite, visible values `seen`; `method` says what `auto` became."""
-    if kind == "fixed":
-        return Window(f"{low:g},{high:g}", low, high)
-    # Where nearly all values are equal, `auto` stretches over the few others: all there is to see.
-    for ends in ((low, high),) if kind == "percentile" else (AUTO_PERCENTILES, (0.0, 100.0)):
-        if kind == "full" or not seen.size:
-            break
-        least, most = map(float, np.percentile(seen, ends))
-        if kind == "auto" and most - least >= FILLS_RANGE * (nominal[1] - nominal[0]):
-            break
-        if least < most:
-            return Window(f"percentile {ends[0]:g},{ends[1]:g}", least, most)
-    return Window("full", *nominal)
-
-
-def _ramp(values: NDArray[Any], low: float, high: float) -> Pixels:
-    """`values` as uint8: `low` and less 0, `high` and more 255, NaN 0, linear between."""
-    if values.dtype == np.uint16:
-        table = _ramp(np.arange(2**16, dtype=np.float64), low, high)
-        return np.take(table, values)
-    with np.errstate(all="ignore"):
-        share = (values.astype(np.float64) - low) / ((high - low) or 1.0)
-        return np.rint(255 * np.nan_to_num(np.clip(share, 0, 1))).astype(np.uint8)

@@ -325,7 +325,7 @@ def failed_record(ref: ImageRef, error: ImageError, image: ImageInfo | None = No
     return Record(
         status="failed",
         fingerprint=fingerprint or None,
-        image=image or ImageInfo(path=ref.path),
+        image=image or ImageInfo(path=ref.path, sha256=error.sha256, width=error.size[0], height=error.size[1]),
         error=ErrorInfo(code=error.code, message=message),
     )
 

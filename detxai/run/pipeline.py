@@ -29,6 +29,7 @@ from detxai.config.fingerprint import fingerprint
 from detxai.config.settings import RunConfig
 from detxai.errors import DeviceError, ImageError
 from detxai.inputs import decode, sources
+from detxai.inputs.budget import Budget
 from detxai.inputs.labels import Drawn
 from detxai.inputs.letterbox import boxes_to_letterbox, fitted, letterboxed
 from detxai.models.detector import Detector
@@ -44,6 +45,8 @@ from detxai.vocabulary import EXPECTED_BASELINES
 
 #: What trials show beside the baseline, and what instead where that is the baseline.
 FILLS = ("blur", "gray")
+#: Bytes that decoding ahead may hold, by the headers of the files; a picture that takes more is decoded alone.
+AHEAD_BYTES = 2**30
 
 
 @dataclass
@@ -126,7 +129,8 @@ class Explainer:
         waiting = self._waiting = {}
         turn = 0
         with ThreadPoolExecutor(self.workers) as readers, ThreadPoolExecutor(self.workers) as writers:
-            prepared = enumerate(self._ahead(readers, refs, tree, 2 * in_flight, over))
+            budget = Budget(AHEAD_BYTES)
+            prepared = enumerate(self._ahead(readers, refs, tree, 2 * in_flight, over, budget))
             kept = partial(part, self.plan, files=tree is not None)
             jobs = ((index, self._job(item, partial(writers.submit, kept))) for index, item in prepared)
             try:
@@ -146,6 +150,7 @@ class Explainer:
                     raise
                 raise DeviceError(f"{self.plan.device} was lost: {str(error).splitlines()[0]}.") from error
             finally:
+                budget.close()
                 readers.shutdown(wait=False, cancel_futures=True)
                 self._account(engine)
                 if engine.programs is not None:
@@ -169,17 +174,31 @@ class Explainer:
         tree: store.Store | None,
         depth: int,
         over: Callable[[], bool],
+        budget: Budget,
     ) -> Iterator[Prepared | Result]:
-        """Prepared images in order, `depth` of them being read and decoded ahead of the device."""
-        source = iter(refs)
-        queue: deque[Future[Prepared | Result]] = deque()
-        for ref in islice(source, depth):
-            queue.append(pool.submit(self._prepare, ref, tree))
+        """Prepared images in order, `depth` of them being read and decoded ahead of the device within `budget`."""
+        source = enumerate(refs)
+        queue: deque[tuple[int, Future[Prepared | Result]]] = deque()
+        for number, ref in islice(source, depth):
+            queue.append((number, pool.submit(self._within, budget, number, ref, tree)))
         while queue and not over():
-            ready = self._waited(queue.popleft().result)
-            for ref in islice(source, 1):
-                queue.append(pool.submit(self._prepare, ref, tree))
+            first, future = queue.popleft()
+            ready = self._waited(future.result)
+            budget.give_back(first)
+            for number, ref in islice(source, 1):
+                queue.append((number, pool.submit(self._within, budget, number, ref, tree)))
             yield ready
+
+    def _within(self, budget: Budget, number: int, ref: ImageRef, tree: store.Store | None) -> Prepared | Result:
+        """`_prepare`, decoding when `budget` has room for the picture and all before it have theirs."""
+        held = 0
+        try:
+            ready = self._prepare(ref, tree, partial(budget.take, number))
+            held = ready.image.pixels.nbytes if isinstance(ready, Prepared) else 0
+            return ready
+        finally:
+            budget.skip(number)
+            budget.shrink(number, held)
 
     def _waited(self, get: Callable[[], Any]) -> Any:
         start = time.perf_counter()
@@ -205,14 +224,17 @@ class Explainer:
 
     # -- before the device ----------------------------------------------------------------------
 
-    def _prepare(self, ref: ImageRef, tree: store.Store | None) -> Prepared | Result:
+    def _prepare(
+        self, ref: ImageRef, tree: store.Store | None, admit: Callable[[int], None] = lambda size: None
+    ) -> Prepared | Result:
+        image = None
         try:
             labels, given = self._drawn(ref)
             digests = [None if d is None else d.digest for d in (labels, given)]
             if tree is not None and not self.plan.config.run.force and (done := self._done(ref, tree, digests)):
                 return Result(ref, done, skipped=True)
             settings = self.plan.config.images
-            image = decode.load(ref, settings.window, settings.max_pixels)
+            image = decode.load(ref, settings.window, settings.max_pixels, admit)
             square, box = letterboxed(image.pixels, self.plan.size, self.plan.info.antialias, self.plan.info.stretch)
             compared = self._baselines(square, box)
             name, b = next(iter(compared.items()))
@@ -224,7 +246,7 @@ class Explainer:
                 ref, image, box, x, compared, mark, fills=fills, softened=soft, ground=ground, labels=drawn, given=boxes
             )
         except ImageError as error:
-            return Result(ref, records.failed_record(ref, error))
+            return Result(ref, records.failed_record(ref, error, None if image is None else records.image_info(image)))
 
     def _baselines(self, square: Pixels, box: Letterbox) -> dict[str, torch.Tensor]:
         """The pictures that show nothing by name, the one asked for first; more than one for `expected` only."""
