@@ -111,16 +111,7 @@ def curves(
     of the steps come first, then halves between those that differ by more than FLAT. `score` is called from several
     threads.
     """
-    known: dict[bytes, int] = {}
-    merged: list[tuple[NDArray[np.int32], list[Target]]] = []
-    at = []
-    for case in cases:
-        index = known.setdefault(case.rank.tobytes(), len(merged))
-        if index == len(merged):
-            merged.append((case.rank, []))
-        targets = merged[index][1]
-        targets += [t for t in case.targets if t not in targets]
-        at.append((index, [targets.index(t) for t in case.targets]))
+    merged, at = _merged(cases)
     ends = _ends(score, scene, list(dict.fromkeys(t for _, targets in merged for t in targets)))
     found = [{(f, m): np.zeros((steps + 1, len(targets))) for f in scene.fills for m in MODES} for _, targets in merged]
     for (_, targets), table in zip(merged, found, strict=True):
@@ -139,20 +130,43 @@ def curves(
 
     with _workers(scene.x.device, rows) as (pool, share):
         for wave in _waves(steps):
-            asked = []
-            for index, table in enumerate(found):
-                for (fill, mode), values in table.items():
-                    for before, step, after in wave:
-                        if after - before < steps and np.abs(values[after] - values[before]).max() <= FLAT:
-                            values[step] = _between(values, before, step, after, shares(steps))
-                        else:
-                            asked.append(_Picture(index, fill, mode, step, ranks[index], counts[step]))
-            packs = list(_packs(asked, share))
+            asked = (
+                _Picture(index, fill, mode, step, ranks[index], counts[step])
+                for index, table in enumerate(found)
+                for (fill, mode), values in table.items()
+                for step in _unknown(values, wave)
+            )
+            packs = list(_packs(list(asked), share))
             for pack, answers in zip(packs, pool.map(scored, packs), strict=True):
                 replies = iter(answers)
                 for p in pack:
                     found[p.case][p.fill, p.mode][p.step] = [next(replies) for _ in merged[p.case][1]]
     return [{key: values[:, columns] for key, values in found[i].items()} for i, columns in at]
+
+
+def _merged(cases: Sequence[Case]) -> tuple[list[tuple[NDArray[np.int32], list[Target]]], list[tuple[int, list[int]]]]:
+    """Different orders with all targets asked of each; for every case its order and the columns of its targets."""
+    known: dict[bytes, int] = {}
+    merged: list[tuple[NDArray[np.int32], list[Target]]] = []
+    at = []
+    for case in cases:
+        index = known.setdefault(case.rank.tobytes(), len(merged))
+        if index == len(merged):
+            merged.append((case.rank, []))
+        targets = merged[index][1]
+        targets += [t for t in case.targets if t not in targets]
+        at.append((index, [targets.index(t) for t in case.targets]))
+    return merged, at
+
+
+def _unknown(values: NDArray[np.float64], wave: Sequence[tuple[int, int, int]]) -> Iterator[int]:
+    """The steps of a curve that have to be scored; where it is flat between two others, they are filled in."""
+    steps = len(values) - 1
+    for before, step, after in wave:
+        if after - before < steps and np.abs(values[after] - values[before]).max() <= FLAT:
+            values[step] = _between(values, before, step, after, shares(steps))
+        else:
+            yield step
 
 
 @contextlib.contextmanager

@@ -181,18 +181,17 @@ def dense(
     meshes = [Mesh(rule) for _ in targets]
     wanted, weight = list(meshes[0].missing().items()), meshes[0].weights()
     total: Any = 0.0
-    for kind in (True, False):
-        positions = [v for v, gradient in wanted if gradient == kind]
-        for start in range(0, len(positions), chunk):
-            part = positions[start : start + chunk]
-            replies = yield [Point(line, rule.alpha(v), tuple(targets), kind) for v in part]
-            for v, reply in zip(part, replies, strict=True):
-                for k, mesh in enumerate(meshes):
-                    mesh.value[v] = reply.values[k]
-                    if kind:
-                        mesh.slope[v] = reply.slopes[k]
+    places = {kind: [v for v, gradient in wanted if gradient == kind] for kind in (True, False)}
+    for kind, start in ((kind, start) for kind, found in places.items() for start in range(0, len(found), chunk)):
+        part = places[kind][start : start + chunk]
+        replies = yield [Point(line, rule.alpha(v), tuple(targets), kind) for v in part]
+        for v, reply in zip(part, replies, strict=True):
+            for k, mesh in enumerate(meshes):
+                mesh.value[v] = reply.values[k]
                 if kind:
-                    total = total + weight[v] * _products(reply).double()
+                    mesh.slope[v] = reply.slopes[k]
+            if kind:
+                total = total + weight[v] * _products(reply).double()
     return total, [mesh.bound() for mesh in meshes]
 
 
