@@ -188,7 +188,7 @@ class Attribution:
 
     `map`: (height, width) float32 in source pixels, summed over colour; its sum plus `padding_sum` is
     `total` (target units), and `padding_mass` the sum of |attribution| on the padding. `completeness_error`,
-    `error_bound` and `converged` are None for methods without a completeness promise.
+    `error_bound`, `map_error` and `converged` are None for methods without a completeness promise.
     """
 
     method: str
@@ -204,6 +204,7 @@ class Attribution:
     evaluations: int
     completeness_error: float | None = None
     error_bound: float | None = None
+    map_error: float | None = None
     converged: bool | None = None
     notes: tuple[str, ...] = ()
     padding_mass: float = 0.0

@@ -376,3 +376,26 @@ def test_a_job_that_does_not_fit_fails_alone() -> None:
     done = dict(engine.run(((k, job(k)) for k in (0, 1, 2)), 1))
     assert [len(done[k]) for k in (0, 1, 2)] == [1, 0, 1]
     assert engine.halved == 3
+
+
+def test_the_map_error_follows_the_distance_to_a_dense_map(detector: Detector, scene: Scene) -> None:
+    """Within a factor of ten on a real network, and falling with it; it costs no gradient."""
+    x, targets = scene
+    path = Segment(x, torch.zeros_like(x))
+    dense = solve(detector.values, integrated_gradients(path, targets, rule=cubic(panels=64), tolerance=ANY))
+    for panels in (4, 16):
+        found = solve(detector.values, integrated_gradients(path, targets, rule=cubic(panels=panels), tolerance=ANY))
+        for one, exact in zip(found, dense, strict=True):
+            assert one.map_error is not None and exact.map_error is not None
+            true = float((one.map - exact.map).norm() / exact.map.norm())
+            assert 0.1 * true < one.map_error < 30 * true
+            assert exact.map_error < one.map_error
+            assert one.evaluations == 2 * panels
+
+
+def test_a_linear_function_leaves_no_doubt(pair: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, b, w = pair
+    found = integral(lambda z: (z * w).sum((1, 2, 3)), x, b)
+    assert found.map_error == pytest.approx(0, abs=1e-3)
+    rules = (newton_cotes(3, panels=2), gauss_legendre(5))
+    assert all(integral(lambda z: (z * w).sum((1, 2, 3)), x, b, rule=rule).map_error is None for rule in rules)

@@ -8,9 +8,9 @@ x the image, b the baseline, α the position on the path, F a target, f(α) = �
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from detxai.attribution.memory import Held
 from detxai.attribution.points import Ask, Point, Reply, Segment, TargetMap
@@ -81,7 +81,8 @@ def _integral(
 ) -> Generator[list[Point], list[Reply], TargetMap]:
     """Coroutine: the map of one target on its final `mesh`; gradients that had no room are computed again."""
     nodes = sorted(mesh.weights().items())
-    integral: Tensor | None = None
+    coarse = mesh.coarse()
+    integral = difference = torch.zeros(())
     for start in range(0, len(nodes), AT_ONCE):
         part = nodes[start : start + AT_ONCE]
         lost = [mesh.rule.alpha(v) for v, _ in part if v not in held]
@@ -89,8 +90,11 @@ def _integral(
         again = iter((yield points) if points else ())
         for v, weight in part:
             gradient = held.pop(v).gradient if v in held else next(again).product(0)
-            integral = torch.zeros_like(gradient) if integral is None else integral
+            if not integral.dim():
+                integral, difference = torch.zeros_like(gradient), torch.zeros_like(gradient)
             integral.add_(gradient, alpha=weight)
-    assert integral is not None
+            if coarse is not None:
+                difference.add_(gradient, alpha=weight - coarse.get(v, 0.0))
     ends, bound = (mesh.value[1.0], mesh.value[0.0]), mesh.bound()
-    return TargetMap(target, path.map(integral), *ends, len(mesh.slope), bound, bound <= tolerance, dtype)
+    found = TargetMap(target, path.map(integral), *ends, len(mesh.slope), bound, bound <= tolerance, dtype)
+    return found if coarse is None else replace(found, doubt=path.map(difference).norm())

@@ -14,6 +14,10 @@ from torch.nn.grad import conv2d_input
 from detxai.attribution.memory import Held
 from detxai.values import Target
 
+#: What a map is off at most, as a share of its distance to that of every other node: for nine in ten of those that
+#: scripts/bench/map_error.py has compared with dense references.
+DOUBT = 0.4
+
 
 @dataclass(frozen=True, eq=False)
 class Segment:
@@ -146,7 +150,7 @@ class TargetMap:
     """What a method makes of one target: `map` (size, size) float64, letterbox pixels, summed over colour.
 
     The completeness fields are None for methods that promise nothing about the sum of their map. `layer`: where an
-    activation map was taken.
+    activation map was taken. `doubt`: the L2 distance of the map to that of every other node.
     """
 
     target: Target
@@ -159,6 +163,13 @@ class TargetMap:
     dtype: torch.dtype = torch.float32
     notes: tuple[str, ...] = ()
     layer: int | None = None
+    doubt: Tensor | None = None
+
+    @cached_property
+    def map_error(self) -> float | None:
+        """The relative L2 error that the map itself may have: a cautious estimate. It waits for the device."""
+        size = float(self.map.norm())
+        return None if self.doubt is None else DOUBT * float(self.doubt) / size if size else 0.0
 
     @cached_property
     def completeness_error(self) -> float | None:

@@ -132,6 +132,12 @@ class Mesh:
         """The weight of every node in the integral over α."""
         return _weights(self.rule, tuple(self.panels))
 
+    def coarse(self) -> Mapping[float, float] | None:
+        """The weights of every other node alone, those where panels end; None where the rule has no nodes there."""
+        if not isinstance(self.rule, Cubic):
+            return None
+        return _weights(replace(self.rule, nodes=(0.0, 1.0)), tuple(self.panels))
+
     @property
     def delta(self) -> float:
         """F(x) − F(b)."""

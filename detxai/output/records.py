@@ -115,6 +115,10 @@ class AttributionRecord(_Part):
         " null: the method makes no such promise"
     )
     error_bound: Number | None = Field(description="sum of the errors of all intervals / max(|D|, 1); null as above")
+    map_error: Number | None = Field(
+        default=None,
+        description="how far the map may be off (L2, relative), by what every other node says; null as above",
+    )
     converged: bool | None = Field(description="error_bound <= tolerance; null as above")
     evaluations: int = Field(description="gradient evaluations spent")
     net_inside: Number = Field(description="signed attribution summed over the box")
@@ -411,6 +415,7 @@ def attribution_record(
         sum=attribution.total,
         completeness_error=attribution.completeness_error,
         error_bound=attribution.error_bound,
+        map_error=attribution.map_error,
         converged=attribution.converged,
         evaluations=attribution.evaluations,
         net_inside=float(cells.sum()),

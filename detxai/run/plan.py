@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from detxai.attribution.engine import rows_for
+from detxai.attribution.engine import PROGRAM_ROWS, ROWS, rows_for
 from detxai.attribution.memory import saved_bytes
 from detxai.attribution.methods import Settings
 from detxai.config.selectors import class_ids
@@ -101,11 +101,12 @@ class Plan:
             a.tolerance, a.max_evaluations, self.dtype, SEED, layer_of=layer_of, early=early, stem=stem
         )
         run = self.config.run
+        rows = rows_for(self.device, self.size, PROGRAM_ROWS if self.device.type in PROGRAM_ROWS else ROWS)
         self.budget = budget(
             None if run.memory == "auto" else run.memory,
             self.device,
             size=self.size,
-            pack=activations * rows_for(self.device, self.size),
+            pack=activations * self.dtype.itemsize // 4 * rows,
             gradient=4 * kept,
             in_flight=None if run.batch == "auto" else int(run.batch),
             targets=TARGETS_AT_ONCE,

@@ -227,6 +227,7 @@ def _explanation(
         evaluations=found.evaluations,
         completeness_error=found.completeness_error,
         error_bound=found.error_bound,
+        map_error=found.map_error,
         converged=found.converged,
         notes=notes,
     )
