@@ -27,7 +27,7 @@ READMES = [ROOT / "README.md", *(file for folder in FOLDERS for file in sorted((
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 OPTIONS = {flag for command in COMMANDS.values() for p in command.params for flag in (*p.opts, *p.secondary_opts)}
 OPTIONS |= {flag for command in COMMANDS["calibrate"].commands.values() for p in command.params for flag in p.opts}
-OPTIONS |= {"--version", "--help"}
+OPTIONS |= {"--version", "--help", "--install-completion"}
 #: Of pip and uv.
 FOREIGN = {"--find-links", "--no-compile", "--no-index", "--no-cache-dir", "--torch-backend"}
 

@@ -1,4 +1,4 @@
-"""Every command that README and recipes show runs as it stands, in a folder with `scans/`, `labels/` and `best.pt`."""
+"""Every command that README and recipes show runs as it stands, in a folder with `scans/`, `labels/` and two models."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(pixels(f"bag-{number:02d}.jpg", (90, 80))).save(here / "scans" / f"{name}.png")
     (here / "labels" / "a.txt").write_text("0 0.5 0.5 0.4 0.4\n")
     network = seeded_network("yolov8n.yaml")
-    torch.save({"model": network, "train_args": {"imgsz": SIDE}}, here / "best.pt")
+    for name in ("best.pt", "new.pt"):
+        torch.save({"model": network, "train_args": {"imgsz": SIDE}}, here / name)
     shutil.copytree(ROOT / "configs", here / "configs")
     shutil.copytree(here / "scans", here / "samples" / "images")
     command = here / "bin" / "detxai"
