@@ -193,11 +193,13 @@ def test_5000_images_open_and_filter_at_once(tmp_path: Path, window: Browser) ->
     window.go(page)
     opened = window.run("return +document.body.dataset.ready")
     filtered = window.run("""
-        const began = performance.now();
+        const times = [];
         for (const text of ["knife", "softened gun", ""]) {
+            const began = performance.now();
             detxai.state.text = text; detxai.refresh(); document.body.offsetHeight;
+            times.push(performance.now() - began);
         }
-        return (performance.now() - began) / 3""")
+        return times.sort((a, b) => a - b)[1]""")
     print(f"opened in {opened} ms, filtered in {filtered:.0f} ms, {page.stat().st_size / 1e6:.2f} MB")
     assert opened < 2000 and filtered < 200, (opened, filtered)
     assert window.run("return document.querySelectorAll('.card').length") < 80, "only what is seen exists"

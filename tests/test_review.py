@@ -72,7 +72,8 @@ def test_list_and_the_end_of_explain_agree(
     assert run(["list", str(tree), "--limit", "20"]) == 0
     shown = capfd.readouterr().out.splitlines()
     assert shown == said[start + 1 : start + 1 + len(shown)] and shown
-    assert run(["explain", *again, "-q"]) == 10
+    assert run(["explain", *again, "--report", "-q"]) == 10
+    assert (tree / "report.html").stat().st_size > 50_000
     (gate,) = capfd.readouterr().err.splitlines()
     path, number = shown[0].split()[:2]
     assert gate.startswith("error: gate: ") and f"(--fail-on): {path} {number}" in gate
