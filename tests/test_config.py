@@ -90,7 +90,6 @@ def test_values_as_people_type_them() -> None:
         ({"options": {"baseline": "whit"}}, ["whit", "did you mean 'white'"]),
         ({"options": {"window": "9,3"}}, ["below the second"]),
         ({"options": {"shard": "5/4"}}, ["1 <= I <= N"]),
-        ({"options": {"imgsz": 33}}, ["multiple of 32"]),
         ({"options": {"max_evaluations": True}}, ["must not be true or false"]),
         ({"options": {"max_seconds": float("nan")}}, ["--max-seconds"]),
         ({"options": {"device": "tpu"}}, ["cuda:N"]),

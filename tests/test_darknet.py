@@ -17,11 +17,13 @@ from torch import Tensor
 from detxai.attribution.engine import solve
 from detxai.attribution.integral import integrated_gradients
 from detxai.attribution.points import Segment
+from detxai.config.settings import RunConfig
 from detxai.errors import ModelError
 from detxai.models import checkpoints, darknet, detectors
 from detxai.models.detector import Detector, Pin
 from detxai.models.predictions import reported
 from detxai.models.trunk import Trunk
+from detxai.run.pipeline import Explainer
 from detxai.values import Target
 from detxai.vocabulary import EDGES
 
@@ -376,3 +378,22 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     shutil.copy(FASTEST / "yolo-fastest-1.1-xl.weights", tmp_path / "a.weights")
     with pytest.raises(ModelError, match="do not belong together"):
         checkpoints.load(str(tmp_path / "a.cfg"))
+
+
+@needs_shared
+def test_darknet_sees_a_stretched_square_and_the_record_says_so() -> None:
+    file = SHARED / "data/natural-dev/darknet/dog.jpg"
+    cfg = SHARED / "weights/yolo-fastest-1.1_coco/yolo-fastest-1.1.cfg"
+    settings = {"method": "drise", "max_evaluations": 2, "evidence": "none"}
+    scores = {}
+    for fit in ("auto", "stretch", "letterbox"):
+        detection = {"imgsz": 320, "max_det": 1, "letterbox": fit}
+        values = {"model": {"path": str(cfg)}, "attribution": settings, "detection": detection}
+        (result,) = Explainer(RunConfig.model_validate(values)).explain_sources(file)
+        record = result.record
+        assert record.model is not None
+        assert record.detections is not None
+        scores[record.model.letterbox] = record.detections[0].score
+    assert set(scores) == {"darknet", "stretch", None}
+    assert scores["darknet"] == pytest.approx(scores["stretch"], abs=0.02)
+    assert len(set(scores.values())) == 3

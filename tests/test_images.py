@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as pil
@@ -609,8 +610,41 @@ def test_maps_of_the_same_size_are_untouched() -> None:
 
 def test_a_stretched_picture_fills_the_square_and_comes_back() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
-    square, lb = letterboxed(picture, 64, stretch=True)
+    square, lb = letterboxed(picture, 64, "stretch")
     assert (lb.inner_width, lb.inner_height, lb.left, lb.top) == (64, 64, 0, 0)
     assert not (square == 114).all(-1)[0].all()
     box = [[10.0, 20.0, 90.0, 50.0]]
     assert np.allclose(boxes_to_source(boxes_to_letterbox(box, lb), lb), box)
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 60), (31, 200), (64, 64), (1, 5)])
+def test_darknets_square_keeps_the_corner_pixels(width: int, height: int) -> None:
+    """`resize_image`: linear between neighbours, without averaging; torch has the same."""
+    picture = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    square, lb = letterboxed(picture, 64, "darknet")
+    x = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+    expected = torch.nn.functional.interpolate(x, (64, 64), mode="bilinear", align_corners=True)[0].permute(1, 2, 0)
+    assert np.abs(square - expected.numpy()).max() <= 0.51
+    assert np.array_equal(square[[0, 0, -1, -1], [0, -1, 0, -1]], picture[[0, 0, -1, -1], [0, -1, 0, -1]])
+    assert (lb.inner_width, lb.inner_height, lb.left, lb.top) == (64, 64, 0, 0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(810, 1080), (1280, 720), (33, 57), (300, 300)])
+def test_the_letterbox_is_that_of_the_yolov5_repository(width: int, height: int) -> None:
+    """`augmentations.letterbox` with auto=False: OpenCV's bilinear filter, rounding and borders of its own."""
+    picture = np.random.default_rng(2).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    ratio = min(320 / height, 320 / width)
+    new = round(width * ratio), round(height * ratio)
+    across, down = (320 - new[0]) / 2, (320 - new[1]) / 2
+    resized = cv2.resize(picture, new, interpolation=cv2.INTER_LINEAR)
+    edges = round(down - 0.1), round(down + 0.1), round(across - 0.1), round(across + 0.1)
+    expected = cv2.copyMakeBorder(resized, *edges, cv2.BORDER_CONSTANT, value=(114, 114, 114))
+    assert np.array_equal(letterboxed(picture, 320)[0], expected)
+
+
+def test_a_network_that_reads_part_of_the_square_gets_a_letterbox_of_its_own() -> None:
+    picture = np.random.default_rng(3).integers(0, 256, (60, 100, 3), dtype=np.uint8)
+    square, lb = letterboxed(picture, 128, shape=(64, 128))
+    assert (lb.inner_width, lb.inner_height, lb.left, lb.top) == (107, 64, 10, 32)
+    assert (square[:32] == 114).all()
+    assert (square[96:] == 114).all()

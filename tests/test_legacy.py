@@ -9,11 +9,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from families import calibrate, photo, photos
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 from ultralytics.nn import tasks
 from ultralytics.utils import ASSETS
@@ -21,12 +22,13 @@ from ultralytics.utils import ASSETS
 from detxai.attribution.engine import solve
 from detxai.attribution.integral import integrated_gradients
 from detxai.attribution.points import Segment
+from detxai.config.settings import RunConfig
 from detxai.errors import ModelError
-from detxai.inputs.letterbox import letterboxed
 from detxai.models import checkpoints, detectors
 from detxai.models.detector import Pin
 from detxai.models.heads.anchor_based import score_logit
 from detxai.models.predictions import reported
+from detxai.run.pipeline import Explainer
 from detxai.values import Target
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -237,7 +239,9 @@ def test_the_official_checkpoint_detects_what_its_own_code_detects(name: str) ->
     file = ASSETS / name
     file = file if file.exists() else SHARED / "data" / "natural-dev" / "darknet" / name
     detector = detectors.build(checkpoints.load(str(COCO)))
-    square, _ = letterboxed(np.asarray(Image.open(file).convert("RGB")), 640, detector.info.antialias)
+    picture = Image.open(file).convert("RGB")
+    picture = ImageOps.contain(picture, (640, 640), Image.Resampling.BILINEAR)  # as the expected boxes were made
+    square = np.array(ImageOps.pad(picture, (640, 640), color=(114, 114, 114)))
     x = torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
         found = detector.predict(x)[0]
@@ -247,3 +251,27 @@ def test_the_official_checkpoint_detects_what_its_own_code_detects(name: str) ->
     for (anchor, class_id), expected in zip(ours, theirs, strict=True):
         assert float(found.scores[anchor, class_id]) == pytest.approx(expected["score"], abs=0.01)
         assert found.boxes[anchor].tolist() == pytest.approx(expected["box_letterbox640"], abs=2)
+
+
+@pytest.mark.skipif(not COCO.exists(), reason="the shared weights are not here")
+def test_records_hold_the_scores_of_the_repositorys_own_pipeline() -> None:
+    """Its letterbox is OpenCV's, made here without ours; an averaging resize moves scores by up to 0.08."""
+    settings = {"method": "drise", "max_evaluations": 2, "evidence": "none"}
+    explainer = Explainer(RunConfig.model_validate({"model": {"path": str(COCO)}, "attribution": settings}))
+    (result,) = explainer.explain_sources(ASSETS / "bus.jpg")
+    pixels = np.asarray(Image.open(ASSETS / "bus.jpg").convert("RGB"))  # 810 x 1080
+    square = cv2.copyMakeBorder(
+        cv2.resize(pixels, (480, 640), interpolation=cv2.INTER_LINEAR),
+        *(0, 0, 80, 80),
+        cv2.BORDER_CONSTANT,
+        value=(114, 114, 114),
+    )
+    with torch.no_grad():
+        found = explainer.plan.detector.predict(torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255)[0]
+    theirs = sorted(
+        (float(found.scores[a, c]) for a, c in reported(found, conf=0.25, iou=0.7, max_det=9)), reverse=True
+    )
+    assert result.record.detections is not None
+    assert [d.score for d in result.record.detections] == pytest.approx(theirs, abs=0.005)
+    assert result.record.model is not None
+    assert result.record.model.letterbox is None

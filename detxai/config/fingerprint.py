@@ -42,6 +42,7 @@ def fingerprint_keys(cfg: RunConfig) -> dict[str, Any]:
     }
     for section in ("detection", "attribution"):
         keys.update({f"{section}.{name}": value for name, value in sections[section].items()})
+    del keys["detection.letterbox"]  # what `auto` became counts
     for key in ("detection.labels", "detection.predictions"):
         keys[key] = sections["detection"][key.partition(".")[2]] is not None
     keys["attribution.calibration"] = [_content(file) for file in cfg.attribution.calibration]
@@ -62,11 +63,12 @@ def fingerprint(
     schema: str,
     drawn: Sequence[str | None] = (),
     calibrations: Sequence[str] = (),
+    fit: str = "letterbox",
 ) -> str:
     """Hex SHA-256 of all that decides an image's files.
 
     `drawn`: digests of its labels and given predictions; `calibrations`: of the statistics that are used, given or
-    found beside the model.
+    found beside the model; `fit`: how the picture becomes a square.
     """
     parts: dict[str, Any] = {
         "config": fingerprint_keys(cfg),
@@ -76,6 +78,8 @@ def fingerprint(
     }
     if any(drawn):
         parts["drawn"] = list(drawn)
+    if fit != "letterbox":
+        parts["letterbox"] = fit
     if calibrations:
         parts["calibrations"] = list(calibrations)
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))

@@ -96,8 +96,17 @@ ROWS: tuple[Option, ...] = (
     Option(
         "detection.imgsz",
         None,
-        "side of the network's input in pixels; null: the checkpoint's training size, else 640",
+        "side of the network's input in pixels, rounded up to whole cells of its coarsest map; null: the checkpoint's"
+        " training size, else 640. Boxes are those of `yolo predict` with rect=False",
         "PIXELS",
+    ),
+    Option(
+        "detection.letterbox",
+        "auto",
+        "how a picture becomes the network's square: letterbox (in its proportions, on gray), stretch (all of it),"
+        " darknet (likewise, by Darknet's own filter), or auto: as the model's own code does",
+        "FIT",
+        words=("auto", "letterbox", "stretch", "darknet"),
     ),
     Option("detection.max_det", 300, "most boxes reported an image", "N"),
     Option("detection.classes", None, "report only these classes (ids or names); null: all", "CLASS", repeats=True),

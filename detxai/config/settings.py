@@ -89,7 +89,8 @@ class DetectionConfig(_Section):
 
     conf: float = _field("conf", ge=0, le=1)
     iou: float = _field("iou", ge=0, le=1)
-    imgsz: int | None = _field("imgsz", ge=32, le=8192, multiple_of=32)
+    imgsz: int | None = _field("imgsz", ge=32, le=8192)
+    letterbox: Literal["auto", "letterbox", "stretch", "darknet"] = _field("letterbox")
     max_det: int = _field("max_det", ge=1, le=100_000)
     classes: Selectors | None = _field("classes")
     candidates: float | None = _field("candidates", ge=0, le=1)

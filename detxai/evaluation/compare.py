@@ -136,7 +136,7 @@ class Judge:
         return None
 
     def _opened(self, result: Result) -> Opened:
-        image = opened(result, self.plan.size, self.plan.info.antialias, self.plan.info.stretch, self.options.seed)
+        image = opened(result, self.plan.letterboxed, self.options.seed)
         drawn = self.labels.read(result.ref) if self.labels else None
         if drawn is not None:
             image.subjects = labelled(image.subjects, drawn, image.image, self.parts)

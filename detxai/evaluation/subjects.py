@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from detxai.evaluation.masks import Parts
 from detxai.evaluation.options import Options
 from detxai.evaluation.perturbation import ranking
 from detxai.inputs import labels
-from detxai.inputs.letterbox import letterboxed, map_to_source
+from detxai.inputs.letterbox import map_to_source
 from detxai.run.publish import Result
 from detxai.values import Attribution, Box, Image, ImageRef, Label, Letterbox, Map, Pixels, Target
 
@@ -103,11 +103,11 @@ class Opened:
         return Reading(own | numbers, found, rank, resized(values, min(THUMB, max(values.shape))), panel)
 
 
-def opened(result: Result, size: int, antialias: bool, stretch: bool, seed: int) -> Opened:
+def opened(result: Result, letterboxed: Callable[[Pixels], tuple[Pixels, Letterbox]], seed: int) -> Opened:
     """The image of a `result` that did not fail, its detections without any labels yet."""
     image, record = result.image, result.record
     assert image is not None and record.detections is not None
-    square, box = letterboxed(image.pixels, size, antialias, stretch)
+    square, box = letterboxed(image.pixels)
     targets = {e.detection: e.attribution.target for e in result.explanations}
     found = [
         Subject(

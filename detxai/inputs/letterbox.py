@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import PIL.Image
@@ -10,40 +12,56 @@ from numpy.typing import ArrayLike, NDArray
 from detxai.values import Letterbox, Map, Pixels
 
 PADDING = 114
+#: How a picture becomes the network's square. `letterbox`: in its proportions, centred on grey, by OpenCV's bilinear
+#: filter (ultralytics; the YOLOv5 and YOLOv3 repositories). `stretch`: all of the square, by the same filter (RT-DETR).
+#: `darknet`: all of the square, as Darknet's `resize_image` does it.
+FITS = ("letterbox", "stretch", "darknet")
 
 
-def letterboxed(pixels: Pixels, size: int, antialias: bool = False, stretch: bool = False) -> tuple[Pixels, Letterbox]:
-    """`pixels` (height, width, 3) centred in a grey square, as Ultralytics' `LetterBox(size)`.
+def letterboxed(
+    pixels: Pixels, size: int, fit: str = "letterbox", shape: tuple[int, int] | None = None
+) -> tuple[Pixels, Letterbox]:
+    """`pixels` (height, width, 3) in a grey square of `size` pixels, in one of the ways `FITS`.
 
-    `antialias` takes Pillow's bilinear filter, which averages when it shrinks, instead of OpenCV's; `stretch` fills
-    the square, whatever the picture's proportions.
+    `shape`: (rows, columns) in the middle of the square that the network reads, where it is none itself.
     """
-    height, width = pixels.shape[:2]
-    gain = min(size / height, size / width)
+    (height, width), (rows, columns) = pixels.shape[:2], shape or (size, size)
+    gain = min(rows / height, columns / width)
     inner_width, inner_height = max(round(width * gain), 1), max(round(height * gain), 1)
-    if stretch:
-        inner_width = inner_height = size
-    left, top = round((size - inner_width) / 2 - 0.1), round((size - inner_height) / 2 - 0.1)
+    if fit != "letterbox":
+        inner_width, inner_height = columns, rows
+    left = (size - columns) // 2 + round((columns - inner_width) / 2 - 0.1)
+    top = (size - rows) // 2 + round((rows - inner_height) / 2 - 0.1)
+    inner = pixels
     if (inner_height, inner_width) != (height, width):
-        inner = _resized(pixels, inner_width, inner_height, antialias)
-    else:
-        inner = pixels
+        inner = (_corner_to_corner if fit == "darknet" else _bilinear)(pixels, inner_width, inner_height)
     square = np.full((size, size, 3), PADDING, np.uint8)
     square[top : top + inner_height, left : left + inner_width] = inner
     return square, Letterbox(size, width, height, gain, left, top, inner_width, inner_height)
 
 
-def _resized(pixels: Pixels, width: int, height: int, antialias: bool) -> Pixels:
-    if antialias:
-        bilinear = PIL.Image.Resampling.BILINEAR
-        return np.asarray(PIL.Image.fromarray(pixels).resize((width, height), bilinear))
+def _bilinear(pixels: Pixels, width: int, height: int) -> Pixels:
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def _corner_to_corner(pixels: Pixels, width: int, height: int) -> Pixels:
+    """As Darknet's `resize_image`: linear between two pixels, never more, and the corner pixels stay what they are."""
+    values: NDArray[Any] = pixels
+    for axis, count in ((1, width), (0, height)):
+        last = pixels.shape[axis] - 1
+        at = np.arange(count, dtype=np.float32) * (last / max(count - 1, 1))
+        low = np.minimum(at.astype(np.intp), last)
+        share = (at - low).reshape((-1, 1) if axis else (-1, 1, 1))
+        near, far = (values.take(i, axis).astype(np.float32) for i in (low, np.minimum(low + 1, last)))
+        values = near + share * (far - near)
+    return np.asarray(np.rint(values), np.uint8)
 
 
 def fitted(pixels: Pixels, lb: Letterbox) -> Pixels:
     """`pixels` stretched to the picture's place in the letterbox `lb`: a baseline image on the same padding."""
     square = np.full((lb.size, lb.size, 3), PADDING, np.uint8)
-    inner = _resized(pixels, lb.inner_width, lb.inner_height, antialias=True)
+    bilinear = PIL.Image.Resampling.BILINEAR  # Pillow's averages when it shrinks
+    inner = np.asarray(PIL.Image.fromarray(pixels).resize((lb.inner_width, lb.inner_height), bilinear))
     square[lb.top : lb.top + lb.inner_height, lb.left : lb.left + lb.inner_width] = inner
     return square
 

@@ -28,8 +28,8 @@ class Pin(NamedTuple):
 class ModelInfo:
     """What a record says of its model. `head` names the branch that made the detections.
 
-    `antialias`: its reference letterbox averages when it shrinks (legacy repositories), unlike ultralytics' own.
-    `stretch`: it takes the whole square (RT-DETR).
+    `fit`: how its own code makes the square of a picture (see `detxai.inputs.letterbox.FITS`). `stride`: of its
+    coarsest map, in pixels; `imgsz` is a multiple. `rotated`: its boxes are.
     """
 
     name: str
@@ -41,8 +41,9 @@ class ModelInfo:
     targets: tuple[str, ...]
     sparse: bool
     trusted: bool = False
-    antialias: bool = False
-    stretch: bool = False
+    fit: str = "letterbox"
+    stride: int = 32
+    rotated: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,11 +68,18 @@ class ImageInfo(_Part):
 class ModelInfo(_Part):
     """The detector."""
 
+    left_out = frozenset({"letterbox"})
+
     name: Text = Field(description="file name of the model")
     sha256: str = Field(description="of the model's bytes")
     family: Text = Field(description="kind of detector, such as yolov8")
     head: Text = Field(description="the head that is explained, such as one2many")
     imgsz: int = Field(description="side of the network's input in pixels")
+    letterbox: Text | None = Field(
+        default=None,
+        description="how the picture became that square: stretch (all of it), darknet (likewise, by Darknet's own"
+        " filter); absent: letterbox, in its proportions on gray",
+    )
 
 
 class ClassScoreRecord(_Part):

@@ -11,7 +11,7 @@ import torch
 from detxai.config.settings import AttributionConfig, RunConfig
 from detxai.errors import ExitCode, ImageError, NoInputError, UsageError
 from detxai.inputs import decode
-from detxai.inputs.letterbox import boxes_to_letterbox, letterboxed
+from detxai.inputs.letterbox import boxes_to_letterbox
 from detxai.inputs.sources import Found
 from detxai.models.detector import Candidates
 from detxai.models.predictions import reported
@@ -59,7 +59,7 @@ class Pass:
             return False
         image = decode.load(ref, settings.window, settings.max_pixels)
         labels = None if drawn is None else drawn.at(image.width, image.height)
-        square, box = letterboxed(image.pixels, plan.size, plan.info.antialias, plan.info.stretch)
+        square, box = plan.letterboxed(image.pixels)
         x = torch.from_numpy(square).permute(2, 0, 1).float()[None].to(plan.device) / 255
         with outputs(list(self.convolutions.values())) as seen:
             (found,) = plan.detector.predict(x.contiguous(memory_format=torch.channels_last))

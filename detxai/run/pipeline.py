@@ -31,7 +31,7 @@ from detxai.errors import DeviceError, ImageError
 from detxai.inputs import decode, sources
 from detxai.inputs.budget import Budget
 from detxai.inputs.labels import Drawn
-from detxai.inputs.letterbox import boxes_to_letterbox, fitted, letterboxed
+from detxai.inputs.letterbox import boxes_to_letterbox, fitted
 from detxai.models.detector import Detector
 from detxai.output import records, store
 from detxai.parchgrad.session import Masks
@@ -235,7 +235,7 @@ class Explainer:
                 return Result(ref, done, skipped=True)
             settings = self.plan.config.images
             image = decode.load(ref, settings.window, settings.max_pixels, admit)
-            square, box = letterboxed(image.pixels, self.plan.size, self.plan.info.antialias, self.plan.info.stretch)
+            square, box = self.plan.letterboxed(image.pixels)
             compared = self._baselines(square, box)
             name, b = next(iter(compared.items()))
             x = torch.from_numpy(square).permute(2, 0, 1).float() / 255
@@ -290,7 +290,9 @@ class Explainer:
 
     def _fingerprint(self, image_sha256: str, drawn: Sequence[str | None]) -> str:
         used = [made.sha256 for made in (self.plan.keeping, self.plan.calibrated) if made is not None]
-        return fingerprint(self.plan.config, image_sha256, self.plan.info.sha256, records.RECORD_SCHEMA, drawn, used)
+        plan = self.plan
+        schema = records.RECORD_SCHEMA
+        return fingerprint(plan.config, image_sha256, plan.info.sha256, schema, drawn, used, plan.fit)
 
     # -- on the device --------------------------------------------------------------------------
 

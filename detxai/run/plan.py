@@ -14,16 +14,17 @@ from detxai.attribution.memory import saved_bytes
 from detxai.attribution.methods import Settings
 from detxai.config.selectors import class_ids
 from detxai.config.settings import RunConfig
-from detxai.errors import ImageError, UsageError
+from detxai.errors import ImageError, ModelError, UsageError
 from detxai.evidence.calibration import SUFFIX, Calibration
 from detxai.evidence.calibration import read as read_calibration
 from detxai.inputs import decode, labels, sources
+from detxai.inputs.letterbox import letterboxed
 from detxai.models import checkpoints, detectors
 from detxai.models.detector import Detector, Differentiable
 from detxai.parchgrad import statistics
 from detxai.parchgrad.session import Keeping
 from detxai.run.budget import budget
-from detxai.values import Checkpoint, ImageRef, Pixels, Target
+from detxai.values import Checkpoint, ImageRef, Letterbox, Pixels, Target
 from detxai.vocabulary import BASELINES, BLACK_BOX_METHODS, EDGES, GRADIENT_METHODS, LAYER_METHODS, METHODS
 
 #: A gradient behind the first convolution is kept where it has no more numbers than this times the picture's pixels.
@@ -37,6 +38,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALF_TOLERANCE = 0.05
 #: Pictures of a baseline folder that it averages over, at most.
 MOST_BASELINES = 8
+#: Pixels a side of the network's input.
+SMALLEST, LARGEST = 32, 8192
 #: Seed of every random choice of a method.
 SEED = 0
 
@@ -81,14 +84,15 @@ class Plan:
         if self.network:
             self.network.module.to(self.device)
         self.info = self.detector.info
-        self.size = self.config.detection.imgsz or self.info.imgsz
+        self.warnings: tuple[str, ...] = ()
+        self.size = self._size()
+        self.fit = self._fit()
         self.classes = self._class_ids(self.config.detection.classes, "--classes")
         self.as_class = self._class_ids(self.config.attribution.as_class, "--as-class") or []
         self.targets = self._target_kinds()
         self.contrasts = "contrast" in self.targets or self._full()
         self.labels, self.given = self._drawn()
         self._check_evidence()
-        self.warnings: tuple[str, ...] = ()
         self.calibrated = self._calibrated()
         activations = self._check_methods()
         self.keeping = self._keeping()
@@ -112,6 +116,30 @@ class Plan:
             targets=TARGETS_AT_ONCE,
         )
         self.in_flight, self.targets_at_once = self.budget.in_flight, self.budget.targets_at_once
+
+    def _size(self) -> int:
+        """Pixels a side, rounded up to whole cells as ultralytics does. Raises ModelError for a size that is none."""
+        wanted, stride = self.config.detection.imgsz or self.info.imgsz, self.info.stride
+        if not SMALLEST <= wanted <= LARGEST:
+            raise ModelError(
+                f"{self.info.name} says it was trained at {wanted} pixels.", "Give the size with --imgsz, as 640."
+            )
+        size = -(-wanted // stride) * stride
+        if size != wanted:
+            why = f"the coarsest cells of {self.info.name} are {stride} pixels"
+            self.warnings += (f"{wanted} pixels became {size}: {why}.",)
+        return size
+
+    def _fit(self) -> str:
+        wanted = self.config.detection.letterbox
+        fit = self.info.fit if wanted == "auto" else wanted
+        if fit != "letterbox" and self.info.rotated:
+            raise UsageError(f"--letterbox {fit}: stretched, a rotated box is none any more.", "Leave it out.")
+        return fit
+
+    def letterboxed(self, pixels: Pixels) -> tuple[Pixels, Letterbox]:
+        """The square that the network sees of `pixels` (height, width, 3)."""
+        return letterboxed(pixels, self.size, self.fit)
 
     def _dtype(self) -> torch.dtype:
         wanted = self.config.run.precision

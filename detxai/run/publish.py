@@ -169,7 +169,12 @@ def publish(
         fingerprint=p.fingerprint,
         image=records.image_info(p.image),
         model=records.ModelInfo(
-            name=info.name, sha256=info.sha256, family=info.family, head=info.head, imgsz=plan.size
+            name=info.name,
+            sha256=info.sha256,
+            family=info.family,
+            head=info.head,
+            imgsz=plan.size,
+            letterbox=None if plan.fit == "letterbox" else plan.fit,
         ),
         labels=records.label_records(p.labels, detections),
         detections=tuple(

@@ -90,7 +90,7 @@ def filled(found: Candidates, pairs: list[tuple[int, int]], count: int) -> list[
 
 
 def lines(
-    folder: Path, baseline: str, size: int, antialias: bool = False, device: torch.device | None = None
+    folder: Path, baseline: str, size: int, fit: str = "letterbox", device: torch.device | None = None
 ) -> Iterator[tuple[str, str, Segment]]:
     """Name, key and path of the images in `folder`, in an order spread over the folder."""
     refs = [ref for ref in sources.find([str(folder)]).refs if ref.problem is None]
@@ -99,7 +99,7 @@ def lines(
             image = decode.load(ref)
         except ImageError:
             continue
-        square, box = letterboxed(image.pixels, size, antialias)
+        square, box = letterboxed(image.pixels, size, fit)
         b, name = baselines.baseline(baseline, square, box)
         x = torch.from_numpy(square).permute(2, 0, 1).float() / 255
         key = f"{image.sha256[:16]}-{name.replace(':', '_')}-{size}"
@@ -123,7 +123,7 @@ def cases(
     device: torch.device | None = None,
 ) -> Iterator[Case]:
     """The images in `folder` that have detections above `conf`, filled up to `at_least` targets each."""
-    for name, key, line in lines(folder, baseline, size, detector.info.antialias, device):
+    for name, key, line in lines(folder, baseline, size, detector.info.fit, device):
         found = predicted(detector, line)
         pairs = reported(found, conf=conf, iou=0.45, max_det=300)
         if pairs:

@@ -50,7 +50,9 @@ class Again:
         assert image.sha256 == record["image"]["sha256"], "another image than the record's"
         self.settings = {"tolerance": tolerance, "max_evaluations": most}
         self.pixels = image.pixels
-        square, self.frame = letterboxed(image.pixels, record["model"]["imgsz"], info.antialias, info.stretch)
+        square, self.frame = letterboxed(
+            image.pixels, record["model"]["imgsz"], record["model"].get("letterbox", "letterbox")
+        )
         self.square = square
         self.x = torch.from_numpy(square).permute(2, 0, 1).float() / 255
         self.found = self._predict(self.x)

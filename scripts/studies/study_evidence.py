@@ -72,7 +72,7 @@ def counting(args: argparse.Namespace, drawn: labels.Folder) -> list[dict[str, A
     size, info, entries = args.imgsz or detector.info.imgsz, detector.info, []
     for ref in find([str(args.images)]).refs:
         pixels = decode.load(ref).pixels
-        square, frame = letterboxed(pixels, size, info.antialias, info.stretch)
+        square, frame = letterboxed(pixels, size, info.fit)
         with torch.no_grad():
             found = detector.predict(torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255)[0]
         kept = reported(found, conf=args.conf, iou=RunConfig().detection.iou, max_det=300)

@@ -83,7 +83,8 @@ class AnchorBased:
             ("class", "objectness", *EDGES),
             True,
             checkpoint.trusted,
-            antialias=checkpoint.kind == "legacy",
+            fit="darknet" if checkpoint.kind == "darknet" else "letterbox",
+            stride=max(head.stride for head in self.heads),
         )
 
     def _maps(self, x: Tensor, levels: Sequence[int]) -> dict[int, Tensor]:

@@ -60,6 +60,8 @@ class AnchorFree:
             ("class", *EDGES),
             self._sparse(),
             checkpoint.trusted,
+            stride=max(32, *self.strides),
+            rotated=bool(self.angle_heads),
         )
 
     def _sparse(self) -> bool:

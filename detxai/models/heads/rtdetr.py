@@ -47,7 +47,7 @@ class RTDETR:
             ("class", *EDGES),
             sparse=False,
             trusted=checkpoint.trusted,
-            stretch=True,
+            fit="stretch",
         )
 
     def predict(self, x: Tensor) -> list[Candidates]:
