@@ -185,6 +185,22 @@ def test_a_missing_picture_is_drawn_from_the_record(night: Path, tmp_path: Path,
 
 
 @needs_chromium
+def test_a_group_can_be_looked_at(tmp_path: Path, window: Browser) -> None:
+    write(tmp_path / "many", 150, seed=2)
+    window.go(report(tmp_path / "many"), "#view=classes")
+    (found,) = [b for b in packed(tmp_path / "many" / "report.html")["behaviours"] if b["class"][1] == "knife"]
+    small = min(found["groups"], key=lambda g: len(g["boxes"]))
+    assert "lower left" in small["where"], "the planted shortcut"
+    window.run(
+        """[...document.querySelectorAll('.class')].find(c => c.innerText.startsWith('knife'))
+        .querySelectorAll('.group button')[arguments[0]].click()""",
+        found["groups"].index(small),
+    )
+    assert window.run("return detxai.state.view") == "list"
+    assert sorted(window.run("return detxai.state.shown")) == sorted(small["boxes"])
+
+
+@needs_chromium
 @pytest.mark.slow
 def test_5000_images_open_and_filter_at_once(tmp_path: Path, window: Browser) -> None:
     write(tmp_path / "big", 5000)

@@ -69,6 +69,19 @@ def behaviours(found: Iterable[Finding]) -> list[Behaviour]:
     return [_behaviour(pairs) for _, pairs in sorted(by_class.items())]
 
 
+def where(grid: NDArray[np.float64]) -> str:
+    """In words, which ninth of the box holds most of what speaks for the class, and how much of it."""
+    positive = np.maximum(grid, 0)
+    if not positive.sum() > 0:
+        return "nothing speaks for it"
+    thirds = np.array_split(np.arange(8), [3, 5])
+    sums = np.array([[positive[np.ix_(rows, cols)].sum() for cols in thirds] for rows in thirds])
+    cells = np.array([[len(rows) * len(cols) for cols in thirds] for rows in thirds])
+    row, col = np.unravel_index(np.argmax(sums / cells), sums.shape)
+    place = f"{('upper', 'middle', 'lower')[row]} {('left', 'centre', 'right')[col]}".replace("middle centre", "centre")
+    return f"densest at the {place} ({sums[row, col] / sums.sum():.0%} on {cells[row, col] / 64:.0%} of the box)"
+
+
 def _behaviour(pairs: Sequence[tuple[Finding, AttributionRecord]]) -> Behaviour:
     found = tuple(f for f, _ in pairs)
     grids = np.asarray([a.grid.values for _, a in pairs], np.float64)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from detxai.output.ranking import VERDICTS, Finding
-from detxai.review.behaviour import Behaviour, Group
+from detxai.review.behaviour import Behaviour, Group, where
 from detxai.text import printable
 
 #: From none to all of the greatest absolute cell.
@@ -34,19 +34,6 @@ def describe(found: Behaviour) -> list[Text]:
         if chosen:
             lines.append(Text(f"  {word}: {', '.join(_name(found.found[i]) for i in chosen)}"))
     return [*lines, Text()]
-
-
-def where(grid: NDArray[Any]) -> str:
-    """In words, which ninth of the box holds most of what speaks for the class, and how much of it."""
-    positive = np.maximum(grid, 0)
-    if not positive.sum() > 0:
-        return "nothing speaks for it"
-    thirds = np.array_split(np.arange(8), [3, 5])
-    sums = np.array([[positive[np.ix_(rows, cols)].sum() for cols in thirds] for rows in thirds])
-    cells = np.array([[len(rows) * len(cols) for cols in thirds] for rows in thirds])
-    row, col = np.unravel_index(np.argmax(sums / cells), sums.shape)
-    place = f"{('upper', 'middle', 'lower')[row]} {('left', 'centre', 'right')[col]}".replace("middle centre", "centre")
-    return f"densest at the {place} ({sums[row, col] / sums.sum():.0%} on {cells[row, col] / 64:.0%} of the box)"
 
 
 def blocks(grid: NDArray[Any]) -> Iterator[Text]:

@@ -17,7 +17,7 @@ from detxai.evidence.model import Evidence
 from detxai.output import ranking, records
 from detxai.output.ranking import Finding
 from detxai.output.tree import Mixture, Tree
-from detxai.review.behaviour import Behaviour, behaviours
+from detxai.review.behaviour import Behaviour, behaviours, where
 from detxai.review.listing import MEASURES
 from detxai.vocabulary import METHODS
 
@@ -178,6 +178,7 @@ def _behaviour(b: Behaviour, place: dict[int, int]) -> dict[str, Any]:
         "unit": b.unit,
         "verdicts": [b.verdicts[word] for word in ranking.VERDICTS],
         "mean": _rounded(b.mean),
+        "where": where(b.mean),
         "spread": _rounded(b.spread),
         "outside": _short(b.outside),
         "typical": boxes(b.typical),
@@ -187,6 +188,7 @@ def _behaviour(b: Behaviour, place: dict[int, int]) -> dict[str, Any]:
             {
                 "boxes": boxes(g.boxes),
                 "mean": _rounded(g.mean),
+                "where": where(g.mean),
                 "outside": _short(g.outside),
                 "score": _short(g.score),
                 "verdicts": [g.verdicts[word] for word in ranking.VERDICTS],

@@ -1,20 +1,4 @@
 // How each class behaves: where its evidence lies, how much that varies, and groups of boxes with evidence elsewhere.
-const THIRDS = [[0, 1, 2], [3, 4], [5, 6, 7]];
-
-function where(grid) {                // which ninth of the box is densest with what speaks for the class
-  let best = [0, 0, -1, 0], total = 0;
-  for (const v of grid.flat()) total += Math.max(v, 0);
-  if (!(total > 0)) return "nothing speaks for it";
-  THIRDS.forEach((rows, r) => THIRDS.forEach((cols, c) => {
-    let sum = 0;
-    for (const y of rows) for (const x of cols) sum += Math.max(grid[y][x], 0);
-    const cells = rows.length * cols.length;
-    if (sum / cells > best[2]) best = [r, c, sum / cells, sum / total];
-  }));
-  const place = best[0] === 1 && best[1] === 1 ? "centre" : `${["upper", "middle", "lower"][best[0]]} ${["left", "centre", "right"][best[1]]}`;
-  return `densest at the ${place} of the box, which holds ${percent(best[3])}`;
-}
-
 function drawClasses() {
   const place = document.getElementById("classes");
   if (place.childElementCount) return;
@@ -33,7 +17,7 @@ function behaviour(b) {
   return el("section", {class: "class"},
     el("h2", {}, b["class"][1], el("span", {class: "score"}, ` ${b.count} boxes`)),
     shares(b.verdicts, `verdicts of ${b["class"][1]}`),
-    el("p", {}, `What makes it say ${b["class"][1]}: evidence is ${where(b.mean)}; ${percent(b.outside)} of what speaks for it lies outside the boxes.`),
+    el("p", {}, `What makes it say ${b["class"][1]}: evidence is ${b.where}; ${percent(b.outside)} of what speaks for it lies outside the boxes.`),
     el("div", {class: "figures"},
       named("mean evidence", b.mean, {most}),
       el("figure", {}, spread, el("figcaption", {}, `spread: standard deviation, 0 to ${number(wide)}`)),
@@ -48,7 +32,7 @@ function groupsOf(b, most, k) {
     el("p", {class: "note"}, "A small group with its evidence in one corner, or outside the box, may be a shortcut: look at its pictures."),
     el("div", {class: "groups"}, b.groups.map((g, n) => el("div", {class: "group"},
       gridPicture(g.mean.flat(), {most}),
-      el("div", {}, el("b", {}, `${percent(g.boxes.length / b.count)} (${g.boxes.length})`), ` ${where(g.mean)}; ${percent(g.outside)} outside; mean score ${number(g.score)}`,
+      el("div", {}, el("b", {}, `${percent(g.boxes.length / b.count)} (${g.boxes.length})`), ` ${g.where}; ${percent(g.outside)} outside; mean score ${number(g.score)}`,
         shares(g.verdicts, "verdicts of this group"),
         el("button", {onclick: () => { state.group = {boxes: g.boxes, name: `${b["class"][1]}, group ${n + 1}`}; Object.assign(state, {cls: String(k), kind: "0"}); state.verdict.clear(); drawFilters(); view("list"); }}, "Show these boxes"))))));
 }

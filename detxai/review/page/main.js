@@ -54,6 +54,7 @@ async function start() {
   document.getElementById("theme").addEventListener("click", () => theme(true));
   document.getElementById("help").addEventListener("click", showKeys);
   document.getElementById("list").addEventListener("scroll", () => requestAnimationFrame(drawCards), {passive: true});
+  document.getElementById("detail").addEventListener("click", e => { if (e.target === e.currentTarget) closeBox(); });   // beside it
   document.addEventListener("keydown", key);
   addEventListener("resize", () => state.view === "list" && layout());
   addEventListener("beforeprint", drawPrinted);
