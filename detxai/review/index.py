@@ -145,7 +145,8 @@ def _map(f: Finding, a: records.AttributionRecord, variants: _Numbered, grids: l
         at = len(grids)
         grids.append(_cells(a.grid.values))
     greatest = max((abs(v) for row in a.grid.values for v in row), default=0.0)
-    numbers = (a.value_at_input, a.value_at_baseline, a.error_bound, a.net_inside, a.inside_share, a.near_edge)
+    numbers = [a.value_at_input, a.value_at_baseline, a.error_bound, a.net_inside, a.inside_share, a.near_edge]
+    numbers.append(a.map_error)
     return [made, at, _short(greatest), a.converged, a.evaluations, *map(_short, numbers)]
 
 

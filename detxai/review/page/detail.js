@@ -75,12 +75,13 @@ function why(i) {
 }
 function inWords(i, own) {
   if (!own) return null;
-  const [k, , , converged, evaluations, value, ground, bound, net, inside] = own, v = X.variants[k];
+  const [k, , , converged, evaluations, value, ground, bound, net, inside, , off] = own, v = X.variants[k];
   const method = X.methods[v[0]] || v[0], compared = v[5].startsWith("auto:#") ? `${v[5].slice(5)}, the picture's own ground` : v[5].replace("auto:", "");
   const said = [`${method[0].toUpperCase()}${method.slice(1)}${v[1] === "plain" ? "" : ` under ${v[1]}`}${compared === "none" ? "" : `, compared with ${compared}`}.`];
   if (ground !== null && v[1] === "plain") said.push(`The log-odds of ${className(i)} rise from ${number(ground)} there to ${number(value)} in this picture.`);
   if (inside !== null) said.push(`${percent(inside)} of all that speaks for it lies in the box, net ${number(net)}.`);
-  if (bound !== null) said.push(converged ? `The map's error is at most ${percent(bound)}.` : `The map did not converge (error up to ${percent(bound)}): read with care.`);
+  if (bound !== null) said.push(converged ? `The sum of its map is right to ${percent(bound)}.` : `Its map did not converge (its sum may be ${percent(bound)} off): read with care.`);
+  if (off != null) said.push(`The map itself may be ${percent(off)} off.`);
   said.push(`${evaluations} evaluations of the network.`);
   return el("section", {}, el("h3", {}, "In words"), el("p", {}, said.join(" ")));
 }
@@ -106,9 +107,9 @@ function measures(i) {
 }
 function maps(i) {
   return el("details", {}, el("summary", {}, `${B.maps[i].length} maps of this box`), el("table", {},
-    el("tr", {}, ["what", "method", "compared with", "error at most", "in the box", "evaluations"].map(t => el("th", {}, t))),
+    el("tr", {}, ["what", "method", "compared with", "sum off by at most", "map by about", "in the box", "evaluations"].map(t => el("th", {}, t))),
     B.maps[i].map(m => { const v = X.variants[m[0]], [what, method] = mapName(v, i);
-      return el("tr", {}, [EDGE.includes(v[2]) ? v[2] : what, method, v[5], m[7] === null ? "no promise" : percent(m[7]) + (m[3] ? "" : ", not converged"), m[9] === null ? "–" : percent(m[9]), m[4]].map(t => el("td", {}, String(t)))); })));
+      return el("tr", {}, [EDGE.includes(v[2]) ? v[2] : what, method, v[5], m[7] === null ? "no promise" : percent(m[7]) + (m[3] ? "" : ", not converged"), m[11] == null ? "–" : percent(m[11]), m[9] === null ? "–" : percent(m[9]), m[4]].map(t => el("td", {}, String(t)))); })));
 }
 function mates(i) {
   const found = MATES[B.image[i]].filter(k => k !== i);
