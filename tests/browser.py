@@ -76,23 +76,24 @@ def browser(profile: Path) -> Iterator[Browser]:
         address = f"http://127.0.0.1:{port}"
         options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}"]}
         wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        session = _call(f"{address}/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+        # The driver itself gives up after a minute on a busy machine, and takes the half-started browser with it.
+        session = _call(f"{address}/session", {"capabilities": {"alwaysMatch": wanted}}, seconds=150)["sessionId"]
         try:
             yield Browser(address, session)
         finally:
-            _call(f"{address}/session/{session}", method="DELETE")
+            _call(f"{address}/session/{session}", method="DELETE", seconds=150)
     finally:
         driver.terminate()
         driver.wait(10)
         driver.stdout.close()
 
 
-def _call(url: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
+def _call(url: str, body: dict[str, Any] | None = None, method: str | None = None, seconds: float = 60) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=60) as reply:
+        with opener.open(request, timeout=seconds) as reply:
             return json.load(reply)["value"]
     except urllib.error.HTTPError as error:
         raise AssertionError(f"{url}: {error.read().decode()[:500]}") from None
