@@ -150,8 +150,9 @@ def _probability(intercept: float, features: Sequence[Feature], table: Table) ->
 
 def auroc(right: NDArray[np.bool_], scores: Table) -> float:
     """How often a right detection scores above a wrong one, ties half."""
-    above = (scores[right][:, None] > scores[~right]).mean()
-    return float(above + (scores[right][:, None] == scores[~right]).mean() / 2)
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(right, scores))
 
 
 def thresholds(right: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
