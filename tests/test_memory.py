@@ -16,7 +16,7 @@ SAMPLE = Path(__file__).parents[1] / "samples" / "images" / "bag-01.jpg"
 SIZE = (800, 600)
 MEASURED = """
 import resource, sys
-from detxai.cli import run
+from detxai.cli.app import run
 code = run(sys.argv[1:])
 print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)
 """
