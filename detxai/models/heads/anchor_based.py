@@ -69,7 +69,7 @@ class AnchorBased:
     def __init__(self, checkpoint: Checkpoint, branch: str | None = None) -> None:
         if branch not in (None, self.branch):
             raise ModelError(f"An anchor-based model has no {branch} branch.", "Leave --head out.")
-        network = (legacy_network if checkpoint.kind == "legacy" else darknet_network)(checkpoint)
+        network = _with_heads(checkpoint)
         self.module = freeze(fuse(network))
         self.trunk = Trunk(self.module.layers)  # type: ignore[arg-type]
         self.heads: list[AnchorHead] = list(self.module.heads)  # type: ignore[arg-type]
@@ -207,49 +207,11 @@ def _scalar(pin: Pin, box: Tensor, objectness: Tensor, classes: Tensor) -> Tenso
     return objectness if kind == "objectness" else box[EDGES.index(kind)]
 
 
-def darknet_network(checkpoint: Checkpoint) -> nn.Module:
-    """Our own copy of a parsed Darknet network, with its heads."""
+def _with_heads(checkpoint: Checkpoint) -> nn.Module:
+    """Our own copy of the network of a Darknet or legacy checkpoint, with its heads."""
     network: Any = copy.deepcopy(checkpoint.module)
     network.heads = [
         AnchorHead(s.feed, s.conv, s.anchors, s.stride, s.scale_xy, exponential=not s.new_coords)
         for s in network.scales
     ]
     return network  # type: ignore[no-any-return]
-
-
-def legacy_network(checkpoint: Checkpoint) -> nn.Module:
-    """The network of an original YOLOv5/YOLOv3 checkpoint, rebuilt from its yaml and filled with its tensors."""
-    from ultralytics.nn.tasks import parse_model
-
-    shell: Any = checkpoint.module
-    yaml = copy.deepcopy(shell.yaml)
-    *rows, (feeds, _, kind, _) = yaml["backbone"] + yaml["head"]
-    if kind != "Detect":
-        raise ModelError(f"{checkpoint.name}: a legacy {kind} head; only Detect is supported.")
-    anchors = shell.state_dict()[f"model.{len(rows)}.anchors"].float()
-    outputs = anchors.shape[1] * (5 + len(checkpoint.names))
-    try:
-        layers, _ = parse_model(yaml | {"backbone": rows, "head": []}, ch=yaml.get("ch", 3), verbose=False)
-        tensors = {key.removeprefix("model."): value.float() for key, value in shell.state_dict().items()}
-        head = {key: value for key, value in tensors.items() if key.startswith(f"{len(rows)}.m.")}
-        layers.load_state_dict({k: v for k, v in tensors.items() if int(k.split(".")[0]) < len(rows)}, strict=True)
-    except (RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
-        raise ModelError(f"{checkpoint.name}: its layers cannot be rebuilt: {str(error).splitlines()[0]}") from error
-    for key, part in shell.named_modules():
-        if isinstance(part, nn.BatchNorm2d):  # their epsilon is not torch's default
-            layers.get_submodule(key.removeprefix("model.")).eps = part.eps
-    result = nn.Module()
-    network: Any = result
-    network.layers = layers
-    network.convs = nn.ModuleList()
-    network.heads = []
-    for level, feed in enumerate(feeds):
-        weight, bias = head[f"{len(rows)}.m.{level}.weight"], head[f"{len(rows)}.m.{level}.bias"]
-        if len(weight) != outputs:
-            raise ModelError(f"{checkpoint.name}: {len(weight)} outputs at scale {level}, expected {outputs}.")
-        conv = nn.Conv2d(weight.shape[1], outputs, 1)
-        conv.load_state_dict({"weight": weight, "bias": bias})
-        network.convs.append(conv)
-        stride = int(shell.stride[level])
-        network.heads.append(AnchorHead(feed, conv, anchors[level] * stride, stride))
-    return result

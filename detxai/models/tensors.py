@@ -1,0 +1,278 @@
+"""Torch's two file formats read as data: the zip of torch 1.6 and later, and the stream of pickles before it.
+
+Tensors are made of bytes that the file holds and of no others: dtype, offset, sizes and strides are checked here.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zipfile
+from collections.abc import Callable
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detxai.models.pickles import Function, Name, Node, Reader, Refused
+
+MOST_TENSORS = 100_000
+MOST_ENTRIES = 200_000
+MOST_DIMENSIONS = 8
+
+DTYPES = {
+    "BFloat16Storage": torch.bfloat16, "BoolStorage": torch.bool, "ByteStorage": torch.uint8,
+    "CharStorage": torch.int8, "DoubleStorage": torch.float64, "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16, "IntStorage": torch.int32, "LongStorage": torch.int64, "ShortStorage": torch.int16,
+}  # fmt: skip
+NUMBERS = ("b1", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
+#: How a stream of pickles begins: the pickle of a magic number.
+OLD_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+@final
+class Storage:
+    """`data` (n,): the numbers that tensors of a checkpoint are views of."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: Tensor) -> None:
+        self.data = data
+
+
+def read(data: bytes) -> Any:
+    """The content of a torch checkpoint: plain values, tensors, `Node`s and `Name`s.
+
+    Raises Refused for what would run code; ValueError, EOFError, KeyError, … for damage, and for bytes in none of the
+    two formats.
+    """
+    if data.startswith(b"PK"):
+        return _from_zip(data)
+    if data.startswith(OLD_MAGIC):
+        return _from_stream(data)
+    raise ValueError("it is not a torch checkpoint")
+
+
+def _from_zip(data: bytes) -> Any:
+    if data.count(b"PK\x01\x02") > MOST_ENTRIES:
+        raise ValueError("it has too many entries")
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values())
+    if compressed or sum(entry.file_size for entry in archive.infolist()) > len(data):
+        raise ValueError("it declares more data than it holds")
+    if any(name.endswith("constants.pkl") for name in entries):
+        raise ValueError("it is a TorchScript archive: give the .pt checkpoint that it was exported from")
+    streams = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(streams) != 1:
+        raise ValueError("it holds no data.pkl, so it is not a torch checkpoint")
+    folder = streams[0].removesuffix("data.pkl")
+    if f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder").strip() != b"little":
+        raise ValueError("it was written on a big-endian machine")
+    known: dict[str, Storage] = {}
+
+    def storage(dtype: torch.dtype, key: str, count: int) -> Storage:
+        if key not in known:
+            entry = entries[f"{folder}data/{key}"]
+            content = bytearray(entry.file_size)
+            with archive.open(entry) as file:
+                file.readinto(content)  # type: ignore[attr-defined]
+                file.read(1)  # at the end the checksum is compared
+            known[key] = Storage(_numbers(content, dtype))
+        found = known[key]
+        if found.data.dtype != dtype or not 0 <= count <= len(found.data):
+            raise ValueError("it declares more data than it holds")
+        return found
+
+    return Reader(archive.read(streams[0]), functions(), _persistent(storage)).load()
+
+
+def _from_stream(data: bytes) -> Any:
+    """Magic number, protocol, system, content, keys of the storages: five pickles, then the storages themselves."""
+    known: dict[str, Storage] = {}
+    left = len(data)
+
+    def storage(dtype: torch.dtype, key: str, count: int) -> Storage:
+        nonlocal left
+        if key not in known:
+            left -= count * dtype.itemsize
+            if count < 0 or left < 0:
+                raise ValueError("it declares more data than it holds")
+            known[key] = Storage(torch.empty(count, dtype=dtype))
+        if known[key].data.dtype != dtype or len(known[key].data) < count:
+            raise ValueError("its storages disagree")
+        return known[key]
+
+    at, found = 0, []
+    for _ in range(5):
+        reader = Reader(data, functions(), _persistent(storage), at)
+        found.append(reader.load())
+        at = reader.at
+    *_, system, content, keys = found
+    if not isinstance(system, dict) or not system.get("little_endian", True):
+        raise ValueError("it was written on a big-endian machine")
+    if not isinstance(keys, list) or len(keys) != len(known) or {*map(str, keys)} != set(known):
+        raise ValueError("its storages are not those that it names")
+    for key in keys:
+        own = known[key].data
+        (count,) = struct.unpack_from("<q", data, at)
+        at, end = at + 8, at + 8 + own.nbytes
+        if count != len(own) or end > len(data):
+            raise EOFError("it ends early")
+        own.copy_(_numbers(bytearray(data[at:end]), own.dtype))
+        at = end
+    return content
+
+
+def _numbers(content: bytearray, dtype: torch.dtype) -> Tensor:
+    """(n,) of the little-endian bytes `content`, whose memory it takes over."""
+    whole = len(content) // dtype.itemsize
+    return torch.frombuffer(content, dtype=dtype, count=whole) if whole else torch.empty(0, dtype=dtype)
+
+
+def _persistent(storage: Callable[[torch.dtype, str, int], Storage]) -> Callable[[Any], Any]:
+    """What an outside reference stands for: ("storage", type, key, place, count), or a class with its source."""
+
+    def found(reference: Any) -> Any:
+        if type(reference) is not tuple or len(reference) < 4:
+            raise ValueError("its pickle refers to what is no storage")
+        if reference[0] == "module" and type(reference[1]) is Name:
+            return reference[1]
+        kind, name, key, _, count, *view = reference
+        if kind != "storage" or type(name) is not Name or type(count) is not int or any(v is not None for v in view):
+            raise ValueError("its pickle refers to what is no storage")
+        module, _, item = name.name.rpartition(".")
+        if module not in ("torch", "torch.cuda") or item not in DTYPES:
+            raise Refused(f"its pickle has a storage of the kind {name.name:.100}")
+        return storage(DTYPES[item], str(key), count)
+
+    return found
+
+
+# -- the functions that a checkpoint may call ---------------------------------------------------------
+
+
+def functions() -> dict[str, Function]:
+    """What a stream may call, by name; one set a stream: it counts its tensors."""
+    made = 0
+
+    def tensor(args: tuple[Any, ...]) -> Tensor:
+        nonlocal made
+        made += 1
+        if made > MOST_TENSORS:
+            raise ValueError(f"it has more than {MOST_TENSORS} tensors")
+        return _view(*args[:4])
+
+    def typed(args: tuple[Any, ...]) -> Tensor:
+        function, kind, own, _ = args
+        if getattr(function, "name", "") not in rebuild or getattr(kind, "name", "") not in _TENSORS:
+            raise Refused("its pickle makes a tensor of an unknown kind")
+        return rebuild[function.name](own)  # type: ignore[no-any-return]
+
+    rebuild: dict[str, Function] = {
+        "torch._utils._rebuild_tensor": tensor,
+        "torch._utils._rebuild_tensor_v2": tensor,
+        "torch._utils._rebuild_parameter": _parameter,
+        "torch._utils._rebuild_parameter_with_state": _parameter,
+    }
+    return _FUNCTIONS | rebuild | {"torch._tensor._rebuild_from_type_v2": typed}
+
+
+_TENSORS = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch._C.TensorBase", "torch._C._TensorBase")
+
+
+def _view(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
+    whole = [size, stride]
+    if type(storage) is not Storage or any(type(w) is not tuple or len(w) > MOST_DIMENSIONS for w in whole):
+        raise TypeError("its pickle makes a tensor of what is no storage")
+    if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)) or len(size) != len(stride):
+        raise ValueError("its pickle makes a tensor of an impossible shape")
+    count = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else offset
+    if count > len(storage.data) or last >= len(storage.data) + (not count):
+        raise ValueError("it declares more data than it holds")
+    return torch.as_strided(storage.data, size, stride, offset)
+
+
+def _parameter(args: tuple[Any, ...]) -> Tensor:
+    if type(args[0]) is not Tensor:
+        raise TypeError("its pickle makes a parameter of what is no tensor")
+    return args[0]
+
+
+def _pairs(args: tuple[Any, ...]) -> dict[Any, Any]:
+    """An OrderedDict, Counter or defaultdict; the latter's factory is left out."""
+    found: dict[Any, Any] = {}
+    for pair in args[0] if args and type(args[0]) is list else ():
+        key, value = pair
+        if type(key) is not str:
+            raise ValueError("its pickle has a key that is not text")
+        found[key] = value
+    return found
+
+
+def _items(args: tuple[Any, ...]) -> list[Any]:
+    return list(args[0]) if args else []
+
+
+def _encoded(args: tuple[Any, ...]) -> bytes:
+    """Bytes as protocol 2 writes them: text in Latin-1. Other codecs may explode, or run long."""
+    text, codec = args
+    if type(text) is not str or codec not in ("latin1", "latin-1"):
+        raise Refused("its pickle asks for a codec")
+    return text.encode("latin-1")
+
+
+def _path(args: tuple[Any, ...]) -> str:
+    return "/".join(part for part in args if type(part) is str)
+
+
+def _device(args: tuple[Any, ...]) -> str:
+    return str(args[0]) if args and type(args[0]) is str else ""
+
+
+def _dtype(args: tuple[Any, ...]) -> Node:
+    return Node("numpy.dtype", args)
+
+
+def _scalar(args: tuple[Any, ...]) -> float | int | bool:
+    """A numpy scalar as the plain number that it is."""
+    kind, content = args
+    code = kind.args[0] if type(kind) is Node and kind.name == "numpy.dtype" and kind.args else None
+    if code not in NUMBERS or type(content) is not bytes:
+        raise ValueError("its pickle has a numpy scalar of an unknown kind")
+    (value,) = np.frombuffer(content, f"<{code}")
+    return value.item()  # type: ignore[no-any-return]
+
+
+def _array(args: tuple[Any, ...]) -> Node:
+    return Node("numpy.ndarray")
+
+
+def _method(args: tuple[Any, ...]) -> Node:
+    """`object.name`: how a pickle stores a bound method. It stays a note that nobody follows."""
+    return Node("builtins.getattr", args)
+
+
+def _object(args: tuple[Any, ...]) -> Node:
+    if type(args[0]) is not Name:
+        raise TypeError("its pickle makes an object of what is no class")
+    return Node(args[0].name)
+
+
+_FUNCTIONS: dict[str, Function] = {
+    **{f"collections.{name}": _pairs for name in ("OrderedDict", "Counter", "defaultdict")},
+    **{f"{room}.{name}": _items for room in ("builtins", "__builtin__") for name in ("set", "frozenset")},
+    **{f"{room}.getattr": _method for room in ("builtins", "__builtin__")},
+    **{f"{room}._reconstructor": _object for room in ("copyreg", "copy_reg")},
+    **{f"{room}.{kind}Path": _path for room in ("pathlib", "pathlib._local")
+       for kind in ("Posix", "Windows", "PurePosix", "PureWindows")},
+    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray._reconstruct": _array for core in ("core", "_core")},
+    "numpy.dtype": _dtype,
+    "torch.Size": lambda args: tuple(_items(args)),
+    "torch.device": _device,
+    "_codecs.encode": _encoded,
+}  # fmt: skip
