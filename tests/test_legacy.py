@@ -211,26 +211,84 @@ def test_the_score_is_objectness_times_class() -> None:
     assert float(score_logit(torch.tensor(1.5), torch.tensor(40.0))) == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"head": [*OLD["head"][:-1], [[15, 12, 8], 1, "Segment", ["nc", "anchors", 32, 256]]]},
-        {"backbone": [*OLD["backbone"][:-1], [-1, 1, "__import__('os').system", ["true"]]]},
-        {"backbone": [*OLD["backbone"][:-1], [-1, 1, "C3", [1024]]]},
-        {"activation": "__import__('os').system('true')"},
-        {"nc": 7},
-    ],
-    ids=["segmentation", "code in the yaml", "other layers", "activation", "classes"],
-)
-def test_what_does_not_fit_is_refused(tmp_path: Path, repository: Any, change: dict[str, Any]) -> None:
+def changed(file: Path, change: Any) -> Path:
+    """`file` with `change` done to its model."""
+    content = torch.load(file, weights_only=False)
+    change(content["model"])
+    torch.save(content, file)
+    return file
+
+
+def test_what_is_stored_decides_not_what_the_yaml_says(tmp_path: Path, repository: Any) -> None:
     write(tmp_path / "old.pt", repository)
-    content = torch.load(tmp_path / "old.pt", weights_only=False)
-    content["model"].yaml = {**OLD, **change}
-    if "nc" in change:
-        content["model"].names = [str(i) for i in range(7)]
-    torch.save(content, tmp_path / "old.pt")
-    with pytest.raises(ModelError):
-        detectors.build(checkpoints.load(str(tmp_path / "old.pt")))
+    x = photo("bus.jpg", 128)[None]
+    with torch.no_grad():
+        before = detectors.build(checkpoints.load(str(tmp_path / "old.pt"))).predict(x)[0]
+
+        def lie(model: Any) -> None:
+            code = [-1, 1, "__import__('os').system", ["true"]]
+            model.yaml = OLD | {"activation": "__import__('os').system('true')", "backbone": [code]}
+
+        after = detectors.build(checkpoints.load(str(changed(tmp_path / "old.pt", lie)))).predict(x)[0]
+    assert torch.equal(before.logits, after.logits)
+
+
+@pytest.mark.parametrize("act", [nn.LeakyReLU(0.1), nn.Hardswish(), nn.ReLU()], ids=lambda act: type(act).__name__)
+def test_legacy_activations_are_those_of_the_layers(tmp_path: Path, repository: Any, act: nn.Module) -> None:
+    """Releases before SiLU carry their activation in the modules alone; the pooling and the first kernel likewise."""
+    layers = write(tmp_path / "old.pt", repository)
+
+    def older(model: Any) -> None:
+        for part in model.modules():
+            if isinstance(getattr(part, "act", None), nn.SiLU):
+                part.act = act
+        model.model[8].m[0] = nn.MaxPool2d(3, 1, 1)
+
+    changed(tmp_path / "old.pt", older)
+    x = photo("bus.jpg", 128)[None]
+    detector = detectors.build(checkpoints.load(str(tmp_path / "old.pt")))
+    *trunk, a, b, c = layers.half().float()
+    for part in layers.modules():
+        if isinstance(getattr(part, "act", None), nn.SiLU):
+            part.act = act
+    trunk[8].m[0] = nn.MaxPool2d(3, 1, 1)
+    with torch.no_grad():
+        found, outputs = detector.predict(x)[0], _Wired(nn.Sequential(*trunk).eval())(x)
+        raw = [conv(outputs[feed]) for conv, feed in zip((a, b, c), OLD["head"][-1][0], strict=True)]
+    y = torch.cat([r.view(3, 9, -1).transpose(1, 2).reshape(-1, 9) for r in raw])
+    torch.testing.assert_close(found.logits, score_logit(y[:, 4:5], y[:, 5:]), atol=1e-3, rtol=1e-4)
+    assert checkpoints.build(tasks.yaml_model_load("yolov8n.yaml"), {0: "a"}).model[0].act.__class__ is nn.SiLU
+
+
+def _unknown(model: Any) -> None:
+    model.model[1].extra = nn.Conv2d(1, 1, 1).half()
+
+
+def _wider(model: Any) -> None:
+    model.model[1].conv.stride = (1 << 20, 1)
+
+
+def _hooked(model: Any) -> None:
+    model.model[1]._forward_hooks[0] = "a hook"
+
+
+def _fewer_names(model: Any) -> None:
+    model.names = ["one"]
+
+
+def _other_head(model: Any) -> None:
+    model.model[-1] = nn.Conv2d(1, 1, 1).half()
+
+
+def _later(model: Any) -> None:
+    model.model[1].f = 5
+
+
+@pytest.mark.parametrize("change", [_unknown, _wider, _hooked, _fewer_names, _other_head, _later])
+def test_what_cannot_be_rebuilt_is_refused_by_its_name(tmp_path: Path, repository: Any, change: Any) -> None:
+    write(tmp_path / "old.pt", repository)
+    with pytest.raises(ModelError, match=r"layer 1|names|Conv2d head"):
+        detectors.build(checkpoints.load(str(changed(tmp_path / "old.pt", change))))
 
 
 @pytest.mark.skipif(not (COCO.exists() and EXPECTED.exists()), reason="the shared weights are not here")

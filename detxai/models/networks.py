@@ -45,7 +45,7 @@ class Stored:
 
 
 def root(content: Any) -> Any:
-    """The model in what a checkpoint holds, without wrappers. Raises ValueError or Unbuildable with what it is instead."""
+    """The model in what a checkpoint holds, without wrappers. Raises ValueError or Unbuildable for all else."""
     found = content
     if type(content) is dict:
         found = content.get("ema") or content.get("model")
