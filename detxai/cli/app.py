@@ -131,7 +131,8 @@ def explain(settings: "RunConfig", sources: Sources, null: Null = False) -> int:
     console = Console.of(settings.talk)
     shard = settings.run.part if settings.run.shard else None
     try:
-        images = images_of(sources, null=null, shard=shard, exclude=settings.output.dir)
+        frames = settings.images.frames
+        images = images_of(sources, null=null, shard=shard, exclude=settings.output.dir, frames=frames)
         from detxai.run.explain import Job
 
         job = Job(settings, console)

@@ -231,6 +231,13 @@ ROWS: tuple[Option, ...] = (
         words=("auto", "full"),
     ),
     Option("images.max_pixels", 100_000_000, "images with more pixels fail instead of filling the memory", "N"),
+    Option(
+        "images.frames",
+        "first",
+        "pictures of files that hold several (TIFF, GIF, APNG, WebP, DICOM): the first, or all, each as x.tif#2",
+        "first|all",
+        words=("first", "all"),
+    ),
     Option("output.dir", Path("runs/explain"), "folder of the output tree", "DIR", name="output", letter="-o"),
     Option(
         "output.overlays",

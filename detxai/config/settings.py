@@ -143,6 +143,7 @@ class ImagesConfig(_Section):
 
     window: Annotated[str, BeforeValidator(parse.window)] = _field("window")
     max_pixels: int = _field("max_pixels", ge=1)
+    frames: Literal["first", "all"] = _field("frames")
 
 
 class OutputConfig(_Section):

@@ -23,6 +23,7 @@ class Rule:
     """How `measure` speaks, in words with its value `v` and the class `other`: `good`, or beyond a threshold `poor`.
 
     `high`: whether high values are the bad ones. `fitted`: whether labelled images may move its thresholds.
+    `supports`: whether a good value speaks for the detection; one that is always good says nothing.
     """
 
     measure: str
@@ -30,6 +31,7 @@ class Rule:
     poor: str
     high: bool = False
     fitted: bool = True
+    supports: bool = True
 
     def grade(self, value: float, limits: tuple[float, float]) -> int:
         """0 good, 1 weak, 2 unsupported."""
@@ -76,6 +78,7 @@ RULES: tuple[Rule, ...] = (
         "attribution is {v:.1f} times denser in the box than spread evenly",
         "attribution is only {v:.1f} times as dense in the box as spread evenly",
         fitted=False,
+        supports=False,
     ),
     Rule(
         "ground_share",
@@ -90,6 +93,7 @@ RULES: tuple[Rule, ...] = (
         "{v:.0%} of the attribution is on the padding",
         True,
         fitted=False,
+        supports=False,
     ),
 )
 #: From generated X-rays and detectors trained on them alone, by `scripts/studies/verdict_thresholds.py`, rounded to the
@@ -130,6 +134,7 @@ def verdict(
             text = (rule.poor if grade else rule.good).format(v=value, w=1 - value, other=other or "others")
             if grade:
                 text += f", {WORDS[grade]} {'above' if rule.high else 'below'} {limits[grade - 1]:.2g}"
-            grades.append((grade, text))
+            if grade or rule.supports:
+                grades.append((grade, text))
     worst = max((grade for grade, _ in grades), default=0)
     return WORDS[worst], [text for grade, text in grades if grade == worst]

@@ -17,13 +17,14 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from io import BufferedReader, BytesIO
 
 import numpy as np
 import PIL.Image
 
 from detxai.errors import ImageError
-from detxai.inputs import frames
+from detxai.inputs import dicom, frames
 from detxai.inputs.complete import ended_early
 from detxai.inputs.samples import Samples, samples
 from detxai.inputs.window import Method, parse_window, ramp, window_of
@@ -36,7 +37,18 @@ MAX_PIXELS = 178_956_970  # where Pillow itself refuses
 PLAIN, TRANSPARENT, DEEP = 24, 32, 48
 
 # Signatures: what people hand in and detxai does not read; whose header is damaged if Pillow fails.
-_FOREIGN = re.compile(rb".{128}DICM|.{4}ftyp(hei|mif1|isom)|%PDF|8BPS", re.DOTALL)
+_FOREIGN = re.compile(
+    rb"(?P<heic>.{4}ftyp(hei|hev|mif1|msf1))|(?P<jxl>\xff\x0a|\0\0\0\x0cJXL )|(?P<pdf>%PDF)|(?P<psd>8BPS)"
+    rb"|(?P<video>.{4}ftyp(?!avi)|RIFF.{4}AVI |\x1aE\xdf\xa3|\0\0\x01\xba|OggS|FLV)",
+    re.DOTALL,
+)
+_FOREIGN_KINDS = {
+    "heic": "HEIC needs pillow-heif: pip install 'detxai[heic]'",
+    "jxl": "JPEG XL is not read; convert it: djxl IN.jxl OUT.png",
+    "pdf": "PDF is not read; convert it: pdftoppm -png IN.pdf OUT",
+    "psd": "PSD is not read; convert it to PNG",
+    "video": "video is not read; take pictures from it: ffmpeg -i IN -vf fps=1 frames/%06d.png",
+}
 _CUT = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8..(?!\0\0|..\0\0)|.{4}ftypavi|RIFF.{4}WEBP", re.DOTALL)
 # All that Pillow's readers raise over damaged bytes.
 _DAMAGE = (
@@ -68,15 +80,18 @@ def load(
     _prepare_pillow(max_pixels)
     with _opened(ref, max_pixels) as stream:
         try:
-            header = _header(ref, stream, max_pixels)
+            scan = _scan(ref, stream, max_pixels)
+            header = scan or _header(ref, stream, max_pixels)
             size = _upright_size(header)
-            admit(_needed(header, os.fstat(stream.fileno()).st_size))
+            admit(_needed(header) + os.fstat(stream.fileno()).st_size)
             data = _content(stream)
         except ImageError as error:
             error.sha256 = error.sha256 or _digest(stream)
             raise
     digest = hashlib.sha256(data).hexdigest()
     try:
+        if scan is not None:
+            return _scanned(ref, data, digest, method, scan)
         return _decoded(ref, data, digest, method, max_pixels)
     except ImageError as error:
         error.sha256 = digest
@@ -88,6 +103,8 @@ def pictures(ref: ImageRef, max_pixels: int = MAX_PIXELS) -> int:
     """How many pictures the file of `ref` holds. Raises ImageError for a file that is none."""
     _prepare_pillow(max_pixels)
     with _opened(ref, max_pixels) as stream:
+        if (scan := _scan(ref, stream, max_pixels)) is not None:
+            return scan.pictures
         image = _header(ref, stream, max_pixels)
         try:
             return len(frames.pages(image, os.fstat(stream.fileno()).st_size))
@@ -157,7 +174,7 @@ def _digest(stream: BufferedReader) -> str | None:
 def _header(ref: ImageRef, stream: BufferedReader | BytesIO, max_pixels: int) -> PIL.Image.Image:
     """The image as announced by its header, nothing decoded yet and its size within the limit."""
     try:
-        image: PIL.Image.Image = _open(stream, formats=FORMATS)
+        image = _picture(stream)
     except PIL.Image.DecompressionBombError as error:
         raise ImageError("too_large", f"{error}; the limit is {max_pixels} (--max-pixels)") from error
     except PIL.UnidentifiedImageError as error:
@@ -168,7 +185,35 @@ def _header(ref: ImageRef, stream: BufferedReader | BytesIO, max_pixels: int) ->
     return image
 
 
-def _require_size(image: PIL.Image.Image, max_pixels: int) -> None:
+def _picture(stream: BufferedReader | BytesIO) -> PIL.Image.Image:
+    """The image in `stream` by Pillow, or by pillow-heif where that is installed."""
+    try:
+        found: PIL.Image.Image = _open(stream, formats=FORMATS)
+        return found
+    except PIL.UnidentifiedImageError:
+        stream.seek(0)
+        match = _FOREIGN.match(stream.read(64))
+        if match is None or match.lastgroup != "heic" or find_spec("pillow_heif") is None:
+            raise
+        from pillow_heif import HeifImageFile
+
+        stream.seek(0)
+        heif: PIL.Image.Image = HeifImageFile(stream)
+        return heif
+
+
+def _scan(ref: ImageRef, stream: BufferedReader, max_pixels: int) -> dicom.Header | None:
+    """The header of a DICOM file; None for other files."""
+    head = stream.read(132)
+    stream.seek(0)
+    if not dicom.recognised(head, ref.file.suffix):
+        return None
+    found = dicom.header(stream)
+    _require_size(found, max_pixels)
+    return found
+
+
+def _require_size(image: PIL.Image.Image | dicom.Header, max_pixels: int) -> None:
     """Raise ImageError where `image` has no pixels, or too many."""
     count, problem = image.width * image.height, None
     if count > max_pixels:
@@ -180,23 +225,25 @@ def _require_size(image: PIL.Image.Image, max_pixels: int) -> None:
         raise problem
 
 
-def _needed(image: PIL.Image.Image, size: int) -> int:
-    """Bytes that decoding takes at its height, by the header of a file of `size` bytes."""
+def _needed(image: PIL.Image.Image | dicom.Header) -> int:
+    """Bytes that decoding takes at its height beside the file's own, by its header."""
+    if isinstance(image, dicom.Header):
+        return image.width * image.height * (DEEP + image.sample)
     deep = (
         image.mode.startswith(("I", "F"))
         or "16" in str(getattr(image, "tile", ""))
         or image.format in ("PPM", "JPEG2000", "TIFF")
     )
     clear = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-    return size + image.width * image.height * (DEEP if deep else TRANSPARENT if clear else PLAIN)
+    return image.width * image.height * (DEEP if deep else TRANSPARENT if clear else PLAIN)
 
 
 def _unidentified(ref: ImageRef, stream: BufferedReader | BytesIO) -> ImageError:
     """Why Pillow made nothing of this file."""
     stream.seek(0)
     data = stream.read(256)
-    if _FOREIGN.match(data) or ref.file.suffix.lower() == ".dcm":
-        return ImageError("unsupported", "DICOM, HEIC, PDF and video are not read; convert to PNG")
+    if match := _FOREIGN.match(data):
+        return ImageError("unsupported", _FOREIGN_KINDS[match.lastgroup or ""])
     is_tiff = data[:4] in (b"II*\0", b"MM\0*")
     directory = int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big")
     if _CUT.match(data) or (is_tiff and directory >= stream.seek(0, os.SEEK_END)):
@@ -213,7 +260,7 @@ def _decoded(ref: ImageRef, data: bytes, digest: str, method: Method, max_pixels
         notes = _turned_to(image, ref.frame, len(data), max_pixels)
         image.load()
         _require_size(image, max_pixels)
-        if ref.frame in (None, 1) and ended_early(image, data, lambda again: _open(again, formats=FORMATS)):
+        if ref.frame in (None, 1) and ended_early(image, data, _picture):
             raise ImageError("truncated", "the data end before the last row: a part of the picture is missing")
         orientation, said = _orientation(image)
         found = samples(image, data)
@@ -224,6 +271,21 @@ def _decoded(ref: ImageRef, data: bytes, digest: str, method: Method, max_pixels
     except _DAMAGE as error:
         raise ImageError("truncated", f"the data are damaged or cut short: {error}") from error
     return Image(ref, pixels, digest, used, (*said, *found.notes, *more, *notes))
+
+
+def _scanned(ref: ImageRef, data: bytes, digest: str, method: Method, scan: dicom.Header) -> Image:
+    """A picture of a DICOM file."""
+    if ref.frame is not None and ref.frame > scan.pictures:
+        raise ImageError("truncated", f"the file holds {scan.pictures} pictures, not {ref.frame}")
+    try:
+        found = dicom.samples(data, (ref.frame or 1) - 1)
+        if found.values.shape[:2] != (scan.height, scan.width):
+            raise ImageError("truncated", "the pixels of this DICOM file are not those it announces")
+        pixels, used, notes = _rgb(found, method)
+    except MemoryError as error:
+        raise ImageError("too_large", f"no room for {scan.width} x {scan.height} pixels") from error
+    pixels = np.require(pixels, np.uint8, ["C", "W"])
+    return Image(ref, pixels, digest, used, (*found.notes, *notes, *frames.note(ref.frame, scan.pictures)))
 
 
 def _turned_to(image: PIL.Image.Image, frame: int | None, size: int, max_pixels: int) -> tuple[str, ...]:
@@ -245,13 +307,16 @@ def _rgb(found: Samples, method: Method) -> tuple[Pixels, Window | None, tuple[s
     """RGB of what was decoded, the window used, notes."""
     values, alpha, used = found.values, found.alpha, None
     notes: tuple[str, ...] = ()
-    if values.dtype != np.uint8:
+    shown = found.shown if method[0] == "auto" else None
+    if values.dtype != np.uint8 or shown is not None:
         finite = np.isfinite(values)
         if not finite.all():
             notes += ("not-a-number samples are black, infinite ones are the window's ends",)
         visible = finite if alpha is None else (finite.T & (alpha > 0).T).T
-        used = window_of(values[visible], found.nominal, *method)
+        used = shown or window_of(values[visible], found.nominal, *method)
         values = ramp(values, used.low, used.high)
+    if found.inverted:
+        values = 255 - values
     pixels = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
     if alpha is not None:
         share = alpha[..., None].astype(np.uint16)
@@ -270,10 +335,10 @@ def _orientation(image: PIL.Image.Image) -> tuple[int, tuple[str, ...]]:
     return 1, (f"EXIF orientation {value!r:.40} ignored",)
 
 
-def _upright_size(image: PIL.Image.Image) -> tuple[int, int]:
+def _upright_size(image: PIL.Image.Image | dicom.Header) -> tuple[int, int]:
     """(width, height) after EXIF rotation, as far as the header says; Pillow would decode a PNG to know more."""
-    width, height = image.size
-    if image.format == "PNG" and "exif" not in image.info:
+    width, height = image.width, image.height
+    if isinstance(image, dicom.Header) or (image.format == "PNG" and "exif" not in image.info):
         return width, height
     return (height, width) if _orientation(image)[0] >= 5 else (width, height)
 

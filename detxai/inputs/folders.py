@@ -13,9 +13,9 @@ from detxai.inputs.naming import printable
 from detxai.values import ImageRef
 from detxai.vocabulary import RECORD_SCHEMA
 
-_IMAGES = "jpg jpeg jpe jfif png webp bmp dib tif tiff gif avif mpo jp2 ppm pgm pnm"
-# Not read yet, but never passed over in silence: a dump of scans may consist of them.
-_SCANS = "dcm dicom"
+_IMAGES = "jpg jpeg jpe jfif png webp bmp dib tif tiff gif avif mpo jp2 j2k j2c jpx ppm pgm pnm"
+# Read with an extra, and without it failed records that name it: a dump of scans may consist of them.
+_SCANS = "dcm dicom dcs dicos heic heif"
 IMAGE_SUFFIXES = frozenset(f".{name}" for name in f"{_IMAGES} {_SCANS}".split())
 MAGIC = re.compile(r"[*?\[]")
 _PICTURE = re.compile(r"(.+)\.d\d{2,}\..+", re.DOTALL)

@@ -82,6 +82,8 @@ class Folder:
     def read(self, ref: ImageRef) -> Drawn | None:
         """What is drawn on an image; None where it has no file. Raises ImageError naming file and line."""
         found = [PurePosixPath(ref.path).with_suffix(".txt"), PurePosixPath(ref.file.stem + ".txt")]
+        if ref.frame is not None:  # one page's labels are not another's
+            found = [PurePosixPath(f"{ref.path}.txt")]
         file = next((f for f in found if f.name != CLASSES and (self.folder / f).is_file()), None)
         if file is None:
             return None
@@ -186,6 +188,7 @@ class Results:
         path, name = PurePosixPath(ref.path), ref.file.name
         keys = [ref.path, name, str(path.with_suffix("")), ref.file.stem]
         keys += [str(int(ref.file.stem))] if ref.file.stem.isdecimal() else []
+        keys = keys if ref.frame is None else [ref.path]
         found = next((self.by_key[key] for key in keys if key in self.by_key), [])
         return Drawn(tuple(found), relative=False, code="predictions")
 

@@ -25,6 +25,9 @@ STDIN_NAME = "stdin"
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
+#: So many ignored files are named at the end of a run.
+NAMED = 5
+
 Shard = tuple[int, int]
 
 
@@ -32,13 +35,14 @@ Shard = tuple[int, int]
 class Found:
     """Images in a stable order, each `path` once; iterate `refs` once, then the counts are final.
 
-    `ignored`: files in folders that are no images (of this shard); `own`: pictures that detxai had made; `total`:
-    images of all shards. `count` walks once more, for the number of images of this shard; None where paths come on
-    stdin.
+    `ignored`: files in folders that are no images (of this shard), `named`: the first of them; `own`: pictures that
+    detxai had made; `total`: images of all shards. `count` walks once more, for the number of images of this shard;
+    None where paths come on stdin.
     """
 
     refs: Iterable[ImageRef] = ()
     ignored: int = 0
+    named: list[str] = field(default_factory=list)
     own: int = 0
     total: int = 0
     shard: Shard | None = field(default=None, repr=False)
@@ -65,8 +69,11 @@ def find(
     null: bool = False,
     shard: Shard | None = None,
     exclude: Path | None = None,
+    frames: str = "first",
 ) -> Found:
     """The images of `sources`, in their order, folders sorted by path.
+
+    `frames`: `all` makes an image of each picture of a file that holds several, `first` of the first alone.
 
     `stdin` is read for the source `-`, a path a line (`null`: NUL-separated), as the lines come.
     The folder `exclude` (the output tree) is left out, and so are pictures that lie beside the record of the image
@@ -94,13 +101,18 @@ def find(
         else:
             streams.append(Walk(root, pattern, prefix, exclude))
     found.refs = _counted(streams, found)
+    if frames == "all":
+        from detxai.inputs import decode
+        from detxai.inputs.frames import expanded
+
+        found.refs = expanded(found.refs, decode.pictures)
     if "-" not in distinct:
-        found.count = partial(_count, sources, shard, exclude)
+        found.count = partial(_count, sources, shard, exclude, frames)
     return found
 
 
-def _count(sources: Sequence[str], shard: Shard | None, exclude: Path | None) -> int:
-    return sum(1 for _ in find(sources, shard=shard, exclude=exclude).refs)
+def _count(sources: Sequence[str], shard: Shard | None, exclude: Path | None, frames: str) -> int:
+    return sum(1 for _ in find(sources, shard=shard, exclude=exclude, frames=frames).refs)
 
 
 def _refuse_archive(source: str) -> None:
@@ -143,5 +155,7 @@ def _counted(streams: Iterable[Iterable[ImageRef]], found: Found) -> Iterator[Im
             if found.mine(ref.path):
                 yield ref
         if isinstance(stream, Walk):
-            found.ignored += sum(map(found.mine, stream.ignored))
+            ignored = [path for path in stream.ignored if found.mine(path)]
+            found.ignored += len(ignored)
+            found.named += ignored[: NAMED - len(found.named)]
             found.own += sum(map(found.mine, stream.own))

@@ -156,6 +156,7 @@ class Job:
         self.stopped: str | None = None
         self.signals = Signals()
         self.passed_over = 0
+        self.ignored: list[str] = []
         self._told: Any = None
         #: Whether a line on stdout was not written whole: then none is written after it.
         self._deaf = False
@@ -196,7 +197,7 @@ class Job:
             with self._ending():
                 self._write_page()
             summary = self._summary(explainer, found, time.monotonic() - started)
-            self.passed_over = found.own
+            self.passed_over, self.ignored = found.own, found.named
             with self._ending():
                 self._write(stream, records.dump(summary))
             summary = summary.model_copy(update={"exit_code": int(worst(self.tally.codes)), "stopped": self.stopped})
@@ -383,6 +384,9 @@ class Job:
             self.console.say(f"stopped early: {summary.stopped}; run the same command again to go on", kind="warning")
         if self.passed_over:
             self.console.say(f"{self.passed_over} pictures that detxai itself had made were passed over")
+        if self.ignored:
+            more = ", …" if summary.images.ignored > len(self.ignored) else ""
+            self.console.say(f"{summary.images.ignored} files are no images: {', '.join(self.ignored)}{more}")
         self.console.say(f"records and pictures: {self.config.output.dir}")
 
     def _name_the_worst(self) -> None:

@@ -98,7 +98,8 @@ class Explainer:
 
         Raises UsageError for a place that does not exist.
         """
-        return self.explain(sources.find([str(place) for place in places]).refs)
+        frames = self.plan.config.images.frames
+        return self.explain(sources.find([str(place) for place in places], frames=frames).refs)
 
     def explain(
         self,
