@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import weakref
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import SIDE, pixels, seeded_network
+from conftest import FAST, SIDE, explain, pixels, seeded_network
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detxai.attribution.engine import Engine
+from detxai.attribution.engine import AHEAD, PROGRAM_ROWS, Engine
 from detxai.attribution.integral import integrated_gradients
 from detxai.attribution.methods import METHODS, Settings
 from detxai.attribution.points import Ask, Entered, Segment, TargetMap
@@ -162,6 +167,44 @@ def test_programs_are_made_again_with_half_the_rows_where_memory_runs_out(
     assert programs.programs is not None
     assert (programs.halved, programs.programs.rows) == (1, 4)
     assert near(one, other) <= 1e-5
+
+
+def test_what_was_made_is_freed(detector: Any, x: Tensor) -> None:
+    """Before a second model, size or precision makes its own."""
+    engine = engines(detector)[1]
+    run(engine, [integrated_gradients(Segment(x, torch.ones_like(x)), strongest(detector, x), max_evaluations=8)])
+    assert engine.programs is not None
+    made = [weakref.ref(program) for program in engine.programs.made.values()]
+    assert len(made) == 2 * len({kind for target in strongest(detector, x) for kind in [(target.level, target.kind)]})
+    engine.programs.forget(ROWS)
+    gc.collect()
+    assert not any(program() for program in made)
+
+
+def test_the_whole_command_with_programs(
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: rows of programs, two rounds ahead. Records say the same, maps are the same to rounding."""
+    options = (*FAST, "--maps", "npz", "--target", "class,contrast,left", "--method", "ig,grad")
+    for name in ("shared", "programs"):
+        assert explain(pictures / "a.png", pictures / "b.png", "-m", tiny, "-o", tmp_path / name, *options) == 0
+        monkeypatch.setitem(PROGRAM_ROWS, "cpu", 8)
+        monkeypatch.setitem(AHEAD, "cpu", 2)
+    one, other = (json.loads((tmp_path / name / "a.png.json").read_bytes()) for name in ("shared", "programs"))
+    pairs = [
+        (a, b)
+        for d, e in zip(one["detections"], other["detections"], strict=True)
+        for a, b in zip(d["attributions"], e["attributions"], strict=True)
+    ]
+    assert len(pairs) >= 6
+    for a, b in pairs:
+        assert (a["method"], a["target"], a["evaluations"]) == (b["method"], b["target"], b["evaluations"])
+        assert b["value_at_input"] == pytest.approx(a["value_at_input"], abs=1e-3)
+        first, second = (np.load(tmp_path / n / r["map"])["map"] for n, r in (("shared", a), ("programs", b)))
+        assert float(np.linalg.norm(first - second)) <= 1e-4 * float(np.linalg.norm(first))
+    assert [d["evidence"]["verdict"] for d in one["detections"]] == [
+        d["evidence"]["verdict"] for d in other["detections"]
+    ]
 
 
 def test_half_weights_below_the_head(detector: Any, x: Tensor) -> None:

@@ -52,7 +52,8 @@ class Captured:
         torch.cuda.synchronize(device)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=pool):
+            # Other threads copy finished maps meanwhile, which must not end the capture.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self.outputs = run()
         except torch.OutOfMemoryError:
             raise
@@ -155,7 +156,7 @@ class Programs:
     size: int
     device: torch.device
     rows: int
-    _made: dict[Shape, Program] = field(default_factory=dict)
+    made: dict[Shape, Program] = field(default_factory=dict)
     _ends: dict[torch.Size, Ends] = field(default_factory=dict)
     _pool: Any = None
 
@@ -174,12 +175,12 @@ class Programs:
 
     def forget(self, rows: int) -> None:
         """Free all programs, and make the next ones with `rows` rows."""
-        self._made.clear()
+        self.made.clear()
         self._pool, self.rows = None, rows
 
     def refused(self) -> list[str]:
         """Why programs could not be captured as graphs, on a device that has them."""
-        return [program.refused for program in self._made.values() if program.refused]
+        return [program.refused for program in self.made.values() if program.refused]
 
     def launch(self, shape: Shape, pack: Sequence[Row]) -> tuple[Tensor, Tensor | None, Tensor]:
         """(rows,) values, gradients (rows, …) and path ends (rows,) of `pack`, all of one `shape`, on their way.
@@ -190,9 +191,9 @@ class Programs:
             self._pool = torch.cuda.graph_pool_handle()
         network = self.network_of(shape.dtype)
         assert network is not None
-        if shape not in self._made:
-            self._made[shape] = Program(network, shape, self.rows, self.device, self._pool)
-        program, ends = self._made[shape], self._ends.setdefault(shape.place, Ends())
+        if shape not in self.made:
+            self.made[shape] = Program(network, shape, self.rows, self.device, self._pool)
+        program, ends = self.made[shape], self._ends.setdefault(shape.place, Ends())
         full = [*pack, *[pack[0]] * (self.rows - len(pack))]
         targets = [point.targets[k] for point, k in full]
         numbers = [
