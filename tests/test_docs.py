@@ -55,6 +55,7 @@ def test_two_commands_set_everything_up_and_run() -> None:
     assert f"{setup} '.[test]' && .venv/bin/python -m pytest" in README.splitlines()
     ci = (ROOT / ".ci" / "run").read_text()
     assert "README.md" in ci, "CI runs the README's own command"
+    assert "scripts/check style slow" in ci, "and then what else scripts/check does"
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 
