@@ -29,7 +29,8 @@ class ModelInfo:
     """What a record says of its model. `head` names the branch that made the detections.
 
     `fit`: how its own code makes the square of a picture (see `detxai.inputs.letterbox.FITS`). `stride`: of its
-    coarsest map, in pixels; `imgsz` is a multiple. `rotated`: its boxes are.
+    coarsest map, in pixels; `imgsz` is a multiple. `rotated`: its boxes are. `shape`: (rows, columns) in the
+    middle of the square of `imgsz` that it reads, where that is not all of it.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ModelInfo:
     fit: str = "letterbox"
     stride: int = 32
     rotated: bool = False
+    shape: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)

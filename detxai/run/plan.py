@@ -139,7 +139,8 @@ class Plan:
 
     def letterboxed(self, pixels: Pixels) -> tuple[Pixels, Letterbox]:
         """The square that the network sees of `pixels` (height, width, 3)."""
-        return letterboxed(pixels, self.size, self.fit)
+        shape = self.info.shape if self.size == self.info.imgsz else None
+        return letterboxed(pixels, self.size, self.fit, shape)
 
     def _dtype(self) -> torch.dtype:
         wanted = self.config.run.precision

@@ -1,7 +1,17 @@
-"""Exported models (ONNX, TorchScript, TensorRT, OpenVINO): they detect, and cannot be differentiated."""
+"""Exported models (ONNX, TorchScript, TensorRT, OpenVINO): they detect, and cannot be differentiated.
+
+What the numbers of an output mean is read from its shape and from what the exporter wrote beside it. Layouts:
+
+- `channels` (1, 4 + classes + more, boxes): centre, size, scores; ultralytics without NMS. OBB: the last is the angle.
+- `objectness` (1, boxes, 5 + classes + more): the score is objectness × class; YOLOv5's and YOLOv7's exporters.
+- `rows` (1, boxes, 6 + more): corners, score, class; NMS or an end-to-end head. OBB: centre, size, score, class, angle.
+- `batched` (boxes, 7): number of the picture, corners, class, score; YOLOv7 with NMS.
+- `queries` (1, boxes, 6) or (1, boxes, 4 + classes): RT-DETR, boxes as shares of a stretched picture.
+"""
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,80 +20,188 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detxai.errors import ModelError
+from detxai.errors import ImageError, ModelError
 from detxai.models.detector import Candidates, ModelInfo, scores_of
+from detxai.models.onnx import Onnx, first_line
 from detxai.values import Checkpoint
+
+TASKS = ("detect", "segment", "pose", "obb")
+STRIDES = (8, 16, 32, 64)
+_UNREADABLE = (RuntimeError, ValueError, KeyError, TypeError, OSError, AttributeError, IndexError)
 
 
 class BlackBox:
-    """Runs an export through ultralytics' own backends, from the bytes that were hashed."""
+    """Runs an export from the bytes that were hashed: ONNX by onnxruntime, the others through ultralytics."""
 
     def __init__(self, checkpoint: Checkpoint, branch: str | None = None) -> None:
-        from ultralytics.nn.autobackend import AutoBackend
-
         if branch is not None:
-            raise ModelError(f"{checkpoint.name} is an export: its head was chosen when it was made.")
-        with tempfile.TemporaryDirectory(prefix="detxai-") as folder:
-            for name, content in checkpoint.extra["files"].items():
-                file = Path(folder, name)
-                file.parent.mkdir(exist_ok=True)
-                file.write_bytes(content)
-            whole = file if file.parent == Path(folder) else file.parent
-            try:
-                backend = AutoBackend(str(whole), device=torch.device("cpu"), fp16=False, verbose=False)
-            except ImportError as error:
-                raise ModelError(
-                    f"{checkpoint.name} needs a package that is not installed: {error.name or error}.",
-                    "For ONNX: pip install 'detxai[onnx]'; for OpenVINO: pip install openvino.",
-                ) from error
-            except _UNREADABLE as error:
-                raise ModelError(f"{checkpoint.name} cannot be run: {_first_line(error)}") from error
-        self.backend: Any = backend
-        if backend.task not in ("detect", "segment", "pose", "obb"):
-            raise ModelError(f"{checkpoint.name} is a {backend.task} model, not a detector.")
-        sizes = backend.metadata.get("imgsz") or [640]
-        names = checkpoint.names or {int(i): str(name) for i, name in (backend.names or {}).items()}
+            raise ModelError(f"{checkpoint.name} is an export: it has the head it was made with.", "Leave --head out.")
+        files: dict[str, bytes] = checkpoint.extra["files"]
+        (content, *_), onnx = files.values(), checkpoint.family == "onnx"
+        self.run: Any = Onnx(checkpoint.name, content) if onnx else _Backend(checkpoint.name, files)
+        about = self.run.metadata
+        self.task = str(about.get("task", "detect"))
+        if self.task not in TASKS:
+            raise ModelError(f"{checkpoint.name} is a {self.task} model, not a detector.")
+        written = _names(about.get("names"))
+        names = checkpoint.names or written
+        if not names:
+            raise ModelError(f"{checkpoint.name} does not say its classes.", "Give their names with --names FILE.")
+        if written and len(names) != len(written):
+            raise ModelError(
+                f"--names has {len(names)} names, {checkpoint.name} has {len(written)} classes.", "Give the right file."
+            )
+        height, width = self.run.shape or _pair(about.get("imgsz", 640))
+        said = f"{about.get('head', '')} {about.get('description', '')}".lower().replace("-", "")
+        self.transformer = "rtdetr" in said
+        self.nms = bool(about.get("end2end")) or bool(_dict(about.get("args")).get("nms"))
         self.info = ModelInfo(
             checkpoint.name,
             checkpoint.sha256,
             checkpoint.family,
             "export",
-            int(max(sizes)) if isinstance(sizes, (list, tuple)) else int(sizes),
+            max(height, width),
             names,
             ("class",),
             sparse=False,
             trusted=checkpoint.trusted,
+            fit="stretch" if self.transformer else "letterbox",
+            stride=1 if self.run.shape else 32,
+            rotated=self.task == "obb",
+            shape=None if height == width else (height, width),
         )
 
     def predict(self, x: Tensor) -> list[Candidates]:
-        """All predictions on x (batch, 3, size, size), row by row: exports may have a fixed batch of one."""
-        if x.shape[-1] != self.info.imgsz and not self.backend.metadata.get("dynamic"):
+        """All predictions on x (batch, 3, size, size), one by one: exports may have a fixed batch."""
+        size = x.shape[-1]
+        if self.run.shape and size != self.info.imgsz:
             raise ModelError(f"{self.info.name} was exported for {self.info.imgsz} pixels.", "Leave --imgsz out.")
-        return [self._candidates(self._output(row[None].contiguous())) for row in x]
-
-    def _output(self, row: Tensor) -> Tensor:
-        with torch.inference_mode():
-            found: Any = self.backend(row.cpu())
-        first = found[0] if isinstance(found, (list, tuple)) else found
-        return torch.as_tensor(first).clone().float()[0]
-
-    def _candidates(self, rows: Tensor) -> Candidates:
-        classes = len(self.info.names)
-        if rows.shape[-1] == 6:  # end to end: xyxy, score, class
-            boxes, scores = rows[:, :4], torch.zeros(len(rows), classes)
-            scores[torch.arange(len(rows)), rows[:, 5].long().clamp(0, classes - 1)] = rows[:, 4]
-        else:
-            centre, size = rows[:2].T, rows[2:4].T
-            boxes, scores = torch.cat([centre - size / 2, centre + size / 2], 1), rows[4 : 4 + classes].T
-        levels = torch.zeros(len(boxes), dtype=torch.int64)
-        return Candidates(boxes, scores, torch.logit(scores, eps=1e-7), levels, end_to_end=rows.shape[-1] == 6)
+        height, width = self.info.shape if self.info.shape and size == self.info.imgsz else (size, size)
+        top, left = (size - height) // 2, (size - width) // 2
+        seen = x[..., top : top + height, left : left + width].cpu()
+        return [self._candidates(row[None].contiguous(), (left, top)) for row in seen]
 
     def scores(self, x: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         return scores_of(self.predict(x), classes)
 
+    def _candidates(self, x: Tensor, corner: tuple[int, int]) -> Candidates:
+        outputs = [found for found in self.run(x) if found.ndim >= 2]
+        first, height, width = outputs[0], x.shape[-2], x.shape[-1]
+        layout, classes = self._layout(outputs, height, width), len(self.info.names)
+        rows = first if layout == "batched" else first[0].T if layout == "channels" else first[0]
+        whole = layout in ("rows", "batched", "queries")  # nothing is left for NMS to do
+        angles = rows[:, -1:] if self.task == "obb" else None
+        boxes, rest = rows[:, :4], rows[:, 4:]
+        if layout == "batched":
+            boxes, rest = rows[:, 1:5], rows[:, [6, 5]]
+        if layout == "objectness":
+            scores = rest[:, :1] * rest[:, 1 : 1 + classes]
+        elif whole and not (layout == "queries" and rows.shape[1] != 6):
+            scores = self._one_class(rest[:, 0], rest[:, 1])
+        else:
+            scores = rest[:, :classes]
+        if layout == "queries":
+            boxes = boxes * boxes.new_tensor([width, height] * 2)
+        if layout in ("channels", "objectness", "queries") and angles is None:
+            boxes = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+        rotated = None if angles is None else torch.cat([boxes + boxes.new_tensor([*corner, 0, 0]), angles], 1)
+        boxes = _hull(rotated) if rotated is not None else boxes + boxes.new_tensor([*corner, *corner])
+        levels = torch.zeros(len(boxes), dtype=torch.int64)
+        return Candidates(boxes, scores, torch.logit(scores, eps=1e-7), levels, rotated, end_to_end=whole)
 
-_UNREADABLE = (RuntimeError, ValueError, KeyError, TypeError, OSError, AttributeError, IndexError)
+    def _layout(self, outputs: Sequence[Tensor], height: int, width: int) -> str:
+        """Raises ModelError where the shapes fit no layout, or the names do not fit the numbers of a box."""
+        first, classes = outputs[0], len(self.info.names)
+        if first.ndim == 2 and first.shape[1] == 7:
+            return "batched"
+        if first.ndim == 3:
+            rows, columns = first.shape[1:]
+            more = self._more(outputs)
+            if self.transformer and columns in (6, 4 + classes):
+                return "queries"
+            grid = [sum((height // s) * (width // s) for s in STRIDES[:n]) for n in (2, 3, 4)]
+            fitting = {
+                "objectness": columns == 5 + classes + more and not self.nms and rows in [3 * cells for cells in grid],
+                "rows": columns == 6 + more and (self.nms or rows not in grid),
+                "channels": rows == 4 + classes + more and columns in grid,
+            }
+            for layout, fits in fitting.items():
+                if fits:
+                    return layout
+        shapes = ", ".join(str(tuple(found.shape)) for found in outputs)
+        raise ModelError(
+            f"{self.info.name} has {classes} class names and gives {shapes}: no layout that is known.",
+            "Check --names and --imgsz, or export it with ultralytics.",
+        )
+
+    def _more(self, outputs: Sequence[Tensor]) -> int:
+        """Numbers of a box beside its place and scores: mask coefficients, keypoints, an angle."""
+        if self.task == "pose":
+            return math.prod(_pair(self.run.metadata.get("kpt_shape", (17, 3))))
+        masks = [found.shape[1] for found in outputs[1:] if found.ndim == 4]
+        return 1 if self.task == "obb" else masks[0] if masks else 0
+
+    def _one_class(self, score: Tensor, class_id: Tensor) -> Tensor:
+        """(n, classes): the score at its class, zero elsewhere."""
+        found, ids = score.new_zeros(len(score), len(self.info.names)), class_id.round().long()
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < found.shape[1]:
+            message = f"the model reports class {int(ids.max())}, and has {found.shape[1]} names"
+            raise ImageError("impossible", message)
+        return found.scatter(1, ids[:, None], score[:, None])
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _hull(rotated: Tensor) -> Tensor:
+    """(n, 4) upright xyxy boxes around (n, 5) rotated ones: cx, cy, w, h, radians."""
+    centre, (w, h, angle) = rotated[:, :2], rotated[:, 2:].T
+    cos, sin = angle.cos().abs(), angle.sin().abs()
+    half = torch.stack([w * cos + h * sin, w * sin + h * cos], 1) / 2
+    return torch.cat([centre - half, centre + half], 1)
+
+
+def _names(value: Any) -> dict[int, str]:
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    return {int(i): str(name) for i, name in pairs}
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    height, width = value if isinstance(value, (list, tuple)) and len(value) == 2 else (value, value)
+    return int(height), int(width)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+class _Backend:
+    """An export that ultralytics' own backends run."""
+
+    def __init__(self, name: str, files: dict[str, bytes]) -> None:
+        from ultralytics.nn.autobackend import AutoBackend
+
+        with tempfile.TemporaryDirectory(prefix="detxai-") as folder:
+            for part, content in files.items():
+                file = Path(folder, part)
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(content)
+            whole = file if file.parent == Path(folder) else file.parent
+            try:
+                self.backend: Any = AutoBackend(str(whole), device=torch.device("cpu"), fp16=False, verbose=False)
+            except ImportError as error:
+                raise ModelError(
+                    f"{name} needs a package that is not installed: {error.name or error}.",
+                    "For OpenVINO: pip install openvino.",
+                ) from error
+            except _UNREADABLE as error:
+                raise ModelError(f"{name} cannot be run: {first_line(error)}") from error
+        backend = self.backend
+        self.metadata: dict[str, Any] = dict(backend.metadata or {})
+        self.metadata.setdefault("names", backend.names)
+        self.metadata.setdefault("task", backend.task or "detect")
+        fixed = self.metadata.get("imgsz") and not self.metadata.get("dynamic")
+        self.shape = _pair(self.metadata["imgsz"]) if fixed else None
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        with torch.inference_mode():
+            found = self.backend(x)
+        parts = found if isinstance(found, (list, tuple)) else [found]
+        return [torch.as_tensor(part).clone().float() for part in parts]
