@@ -1,0 +1,158 @@
+"""The reader of checkpoints under attack: twenty thousand random programs and the known bypasses; nothing executes."""
+
+from __future__ import annotations
+
+import io
+import random
+import time
+import warnings
+from collections import Counter, OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pickle_programs import BYPASSES, Watch, archive, attack, inert, program
+from torch import nn
+
+from detxai.errors import ModelError
+from detxai.models import checkpoints, tensors
+
+
+@pytest.fixture(scope="module")
+def watch() -> Watch:
+    attack(b"N.")  # whatever it imports itself
+    return Watch()
+
+
+def test_nothing_of_twenty_thousand_programs_executes(watch: Watch) -> None:
+    dice, ends = random.Random(1), Counter[str]()
+    watch.seen.clear()
+    watch.on = True
+    try:
+        for _ in range(20_000):
+            ends[attack(program(dice))] += 1
+    finally:
+        watch.on = False
+    assert not watch.seen
+    assert ends["Refused"] > 2000
+    assert sum(ends[end] for end in ends if end.startswith("read")) > 300, ends
+
+
+@pytest.mark.parametrize("name", BYPASSES)
+def test_known_bypasses_end_in_a_sentence(name: str, watch: Watch, tmp_path: Path) -> None:
+    (tmp_path / "evil.pt").write_bytes(archive(b"\x80\x02" + BYPASSES[name]))
+    start = time.perf_counter()
+    watch.seen.clear()
+    watch.on = True
+    try:
+        with pytest.raises(ModelError):
+            checkpoints.load(str(tmp_path / "evil.pt"))
+    finally:
+        watch.on = False
+    assert not watch.seen
+    assert time.perf_counter() - start < 10
+
+
+def test_an_attribute_of_an_allowed_class_is_never_called(tmp_path: Path, watch: Watch) -> None:
+    """The yaml of a model as an object of a real class, its `__deepcopy__` a layer that the file chose."""
+    yaml = nn.Sequential(nn.Identity())
+    yaml.__dict__["__deepcopy__"] = nn.Sequential(nn.Identity())
+    model = nn.Sequential(nn.Identity())
+    model.__dict__["__deepcopy__"] = yaml
+    module = tasks_model()
+    module.yaml = yaml
+    module.model[0].__dict__["__deepcopy__"] = model
+    torch.save({"model": module}, tmp_path / "evil.pt")
+    with pytest.raises(ModelError, match="__deepcopy__"):
+        checkpoints.load(str(tmp_path / "evil.pt"))
+
+
+def tasks_model(classes: int = 2) -> Any:
+    from ultralytics.nn import tasks
+
+    yaml = tasks.yaml_model_load("yolov8n.yaml") | {"scales": {"n": [0.33, 0.125, 256]}, "scale": "n"}
+    return checkpoints.build(yaml, {i: str(i) for i in range(classes)})
+
+
+def test_plain_things_that_checkpoints_carry_are_read() -> None:
+    file = io.BytesIO()
+    given = {
+        "fitness": np.float64(0.5), "count": np.int32(7), "path": Path("a/b"), "order": OrderedDict(a=1), "set": {1},
+        "raw": b"\x00\xff", "best": np.array([0.1]), "half": torch.arange(6.0).half().view(2, 3),
+    }  # fmt: skip
+    torch.save(given, file)
+    found = tensors.read(file.getvalue())
+    assert inert(found)
+    assert (found["fitness"], found["count"], found["path"], found["order"]) == (0.5, 7, "a/b", {"a": 1})
+    assert (found["raw"], found["set"]) == (b"\x00\xff", [1])
+    assert torch.equal(found["half"], given["half"])  # type: ignore[arg-type]
+
+
+def test_both_formats_of_torch_and_wrappers_give_one_model(tmp_path: Path) -> None:
+    module = tasks_model().half()
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own old format
+        torch.save({"model": module}, tmp_path / "old.PT", _use_new_zipfile_serialization=False)
+    torch.save({"model": nn.DataParallel(module)}, tmp_path / "parallel.pth")
+    outputs = []
+    for name in ("old.PT", "parallel.pth"):
+        with torch.no_grad():
+            outputs.append(checkpoints.load(str(tmp_path / name)).module(x)[0])
+    assert torch.equal(*outputs)
+    data = (tmp_path / "old.PT").read_bytes()
+    for end in (10, len(data) // 2, len(data) - 1):
+        (tmp_path / "cut.pt").write_bytes(data[:end])
+        with pytest.raises(ModelError):
+            checkpoints.load(str(tmp_path / "cut.pt"))
+
+
+def test_a_state_dict_says_what_it_is(tmp_path: Path) -> None:
+    for name, content in (("a.pt", tasks_model().state_dict()), ("b.pt", {"model": tasks_model().state_dict()})):
+        torch.save(content, tmp_path / name)
+        with pytest.raises(ModelError, match="state dict") as caught:
+            checkpoints.load(str(tmp_path / name))
+        assert "ONNX" in caught.value.hint
+
+
+def test_pipes_devices_and_folders_are_refused_before_reading(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "pipe.pt")
+    (tmp_path / "zero.pt").symlink_to("/dev/zero")
+    (tmp_path / "folder.pt").mkdir()
+    for name in ("pipe.pt", "zero.pt", "folder.pt"):
+        with pytest.raises(ModelError, match="is not a file"):
+            checkpoints.load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("imgsz", [-1, 0, 8192, "big", 1 << 40, [64, "a"]])
+def test_impossible_sizes_are_refused(tmp_path: Path, imgsz: Any) -> None:
+    torch.save({"model": tasks_model(), "train_args": {"imgsz": imgsz}}, tmp_path / "a.pt")
+    with pytest.raises(ModelError):
+        checkpoints.load(str(tmp_path / "a.pt"))
+
+
+def test_layers_that_run_without_end_are_refused(tmp_path: Path) -> None:
+    module, inner = tasks_model(), nn.Sequential(nn.SiLU())
+    for _ in range(20):
+        inner = nn.Sequential(inner, inner)  # a million runs of one layer
+    module.model[0].act = inner
+    torch.save({"model": module}, tmp_path / "a.pt")
+    with pytest.raises(ModelError, match="more layers"):
+        checkpoints.load(str(tmp_path / "a.pt"))
+
+
+def test_convert_writes_the_same_model_or_nothing(tmp_path: Path) -> None:
+    module = tasks_model()
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_()
+            part.eps = 0.5
+    torch.save({"model": module}, tmp_path / "a.pt")
+    loaded = checkpoints.load(str(tmp_path / "a.pt"))
+    with pytest.raises(ModelError, match="cannot be converted"):
+        checkpoints.save(loaded, tmp_path / "a.safetensors")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
