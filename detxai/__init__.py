@@ -1,6 +1,11 @@
 """detxai: why did the detector report this, and does the report deserve trust?
 
-from detxai import Explainer, RunConfig
+from detxai import Explainer
+
+explainer = Explainer("best.pt", method="ig", conf=0.3)  # the options of `detxai explain`
+for result in explainer("scans/"):  # paths, Pillow images, arrays (height, width, 3) uint8, lists of these
+    for item in result.explanations:  # in a notebook, `item` shows its picture
+        print(result.ref.path, item.class_name, item.evidence.verdict, item.map.sum())
 """
 
 from __future__ import annotations

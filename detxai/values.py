@@ -23,13 +23,15 @@ class ImageRef:
     """One input: `file` on disk and `path`, its POSIX name in the output tree (unique in a run).
 
     `problem` says why the name cannot be used (then the image ends in a failed record). `frame`: which picture of a
-    file that holds several, counted from 1; None: the first.
+    file that holds several, counted from 1; None: the first. `data`: the content of an image that is in memory and not
+    on disk.
     """
 
     path: str
     file: Path
     problem: str | None = None
     frame: int | None = None
+    data: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

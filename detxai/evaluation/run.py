@@ -36,7 +36,7 @@ class Job:
 
     def __init__(self, config: RunConfig, options: Options, console: Console) -> None:
         if find_spec("matplotlib") is None:
-            raise UsageError("detxai evaluate draws its curves with matplotlib.", "pip install 'detxai[evaluate]'")
+            raise UsageError("detxai evaluate draws its curves with matplotlib.", "pip install matplotlib")
         if "max_det" not in config.detection.model_fields_set:
             detection = config.detection.model_copy(update={"max_det": MAX_DET})
             config = config.model_copy(update={"detection": detection})

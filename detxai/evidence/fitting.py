@@ -94,7 +94,7 @@ def _sklearn() -> tuple[Any, Any]:
         from sklearn.model_selection import GroupKFold
     except ImportError as error:
         raise UsageError(
-            "`detxai calibrate evidence` needs scikit-learn.", "Install it: pip install 'detxai[calibrate]'."
+            "`detxai calibrate evidence` needs scikit-learn.", "Install it: pip install scikit-learn"
         ) from error
     return LogisticRegression, GroupKFold
 

@@ -126,6 +126,8 @@ def _opened(ref: ImageRef, max_pixels: int) -> Iterator[BufferedReader]:
     """The regular file of `ref`, open; ImageError where there is none or it is too large."""
     if ref.problem:
         raise ImageError("bad_path", ref.problem)
+    if ref.data is not None:
+        return ref.data
     try:
         # Without O_NONBLOCK a FIFO that was put in the file's place would keep us waiting for ever.
         stream = open(ref.file, "rb", opener=_at_once)  # noqa: SIM115  (the errors of opening are told apart)

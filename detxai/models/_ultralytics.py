@@ -7,22 +7,37 @@ run time. All of that is switched off or undone here, once.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import shutil
+import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import PIL.Image
 import torch  # noqa: F401  (first: torch reads OMP_NUM_THREADS when it starts)
 
+#: Of temporary folders. None is needed for longer than a model takes to load: what is older was left by a kill.
+PREFIX, STALE_SECONDS = "detxai-", 3600
+
+
+def clear_stale_folders() -> None:
+    """Remove the temporary folders that killed runs of this user have left behind."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            status = folder.lstat()
+            own = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+            if own and stat.S_ISDIR(status.st_mode) and time.time() - status.st_mtime > STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
 
 @contextlib.contextmanager
 def _tamed() -> Iterator[None]:
-    folder = tempfile.mkdtemp(prefix="detxai-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    clear_stale_folders()
+    folder = tempfile.mkdtemp(prefix=PREFIX)
     private = {"YOLO_CONFIG_DIR": folder, "YOLO_OFFLINE": "1"}
     before = {name: os.environ.get(name) for name in (*private, "OMP_NUM_THREADS")}
     pillow_open = PIL.Image.open
@@ -32,6 +47,7 @@ def _tamed() -> Iterator[None]:
             yield
     finally:
         PIL.Image.open = pillow_open
+        shutil.rmtree(folder, ignore_errors=True)  # settings that nobody reads again
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -112,7 +112,7 @@ def _from_export(path: Path, digest: str, files: dict[str, bytes], trust: bool, 
 def _located(model: str) -> Path:
     """The file `model`; a bare name that is no file but a known Ultralytics model is downloaded once, by their code."""
     path = Path(model).expanduser()
-    if path.exists() or path.name != model or path.suffix not in ("", ".pt"):
+    if os.path.exists(path) or path.name != model or path.suffix not in ("", ".pt"):
         return path
     from ultralytics.utils import downloads
 

@@ -313,6 +313,7 @@ class Summary(_Part):
     config: dict[str, Any] = Field(default_factory=dict, description="the resolved settings")
     classes: tuple[ClassStatistics, ...] = Field(default=(), description="statistics by class")
     failures: tuple[Failure, ...] = Field(default=(), description="the failed images")
+    warnings: tuple[Text, ...] = Field(default=(), description="what was said that every reader must know")
 
 
 def image_info(image: Image) -> ImageInfo:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import chain
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from detxai.config.settings import RunConfig
@@ -23,6 +24,13 @@ from detxai.run.streams import ReaderGone, guarded_stdout, write_line
 from detxai.values import ImageRef
 from detxai.vocabulary import VERDICTS
 
+#: The bundled detector is for trying: it was trained on drawn bags.
+DEMO = (
+    "the bundled detector was made for trying detxai on its own samples: what it says of other images means nothing."
+    " Give your model with -m"
+)
+#: SHA-256 of the samples, one a line.
+SAMPLES = Path(__file__).parent.parent / "models" / "bundled" / "samples.txt"
 #: Failures listed in the summary; all of them are in records.jsonl.
 KEPT_FAILURES = 1000
 
@@ -154,6 +162,8 @@ class Job:
         self.config, self.console = config, console
         self.tally = Tally(gate=gate(config.run.fail_on))
         self.stopped: str | None = None
+        self.warnings: list[str] = []
+        self._samples = {None, *SAMPLES.read_text(encoding="ascii").split()}
         self.signals = Signals()
         self.passed_over = 0
         self.ignored: list[str] = []
@@ -273,6 +283,7 @@ class Job:
         with self.signals.held():
             self.tally.add(result.record, result.skipped)
             self._told = result
+        self._warn_of_the_demo(result.record)
         self.console.advance(self.tally.done, self._standing())
         record, path = result.record, result.ref.path
         if result.bug is not None:
@@ -285,6 +296,15 @@ class Job:
             what = "done already" if result.skipped else _detections(record)
             self.console.say(f"{path}: {what}", level=1, path=path)
         self._write(stream, records.dump(record))
+
+    def _warn_of_the_demo(self, record: records.Record) -> None:
+        """Say once, and in the summary, that the bundled detector looks at images that it was not made for."""
+        if self.config.model.path is None and record.image.sha256 not in self._samples and DEMO not in self.warnings:
+            self._warn(DEMO)
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.console.say(text, kind="warning")
 
     def _write(self, stream: BinaryIO | None, line: bytes) -> None:
         if stream is not None and not self._deaf:
@@ -317,9 +337,11 @@ class Job:
             f"on {explainer.plan.device}"
         )
         for warning in explainer.plan.warnings:
-            self.console.say(warning, kind="warning")
+            self._warn(warning)
         if info.trusted:
-            self.console.say(f"{info.name} was unpickled fully (--trust-pickle): its code has run.", kind="warning")
+            self._warn(f"{info.name} was unpickled fully (--trust-pickle): its code has run.")
+        if all(name == str(i) for i, name in info.names.items()):
+            self._warn(f"the classes of {info.name} have no names: their ids are shown. Give them with --names FILE")
 
     def _summary(self, explainer: Any, found: Found, seconds: float) -> records.Summary:
         t, info, timings = self.tally, explainer.plan.info, explainer.timings
@@ -354,6 +376,7 @@ class Job:
             config=self.config.plain(),
             classes=t.statistics(),
             failures=tuple(t.failures),
+            warnings=tuple(self.warnings),
         )
 
     def _report(self, summary: records.Summary) -> None:

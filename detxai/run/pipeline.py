@@ -25,10 +25,11 @@ from detxai.attribution import baselines
 from detxai.attribution.engine import Engine, out_of_memory
 from detxai.attribution.methods import METHODS
 from detxai.attribution.points import Segment, TargetMap
+from detxai.config import settings
 from detxai.config.fingerprint import fingerprint
 from detxai.config.settings import RunConfig
-from detxai.errors import DeviceError, ImageError
-from detxai.inputs import decode, sources
+from detxai.errors import DeviceError, ImageError, UsageError
+from detxai.inputs import decode, given
 from detxai.inputs.budget import Budget
 from detxai.inputs.labels import Drawn
 from detxai.inputs.letterbox import boxes_to_letterbox, fitted
@@ -70,21 +71,23 @@ class Outcome:
 
 
 class Explainer:
-    """Explains images with one model and one configuration.
+    """Explains images with one model and one configuration: `Explainer("best.pt", method="ig", conf=0.3)`.
 
-    `checkpoint` or `detector` may be given for a model that is already in memory (tests, notebooks).
+    `model`: a checkpoint or name as for `--model`, or a whole RunConfig. `options`: those of `detxai explain`, with
+    underscores, checked as there. `checkpoint` or `detector` may be given for a model that is already in memory.
     Raises UsageError and ModelError as `Plan` does.
     """
 
     def __init__(
         self,
-        config: RunConfig | None = None,
+        model: RunConfig | str | Path | None = None,
         *,
         checkpoint: Checkpoint | None = None,
         detector: Detector | None = None,
+        **options: Any,
     ) -> None:
         with torch.inference_mode(False):  # which turns gradients on too
-            self.plan = Plan(config or RunConfig(), checkpoint, detector)
+            self.plan = Plan(_configured(model, options), checkpoint, detector)
         self.timings = Timings()
         self._engine_at_work: Engine | None = None
         self._waiting: dict[int, Future[Result]] = {}
@@ -93,26 +96,31 @@ class Explainer:
 
     # -- the flow -------------------------------------------------------------------------------
 
+    def __call__(self, *images: Any) -> list[Result]:
+        """Results of `images`, see `explain`, all at once."""
+        return list(self.explain(images))
+
     def explain_sources(self, *places: str | Path) -> Iterator[Result]:
         """Results of the images in files, folders and globs, nothing written: `detxai explain` for notebooks.
 
-        Raises UsageError for a place that does not exist.
+        Raises UsageError for a place that does not exist, NoInputError where there is no image.
         """
-        frames = self.plan.config.images.frames
-        return self.explain(sources.find([str(place) for place in places], frames=frames).refs)
+        return self.explain(places)
 
     def explain(
         self,
-        refs: Iterable[ImageRef],
+        images: Any,
         tree: store.Store | None = None,
         over: Callable[[], bool] = lambda: False,
     ) -> Iterator[Result]:
-        """Results in the order of `refs`, each written to `tree` (if any) before it is yielded.
+        """Results in the order of `images`, each written to `tree` (if any) before it is yielded.
 
+        `images`: a path (file, folder, glob), a Pillow image, an array (height, width, 3) uint8 in RGB, an ImageRef, or
+        an iterable of these. Raises UsageError for anything else, NoInputError for paths without an image.
         Once `over()` holds no further image is begun; those on the device are finished.
         Raises DeviceError when the device is lost, OutputError when the tree cannot be written.
         """
-        results = self._explained(refs, tree, over)
+        results = self._explained(given.refs(images), tree, over)
         with contextlib.closing(results):
             while True:
                 with torch.inference_mode(False):  # whatever mode the caller is in, and not beyond this step
@@ -234,8 +242,8 @@ class Explainer:
             digests = [None if d is None else d.digest for d in (labels, given)]
             if tree is not None and not self.plan.config.run.force and (done := self._done(ref, tree, digests)):
                 return Result(ref, done, skipped=True)
-            settings = self.plan.config.images
-            image = decode.load(ref, settings.window, settings.max_pixels, admit)
+            wanted = self.plan.config.images
+            image = decode.load(ref, wanted.window, wanted.max_pixels, admit)
             square, box = self.plan.letterboxed(image.pixels)
             compared = self._baselines(square, box)
             name, b = next(iter(compared.items()))
@@ -425,6 +433,16 @@ class Explainer:
             result = Result(result.ref, records.failed_record(result.ref, error))
             tree.write_image(result.ref.path, {}, result.record)
         return result
+
+
+def _configured(model: RunConfig | str | Path | None, options: dict[str, Any]) -> RunConfig:
+    """The settings that `model` and `options` ask for. Raises UsageError."""
+    if isinstance(model, RunConfig):
+        if options:
+            raise UsageError(f"A RunConfig has all options; {', '.join(options)} came beside it.", "Put them into it.")
+        return model
+    words = {"model": model} | options
+    return settings.load(options={k: str(v) if isinstance(v, Path) else v for k, v in words.items()})
 
 
 def _groups(wanted: Sequence[assess.Wanted], most: int) -> Iterator[tuple[assess.Wanted, ...]]:

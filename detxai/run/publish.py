@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from numpy.typing import NDArray
 
@@ -21,7 +24,7 @@ from detxai.inputs.letterbox import map_to_source
 from detxai.output import overlays, records, store
 from detxai.run import assess
 from detxai.run.plan import DTYPES, Plan
-from detxai.values import Attribution, Detection, Image, ImageRef, Label, Letterbox
+from detxai.values import Attribution, Detection, Image, ImageRef, Label, Letterbox, Map
 from detxai.vocabulary import BLACK_BOX_METHODS, EDGES, LAYER_METHODS, METHODS, unit
 
 #: (method, gradient): what a map is made with.
@@ -32,13 +35,26 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """One target of one detection: `attribution.map` is (height, width) in source pixels."""
+    """One target of one detection, with its picture for notebooks."""
 
     detection: int
     class_name: str
     as_class: bool
     attribution: Attribution
     evidence: Evidence | None = None
+    draw: Callable[[], bytes] | None = field(default=None, repr=False)
+
+    @property
+    def map(self) -> Map:
+        """(height, width) float32, signed, in source pixels and the target's unit."""
+        return self.attribution.map
+
+    def overlay(self) -> PIL.Image.Image | None:
+        """The map on its picture, as the command writes it."""
+        return _opened(self._repr_png_())
+
+    def _repr_png_(self) -> bytes | None:
+        return None if self.draw is None else self.draw()
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +68,24 @@ class Result:
     explanations: tuple[Explanation, ...] = ()
     skipped: bool = False
     bug: str | None = None
+
+    @property
+    def map(self) -> Map | None:
+        """The map of the first explanation; None where nothing was found."""
+        return self.explanations[0].map if self.explanations else None
+
+    def overlay(self) -> PIL.Image.Image | None:
+        """The picture of the first explanation, else the plain image; None for a failed image."""
+        return _opened(self._repr_png_())
+
+    def _repr_png_(self) -> bytes | None:
+        if self.explanations or self.image is None:
+            return self.explanations[0]._repr_png_() if self.explanations else None
+        return overlays.encode(PIL.Image.fromarray(self.image.pixels))
+
+
+def _opened(png: bytes | None) -> PIL.Image.Image | None:
+    return None if png is None else PIL.Image.open(io.BytesIO(png))
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +188,8 @@ def _keep(plan: Plan, e: Explained, i: int, explanations: list[Explanation], fou
         if item.evidence and not item.as_class:
             found.verdicts[i] = item.evidence
     if not files:
-        found.explanations.extend(explanations)
+        drawn = (partial(_overlay, plan, p.image, d, [item]) for item in explanations)
+        found.explanations.extend(replace(item, draw=draw) for item, draw in zip(explanations, drawn, strict=True))
 
 
 def publish(

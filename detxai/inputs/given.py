@@ -1,0 +1,75 @@
+"""Images as Python has them: paths, Pillow's images, arrays, and lists of these."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from detxai.errors import NoInputError, UsageError
+from detxai.inputs.sources import find
+from detxai.values import ImageRef
+
+#: Modes of Pillow that a PNG keeps; TIFF takes the others.
+_PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+
+
+def refs(images: Any) -> Iterator[ImageRef]:
+    """References to `images`: a path (file, folder, glob), a Pillow image, an array, or an iterable of these.
+
+    Arrays are (height, width, 3) uint8 in RGB (OpenCV has BGR: `array[..., ::-1]`). Raises UsageError for anything
+    else, and NoInputError where paths were given that hold no image.
+    """
+    number = 0
+    for are_paths, group in groupby(_flat(images), lambda item: isinstance(item, str | Path)):
+        if are_paths:
+            yield from _of_paths([str(item) for item in group])
+            continue
+        for item in group:
+            if isinstance(item, ImageRef):
+                yield item
+            else:
+                name = f"image-{number}"
+                number += 1
+                yield ImageRef(name, Path(name), data=_encoded(item))
+
+
+def _flat(images: Any) -> Iterator[Any]:
+    """What is one image, or one path, each."""
+    if isinstance(images, str | Path | ImageRef | PIL.Image.Image | np.ndarray) or not isinstance(images, Iterable):
+        yield images
+    else:
+        for item in images:
+            yield from _flat(item)
+
+
+def _of_paths(places: list[str]) -> Iterator[ImageRef]:
+    found = find(places)
+    yield from found.refs
+    if not found.total:
+        raise NoInputError(f"No image was found in {', '.join(places)} ({found.ignored} other files).")
+
+
+def _encoded(item: Any) -> bytes:
+    """An image in memory as a file would hold it, without loss."""
+    if isinstance(item, np.ndarray):
+        if item.ndim != 3 or item.shape[2] != 3 or item.dtype != np.uint8 or not item.size:
+            raise UsageError(
+                f"An array is (height, width, 3) uint8 in RGB, and this one is {item.shape} {item.dtype}.",
+                "Deeper pictures are read from files: give a path.",
+            )
+        item = PIL.Image.fromarray(np.ascontiguousarray(item))
+    if not isinstance(item, PIL.Image.Image):
+        raise UsageError(
+            f"{type(item).__name__} is no image.", "Give paths, Pillow images, or arrays (height, width, 3) uint8."
+        )
+    upright = PIL.ImageOps.exif_transpose(item)
+    buffer = io.BytesIO()
+    upright.save(buffer, "PNG" if upright.mode in _PNG_MODES else "TIFF")
+    return buffer.getvalue()
