@@ -181,6 +181,7 @@ def test_signals_end_a_run_cleanly(machine: Inside, many: Path, number: int, cod
     assert summary == json.loads((tree / "summary.json").read_text())
     assert 1 <= len(lines) < 200
     assert not list(tree.rglob("*.tmp"))
+    assert len(list(tree.glob("*.png.json"))) == len(lines), "what was written is counted, and nothing else"
     named = {name for record in tree.glob("*.png.json") for name in records.load(record.read_bytes()).files()}
     assert {picture.name for picture in tree.glob("*.d*.png")} == named
 
@@ -444,6 +445,10 @@ def test_convert_and_doctor(machine: Inside) -> None:
     assert "input gradient" in told.out
     assert "text.pt is not a torch checkpoint" in told.out
     assert machine("convert", "tiny.safetensors", "again.pt").code == 2
+    told = machine("doctor", "again.safetensors", "text.pt", "--json")
+    first, second = json.loads(told.out)["models"]
+    assert (told.code, told.err) == (5, "")
+    assert "input gradient" in first and "text.pt is not a torch checkpoint" in second["cannot be explained"]
 
 
 def test_the_module_is_the_command(detxai: Command) -> None:

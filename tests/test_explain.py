@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from conftest import FAST, ROOT, SAMPLES, SHARED, Command, explain, needs, seeded_network
 from PIL import Image
 
+import detxai
 from detxai import Explainer, RunConfig
-from detxai.errors import UsageError
+from detxai.errors import DetxaiError, UsageError
 from detxai.models import checkpoints
 from detxai.output import records
 
@@ -222,6 +224,70 @@ def test_the_python_api_gives_maps_and_the_records_of_the_command(tiny: Path, pi
 def test_the_python_api_refuses_as_the_command_does(tiny: Path) -> None:
     with pytest.raises(UsageError, match="nowhere"):
         next(iter(Explainer(config(model={"path": str(tiny)})).explain_sources("nowhere")))
+
+
+@pytest.fixture(scope="module")
+def quick(tiny: Path) -> Explainer:
+    return Explainer(tiny, max_det=1, tolerance=0.2, max_evaluations=24)
+
+
+def test_python_takes_what_people_have(quick: Explainer, pictures: Path) -> None:
+    file = pictures / "a.png"
+    with Image.open(file) as opened:
+        images = [file, str(file), opened.copy(), np.asarray(opened.convert("RGB")), [file], (f for f in [file])]
+        results = quick(*images)
+    assert len(results) == len(images)
+    first = results[0].record.detections
+    assert first and all(result.record.detections == first for result in results)
+    assert {"image-0", "image-1"} < {result.ref.path for result in results}
+    with Image.open(pictures / "gray one.png") as gray:
+        (found,) = quick(gray)
+    assert found.record.image.width == 110
+
+
+def test_python_is_never_silent(quick: Explainer, tiny: Path, tmp_path: Path) -> None:
+    flat, deep = np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3), np.float32)
+    for wrong, words in ((flat, r"\(9, 9\) uint8"), (deep, "float32"), (3, "int is no image"), (tmp_path, "No image")):
+        with pytest.raises(DetxaiError, match=words):
+            quick(wrong)
+    for options, words in (({"cnf": 0.3}, "did you mean 'conf'"), ({"conf": 2}, "--conf"), ({"method": "igg"}, "'ig'")):
+        with pytest.raises(UsageError, match=words):
+            Explainer(tiny, **options)
+    with pytest.raises(UsageError, match="RunConfig"):
+        Explainer(RunConfig(), conf=0.3)
+    assert quick() == []
+
+
+def test_results_show_themselves(quick: Explainer, pictures: Path) -> None:
+    (result,) = quick(pictures / "a.png")
+    (item,) = result.explanations
+    for shown in (result, item):
+        png, overlay = shown._repr_png_(), shown.overlay()
+        assert png is not None and png.startswith(b"\x89PNG") and overlay is not None
+        assert overlay.width >= 120 and overlay.height > 90
+        assert shown.map is not None and shown.map.shape == (90, 120)
+    assert quick(np.full((40, 50, 3), 255, np.uint8))[0].overlay() is not None, "nothing found: the plain image"
+
+
+def test_the_example_of_the_package_runs(
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans").symlink_to(pictures)
+    text = textwrap.dedent((detxai.__doc__ or "").partition("\n\n")[2])
+    text = text.replace("best.pt", str(tiny)).replace("conf=0.3", "max_det=1, max_evaluations=24, tolerance=0.2")
+    exec(compile(text, "detxai/__init__.py", "exec"), {})
+    assert "deeper/c.webp thing" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["scans"]
+
+
+def test_the_demo_detector_is_for_trying(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for image, foreign in ((SAMPLES / "bag-12.jpg", False), (tmp_path / "own.png", True)):
+        if foreign:
+            Image.new("RGB", (32, 32)).save(image)
+        assert explain(image, "-o", tmp_path / "out", "--evidence", "none", "--max-evaluations", 2) in (0, 3)
+        said = json.loads((tmp_path / "out" / "summary.json").read_bytes())["warnings"]
+        assert any("-m" in line for line in said) == foreign
 
 
 # -- whole folders -----------------------------------------------------------------------------

@@ -50,10 +50,14 @@ def _flat(images: Any) -> Iterator[Any]:
 
 
 def _of_paths(places: list[str]) -> Iterator[ImageRef]:
-    found = find(places)
-    yield from found.refs
-    if not found.total:
-        raise NoInputError(f"No image was found in {', '.join(places)} ({found.ignored} other files).")
+    """Images of `places` as `find` has them, but one that is named twice is there twice."""
+    while places:
+        count = next((n for n, place in enumerate(places) if place in places[:n]), len(places))
+        found = find(places[:count])
+        yield from found.refs
+        if not found.total:
+            raise NoInputError(f"No image was found in {', '.join(places[:count])} ({found.ignored} other files).")
+        places = places[count:]
 
 
 def _encoded(item: Any) -> bytes:

@@ -7,12 +7,12 @@ import platform
 import shlex
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from detxai.config.settings import RunConfig
 from detxai.errors import DetxaiError, ExitCode, NoInputError, worst
@@ -20,7 +20,7 @@ from detxai.evidence.typicality import GridSums
 from detxai.inputs.sources import Found
 from detxai.output import listing, ranking, records
 from detxai.run.console import Console, Signals, Stopped, keep_freed_memory
-from detxai.run.streams import ReaderGone, guarded_stdout, write_line
+from detxai.run.streams import Lines, ReaderGone, guarded_stdout
 from detxai.values import ImageRef
 from detxai.vocabulary import VERDICTS
 
@@ -168,21 +168,22 @@ class Job:
         self.passed_over = 0
         self.ignored: list[str] = []
         self._told: Any = None
-        #: Whether a line on stdout was not written whole: then none is written after it.
-        self._deaf = False
+        self._write: Callable[[bytes], None] = lambda _: None
 
     def run(self, found: Found, started: float) -> ExitCode:
         """Explain everything in `found` (`started`: monotonic seconds) and return the exit code that wins."""
         with contextlib.ExitStack() as stack:
-            stream = stack.enter_context(guarded_stdout() if self.config.run.json_lines else _no_stdout())
+            stream = stack.enter_context(guarded_stdout()) if self.config.run.json_lines else None
             self.signals = stack.enter_context(Signals())
+            if stream is not None:
+                self._write = Lines(stream, self.signals.held).write
             try:
-                return self._run(found, started, stream)
+                return self._run(found, started)
             except Stopped as stop:  # before the first image
                 self.console.say(str(stop), level=-1, kind="error")
                 return ExitCode(stop.code)
 
-    def _run(self, found: Found, started: float, stream: BinaryIO | None) -> ExitCode:
+    def _run(self, found: Found, started: float) -> ExitCode:
         refs = iter(found.refs)
         first = next(refs, None)
         if first is None and not found.total:
@@ -200,16 +201,16 @@ class Job:
                 images = chain([first] if first else [], refs)
                 pulse = lambda: f"{explainer.points} evaluations"  # noqa: E731
                 with self.console.progress(found.count, pulse):
-                    self._loop(explainer, images, tree, started, stream)
+                    self._loop(explainer, images, tree, started)
             with self._ending():  # of images that were written when a signal came, and of which nobody was told
                 for result in explainer.untold() if not self._failed_enough else ():
-                    self._tell(result, stream)
+                    self._tell(result)
             with self._ending():
                 self._write_page()
             summary = self._summary(explainer, found, time.monotonic() - started)
             self.passed_over, self.ignored = found.own, found.named
             with self._ending():
-                self._write(stream, records.dump(summary))
+                self._write(records.dump(summary))
             summary = summary.model_copy(update={"exit_code": int(worst(self.tally.codes)), "stopped": self.stopped})
             tree.finish(summary)
         self._report(summary)
@@ -256,10 +257,10 @@ class Job:
             self._end(error.exit_code, error.message)
             self.console.error(error)
 
-    def _loop(self, explainer: Any, images: Iterator[ImageRef], tree: Any, started: float, stream: Any) -> None:
+    def _loop(self, explainer: Any, images: Iterator[ImageRef], tree: Any, started: float) -> None:
         with contextlib.closing(explainer.explain(images, tree, lambda: self._over(started))) as results:
             for result in results:
-                self._tell(result, stream)
+                self._tell(result)
                 if self._failed_enough:
                     self._end(ExitCode.SOME_FAILED, f"{self.tally.failed} images failed (--max-failures)")
                     return
@@ -276,7 +277,7 @@ class Job:
         limit = self.config.run.max_failures
         return limit is not None and self.tally.failed >= limit
 
-    def _tell(self, result: Any, stream: BinaryIO | None) -> None:
+    def _tell(self, result: Any) -> None:
         """Count an image once, and say what came of it."""
         if result is self._told:  # a signal came between the counting and the next image
             return
@@ -295,7 +296,7 @@ class Job:
         else:
             what = "done already" if result.skipped else _detections(record)
             self.console.say(f"{path}: {what}", level=1, path=path)
-        self._write(stream, records.dump(record))
+        self._write(records.dump(record))
 
     def _warn_of_the_demo(self, record: records.Record) -> None:
         """Say once, and in the summary, that the bundled detector looks at images that it was not made for."""
@@ -305,12 +306,6 @@ class Job:
     def _warn(self, text: str) -> None:
         self.warnings.append(text)
         self.console.say(text, kind="warning")
-
-    def _write(self, stream: BinaryIO | None, line: bytes) -> None:
-        if stream is not None and not self._deaf:
-            self._deaf = True
-            write_line(stream, line)
-            self._deaf = False
 
     def _over(self, started: float) -> bool:
         """Whether the time of the run is up while there is still an image to begin."""
@@ -453,8 +448,3 @@ def versions() -> dict[str, str]:
         "numpy": version("numpy"),
         "pillow": version("pillow"),
     }
-
-
-@contextlib.contextmanager
-def _no_stdout() -> Iterator[None]:
-    yield None

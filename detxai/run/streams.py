@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
 from detxai.errors import OutputError
@@ -87,7 +89,31 @@ def guarded_stdout() -> Iterator[BinaryIO]:
         os.close(real)
 
 
-def write_line(stream: BinaryIO, line: bytes) -> None:
-    """Write a whole line now. Raises ReaderGone where the reader has closed the pipe, OutputError for a full disk."""
-    while line:
-        line = line[stream.write(line) :]
+class Lines:
+    """Whole lines on a stream, now; after one that failed or was cut short, none.
+
+    `held` keeps signals back: they come between lines, or while nobody reads.
+    """
+
+    def __init__(self, stream: BinaryIO, held: Callable[[], AbstractContextManager[None]]) -> None:
+        self.stream, self.held, self.broken = stream, held, False
+
+    def write(self, line: bytes) -> None:
+        """Raises ReaderGone where the reader has closed the pipe, OutputError for a full disk."""
+        rest = b"" if self.broken else line
+        try:
+            while rest:
+                with self.held():
+                    while rest and self._takes(0):
+                        rest = rest[self.stream.write(rest[: select.PIPE_BUF]) :]
+                if rest:
+                    self._takes(None)
+        except (ReaderGone, OutputError):
+            self.broken = True
+            raise
+        finally:
+            self.broken |= 0 < len(rest) < len(line)
+
+    def _takes(self, seconds: float | None) -> bool:
+        """Whether the stream takes PIPE_BUF bytes at once, within `seconds`."""
+        return bool(select.select([], [self.stream], [], seconds)[1])
