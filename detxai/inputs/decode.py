@@ -13,6 +13,7 @@ import re
 import stat
 import struct
 import sys
+import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -127,7 +128,12 @@ def _opened(ref: ImageRef, max_pixels: int) -> Iterator[BufferedReader]:
     if ref.problem:
         raise ImageError("bad_path", ref.problem)
     if ref.data is not None:
-        return ref.data
+        with tempfile.TemporaryFile() as kept, open(kept.fileno(), "rb", closefd=False) as stream:
+            kept.write(ref.data)
+            kept.flush()
+            stream.seek(0)
+            yield stream
+        return
     try:
         # Without O_NONBLOCK a FIFO that was put in the file's place would keep us waiting for ever.
         stream = open(ref.file, "rb", opener=_at_once)  # noqa: SIM115  (the errors of opening are told apart)
