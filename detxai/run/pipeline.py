@@ -120,7 +120,7 @@ class Explainer:
         Once `over()` holds no further image is begun; those on the device are finished.
         Raises DeviceError when the device is lost, OutputError when the tree cannot be written.
         """
-        results = self._explained(given.refs(images), tree, over)
+        results = self._explained(given.refs(images, self.plan.config.images.frames), tree, over)
         with contextlib.closing(results):
             while True:
                 with torch.inference_mode(False):  # whatever mode the caller is in, and not beyond this step
