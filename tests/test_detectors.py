@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from test_families import FAMILIES, Case, made, network, own_output, photo
 from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
 from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import Concat, Conv, DWConv
@@ -204,6 +205,47 @@ def test_layers_below_the_head_run_on_windows_too(feed: int) -> None:
         gradients.append((values.detach(), gradient))
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+class _Deformable(nn.Module):
+    """A deformable convolution, which reads where its input says: a NaN there would end the process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offsets, self.conv = nn.Conv2d(6, 18, 3, padding=1), DeformConv2d(6, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x, self.offsets(x))
+
+
+class _Placed(nn.Module):
+    """A CoordConv: each cell knows where it lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(7, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        place = torch.linspace(-1, 1, x.shape[-1]).expand(len(x), 1, *x.shape[2:])
+        return self.conv(torch.cat([x, place], 1))
+
+
+@pytest.mark.parametrize("kind", [_Deformable, _Placed])
+def test_layers_that_follow_the_data_or_the_place_run_whole(kind: Any) -> None:
+    trunk, head = _neck(), Conv(8, 5, 3)
+    trunk.layers[2] = _layer(kind(), 2, -1)
+    for part in (*trunk.layers, head):
+        freeze(part)
+    x, cells = torch.randn(2, 3, 96, 96), [(0, 0), (9, 11), (23, 23)]
+    part = trunk.around(8, head, 96, x)
+    assert part is not None
+    assert 2 not in {step.number for step in part.steps}
+    assert len(part.steps) > 1
+    found = part(trunk(x, part.wanted), [0, 1, 1], cells)
+    whole = head(trunk(x, {8})[8])
+    expected = torch.stack([whole[row, :, r, c] for row, (r, c) in zip([0, 1, 1], cells, strict=True)])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert reach(kind(), [(6, Fraction(1))], torch.zeros(())) is None
 
 
 def test_a_head_that_reads_everything_takes_the_full_path() -> None:

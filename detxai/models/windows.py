@@ -25,6 +25,8 @@ from torch import Tensor, nn
 PROBE, OFFSETS = 32, 4
 #: Above this share of its map a window saves too little to be worth its cutting.
 MOST_SHARE = 0.4
+#: Packages whose layers compute each cell from its surroundings alone, wherever it lies, unless a probe tells more.
+KNOWN = ("torch.nn.", "ultralytics.nn.", "detxai.")
 #: The head, as a consumer of layers.
 HEAD = math.inf
 
@@ -61,9 +63,14 @@ def reach(
 ) -> Reach | None:
     """How far `layer` reaches, over all its `inputs` (channels, cells an output cell), `many` of them in a list.
 
-    None where that is without bound (attention, pooling of the whole map), or differs in scale from input to input.
+    None where that is without bound (attention, pooling of the whole map), differs in scale from input to input, or
+    is nobody's to know: layers of other packages may follow the data or the place (deformable convolutions, position
+    codes), and compiled code that reads addresses from its input must not meet a NaN. Such layers run whole.
     Tensors are made `like` one of the network's.
     """
+    parts = layer.modules() if isinstance(layer, nn.Module) else ()
+    if not all(type(part).__module__.startswith(KNOWN) for part in parts):
+        return None
     scales = {scale for _, scale in inputs}
     scale = min(scales)
     side = PROBE * scale
