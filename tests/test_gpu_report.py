@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SAMPLES
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_the_report_on_a_cpu(tmp_path: Path) -> None:
