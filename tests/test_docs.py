@@ -147,7 +147,7 @@ def test_the_python_example_runs(
     (tmp_path / "scans").symlink_to(pictures)
     (example,) = blocks("python")
     example = example.replace("best.pt", str(tiny))
-    example = example.replace("RunConfig(model", "RunConfig(detection={'max_det': 1}, model")
+    example = example.replace("max_det=10", "max_det=1")
     exec(compile(example, "README.md", "exec"), {})
     assert "deeper/c.webp thing" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["scans"]
