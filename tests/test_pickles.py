@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import random
+import sys
 import time
 import warnings
 from collections import Counter, OrderedDict
@@ -156,3 +158,27 @@ def test_convert_writes_the_same_model_or_nothing(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be converted"):
         checkpoints.save(loaded, tmp_path / "a.safetensors")
     assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_layers_of_ones_own_need_trust_and_the_folder_of_their_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import torch\nclass Doubled(torch.nn.Module):\n    def forward(self, x):\n        return 2 * x\n"
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "layers_of_a_user.py").write_text(code)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "code"), *sys.path])
+    own = importlib.import_module("layers_of_a_user").Doubled()
+    module = tasks_model()
+    module.model[0].act = own
+    torch.save({"model": module}, tmp_path / "own.pt")
+    monkeypatch.setattr(sys, "path", sys.path[1:])
+    monkeypatch.delitem(sys.modules, "layers_of_a_user")
+    with pytest.raises(ModelError, match=r"model\.0\.act is a layers_of_a_user\.Doubled"):
+        checkpoints.load(str(tmp_path / "own.pt"))
+    with pytest.raises(ModelError, match="layers_of_a_user") as caught:
+        checkpoints.load(str(tmp_path / "own.pt"), trust_pickle=True)
+    assert "--module-path" in caught.value.hint
+    loaded = checkpoints.load(str(tmp_path / "own.pt"), trust_pickle=True, module_path=tmp_path / "code")
+    assert loaded.trusted
+    assert type(loaded.module.model[0].act).__name__ == "Doubled"
+    monkeypatch.delitem(sys.modules, "layers_of_a_user")

@@ -203,13 +203,17 @@ def convert(
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Unpickle this checkpoint fully, in this run only.")
     ] = False,
+    module_path: Annotated[
+        Path | None,
+        typer.Option("--module-path", help="With --trust-pickle: folder of the code of its own layers.", metavar="DIR"),
+    ] = None,
 ) -> None:
     """Write a checkpoint as safetensors with its architecture: no pickle, nothing to run."""
     from detxai.models import checkpoints
 
     if target.suffix != ".safetensors":
         raise typer.BadParameter(f"OUT must end in .safetensors (it is {target}).")
-    checkpoint = checkpoints.load(str(model), trust_pickle=trust_pickle)
+    checkpoint = checkpoints.load(str(model), trust_pickle=trust_pickle, module_path=module_path)
     checkpoints.save(checkpoint, target, half=half)
     print(f"{printable(str(target))}  sha256 {checkpoints.load(str(target)).sha256}")
 

@@ -40,6 +40,8 @@ def fingerprint_keys(cfg: RunConfig) -> dict[str, Any]:
         "images.window": cfg.images.window,
         "run.precision": cfg.run.precision,
     }
+    if cfg.model.module_path:
+        keys["model.module_path"] = _content(cfg.model.module_path)
     for section in ("detection", "attribution"):
         keys.update({f"{section}.{name}": value for name, value in sections[section].items()})
     del keys["detection.letterbox"]  # what `auto` became counts

@@ -84,6 +84,7 @@ ROWS: tuple[Option, ...] = (
     Option("model.names", None, "file with one class name a line (Darknet, ONNX)", "FILE"),
     Option("model.sha256", None, "refuse a model file with another SHA-256", "HEX"),
     Option("model.trust_pickle", False, "unpickle this checkpoint fully, in this run only"),
+    Option("model.module_path", None, "with --trust-pickle: folder of the Python code of its own layers", "DIR"),
     Option(
         "model.head",
         "auto",

@@ -81,6 +81,7 @@ class ModelConfig(_Section):
     names: FilePath | None = _field("names")
     sha256: str | None = _field("sha256", pattern="^[0-9a-f]{64}$")
     trust_pickle: bool = _field("trust_pickle")
+    module_path: DirectoryPath | None = _field("module_path")
     head: Literal["auto", "one2many", "one2one"] = _field("head")
 
 

@@ -245,6 +245,11 @@ def _trusted(name: str, digest: str, data: bytes, module_path: Path | None) -> C
     module: Any = (content.get("ema") or content.get("model")) if isinstance(content, dict) else content
     if not isinstance(module, nn.Module):
         raise ModelError(f"{name} holds no model (found {type(module).__name__}).")
+    if any(hasattr(part, "anchor_grid") for part in module.modules()):
+        raise ModelError(
+            f"{name} ends in an anchor-based head of its own code, which detxai does not read from a live object.",
+            "Export it to ONNX where it was made, and explain it with --method drise.",
+        )
     try:
         module = module.float().eval()
         yaml = module.yaml if isinstance(getattr(module, "yaml", None), dict) else {}

@@ -156,7 +156,11 @@ class Plan:
     def _detector(self, checkpoint: Checkpoint | None) -> Detector:
         model = self.config.model
         loaded = checkpoint or checkpoints.load(
-            model.path, sha256=model.sha256, trust_pickle=model.trust_pickle, names=model.names
+            model.path,
+            sha256=model.sha256,
+            trust_pickle=model.trust_pickle,
+            module_path=model.module_path,
+            names=model.names,
         )
         return detectors.build(loaded, None if model.head == "auto" else model.head)
 
