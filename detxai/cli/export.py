@@ -1,0 +1,41 @@
+"""`detxai export`, thin: an output tree to the files of other tools; it needs no model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from detxai.cli.options import OUTPUT, option
+from detxai.errors import UsageError
+
+NAMES = ("coco", "yolo", "labelstudio", "csv", "parquet")
+
+
+def export(
+    tree: Annotated[Path, typer.Argument(metavar="OUT", help="Output tree of detxai explain.")],
+    to: Annotated[str, option("--to", panel=OUTPUT, help=", ".join(NAMES), metavar="FORMAT")],
+    output: Annotated[Path, option("-o", "--output", panel=OUTPUT, help="folder to write to", metavar="DEST")],
+) -> int:
+    """The reported boxes of a finished run as files that other tools read."""
+    if to not in NAMES:
+        raise UsageError(f"--to {to!r} is not a format.", f"Give one of {', '.join(NAMES)}.")
+    from detxai.exports import FORMATS
+    from detxai.output.store import write_file
+    from detxai.output.tree import Tree
+
+    source, failed, written = Tree(tree), 0, 0
+    found = []
+    for record in source.read():
+        failed += record.status == "failed"
+        found += [record] if record.status == "ok" else []
+    for name, content in FORMATS[to](found):
+        write_file(output / name, content)
+        written += 1
+    warnings = source.warnings() + [f"{failed} failed images are not in the export"] * bool(failed)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{len(found)} images, {written} files: {output}", file=sys.stderr)
+    return 0
