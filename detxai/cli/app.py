@@ -16,6 +16,7 @@ from detxai.cli.calibrate import calibrate
 from detxai.cli.config import config
 from detxai.cli.evaluate import evaluate
 from detxai.cli.export import export
+from detxai.cli.merge import merge
 from detxai.cli.options import Null, Sources, configured, images_of
 from detxai.cli.review import diff, list_, report
 from detxai.cli.versions import show as show_versions
@@ -170,6 +171,7 @@ app.command("list")(list_)
 app.command()(report)
 app.command()(diff)
 app.command()(export)
+app.command()(merge)
 app.add_typer(config, name="config")
 
 
