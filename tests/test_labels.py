@@ -161,9 +161,9 @@ def test_a_written_box_is_read_back(corners: list[float], class_id: int) -> None
 # -- COCO results -------------------------------------------------------------------------------
 
 
-def results(at: Path, entries: Any) -> labels.Results:
+def results(at: Path, entries: Any, base: int | None = 0) -> labels.Results:
     (at / "r.json").write_text(entries if isinstance(entries, str) else json.dumps(entries))
-    return labels.Results(at / "r.json", NAMES)
+    return labels.Results(at / "r.json", NAMES, base)
 
 
 def test_results_are_found_by_name_stem_number_and_path(tmp_path: Path) -> None:
@@ -199,6 +199,19 @@ def test_results_are_found_by_name_stem_number_and_path(tmp_path: Path) -> None:
 def test_results_that_cannot_be_used_are_refused(tmp_path: Path, entries: Any, what: str) -> None:
     with pytest.raises(UsageError, match=what):
         results(tmp_path, entries)
+
+
+def test_classes_counted_from_one_are_never_one_off_in_silence(tmp_path: Path) -> None:
+    """What ultralytics' `val` writes for COCO: no entry is of class 0, and one off looks as good as right."""
+    entries = [{"image_id": "a", "category_id": n, "bbox": [1, 2, 3, 4]} for n in (1, 2)]
+    with pytest.raises(UsageError, match="--predictions-base 1"):
+        results(tmp_path, entries, None)
+    for base, ids in ((0, [1, 2]), (1, [0, 1])):
+        assert [label.class_id for label in results(tmp_path, entries, base).read(ref("a.jpg")).labels] == ids
+    with pytest.raises(UsageError, match="counted from 1"):
+        results(tmp_path, [{"image_id": "a", "category_id": 0, "bbox": [1, 2, 3, 4]}], 1)
+    both = [*entries, {"image_id": "a", "category_id": 0, "bbox": [1, 2, 3, 4]}]
+    assert [label.class_id for label in results(tmp_path, both, None).read(ref("a.jpg")).labels] == [1, 2, 0]
 
 
 # -- matching -----------------------------------------------------------------------------------

@@ -242,7 +242,7 @@ def test_the_models_own_boxes_given_back_are_explained_alike(
 def test_given_boxes_keep_their_score_and_other_images_have_none(run: Any, tmp_path: Path) -> None:
     entry = {"file_name": "b.jpg", "category_id": 1, "bbox": [10, 40, 50, 60]}
     (tmp_path / "r.json").write_text(json.dumps([entry | {"score": 0.125}, entry]))
-    found = run("--predictions", tmp_path / "r.json")
+    found = run("--predictions", tmp_path / "r.json", "--predictions-base", 0)
     assert found["a.png"]["detections"] == []
     scores = sorted((d["score"], d["nearest"]["score"]) for d in found["b.jpg"]["detections"])
     assert scores[0][0] == 0.125 and scores[1][0] == scores[1][1] == scores[0][1]

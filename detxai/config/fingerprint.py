@@ -44,7 +44,7 @@ def fingerprint_keys(cfg: RunConfig) -> dict[str, Any]:
         keys["model.module_path"] = _content(cfg.model.module_path)
     for section in ("detection", "attribution"):
         keys.update({f"{section}.{name}": value for name, value in sections[section].items()})
-    del keys["detection.letterbox"]  # what `auto` became counts
+    del keys["detection.letterbox"], keys["detection.predictions_base"]  # what became of them counts
     for key in ("detection.labels", "detection.predictions"):
         keys[key] = sections["detection"][key.partition(".")[2]] is not None
     keys["attribution.calibration"] = [_content(file) for file in cfg.attribution.calibration]

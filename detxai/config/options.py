@@ -124,6 +124,13 @@ ROWS: tuple[Option, ...] = (
         "PATH",
     ),
     Option(
+        "detection.predictions_base",
+        None,
+        "number of the model's first class in a COCO results file, 0 or 1 (`yolo val` may count from 1); null: 0, and"
+        " refused where no entry has it",
+        "N",
+    ),
+    Option(
         "detection.labels",
         None,
         "folder of YOLO txt labels: marks right and wrong boxes, explains what was missed",

@@ -163,11 +163,12 @@ class Results:
 
     `bbox` is in source pixels, `category_id` the model's own class id. An entry belongs to the image whose path, file
     name, path or name without suffix, or number (`000139.jpg` is 139) is its `file_name`, else its `image_id`.
-    Raises UsageError naming the entry that cannot be used.
+    `base`: the number of the model's first class in the file; ultralytics' `val` may count from 1. None where nobody
+    said: then the file must hold a class 0. Raises UsageError where it does not, or naming an entry that is wrong.
     """
 
-    def __init__(self, file: Path, names: Mapping[int, str]) -> None:
-        self.names = names
+    def __init__(self, file: Path, names: Mapping[int, str], base: int | None = None) -> None:
+        self.names, self.base = names, base or 0
         self.by_key: dict[str, list[Label]] = {}
         try:
             entries = json.loads(file.read_bytes())
@@ -176,6 +177,12 @@ class Results:
             raise UsageError(f"--predictions {file}: cannot be read as JSON: {reason}.") from error
         if not isinstance(entries, list):
             raise UsageError(f"--predictions {file}: COCO results are a list, this is a {type(entries).__name__}.")
+        numbers: list[Any] = [entry.get("category_id") for entry in entries if isinstance(entry, dict)]
+        if base is None and len(names) > 1 and numbers and all(_is_number(n) and n >= 1 for n in numbers):
+            raise UsageError(
+                f"--predictions {file}: no entry has category_id 0; it may count classes from 1, as `yolo val` can.",
+                f"Say where it begins: --predictions-base 1, or 0 where 1 is {names.get(1, 'the second class')!r}.",
+            )
         for number, entry in enumerate(entries, 1):
             try:
                 key, label = self._entry(entry)
@@ -200,9 +207,10 @@ class Results:
             raise ValueError("'file_name' or 'image_id' must be a name or a number")
         class_id: Any = entry.get("category_id")
         bbox, score = entry.get("bbox"), entry.get("score")
-        if not _is_number(class_id) or class_id not in self.names:
-            known = f"{min(self.names)} to {max(self.names)}; ultralytics' own predictions.json counts from 1"
+        if not _is_number(class_id) or class_id - self.base not in self.names:
+            known = f"{min(self.names)} to {max(self.names)}, counted from {self.base}; see --predictions-base"
             raise ValueError(f"'category_id' is {class_id!r}, the model's ids are {known}")
+        class_id = int(class_id) - self.base
         if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)) or min(bbox[2:]) <= 0:
             raise ValueError("'bbox' must be [x, y, width, height] in pixels")
         if score is not None and not (_is_number(score) and 0 <= score <= 1):

@@ -242,7 +242,9 @@ class Plan:
             raise UsageError(f"--candidates {d.candidates:g} must be below --conf {d.conf:g}.")
         folder = labels.Folder(d.labels, names) if d.labels is not None else None
         if d.predictions is None or not d.predictions.is_dir():
-            return folder, labels.Results(d.predictions, names) if d.predictions is not None else None
+            return folder, labels.Results(
+                d.predictions, names, d.predictions_base
+            ) if d.predictions is not None else None
         return folder, labels.Folder(d.predictions, names, scored=True)
 
     def _check_methods(self) -> int:
