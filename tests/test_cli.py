@@ -89,6 +89,7 @@ REFUSED: dict[str, tuple[str, int, list[str]]] = {
     "other sha256": (f"explain pics -m tiny.safetensors --set model.sha256='{'0' * 64}'", 5, ["pinned", "Nothing was"]),
     "file in the way": ("explain pics -m tiny.safetensors -o file", 6, ["file is in the way", "-o"]),
     "folder below a file": ("explain pics -m tiny.safetensors -o file/x", 6, ["file is in the way"]),
+    "an output where nobody may write": ("explain pics -m tiny.safetensors -o /sys/detxai", 6, ["/sys/detxai"]),
     "no such schema": ("schema recrod", 2, ["recrod", "record, summary or config"]),
     "unknown option": ("explain pics --bath 3", 2, ["--bath", "--batch"]),
     "no source": ("explain", 2, ["SOURCE"]),
@@ -309,6 +310,17 @@ def test_terminals_get_no_control_characters(inside: Inside) -> None:
     assert outcome.code == 3
     assert "\x1b" not in outcome.err
     assert "\\x1b[31mred [/x].png" in outcome.err
+
+
+def test_no_temporary_folder_is_left(detxai: Command) -> None:
+    """None is there once all is imported, so that no kill can leave it; what a kill left before is cleared."""
+    place = Path(detxai.env["TMPDIR"])
+    (place / "detxai-old").mkdir()
+    (place / "detxai-new").mkdir()
+    os.utime(place / "detxai-old", (0, 0))
+    code = "import detxai.models._ultralytics, os; print(sorted(os.listdir(os.environ['TMPDIR'])))"
+    done = subprocess.run([sys.executable, "-c", code], env=detxai.env, capture_output=True, text=True)
+    assert done.stdout == "['detxai-new']\n", done.stderr
 
 
 def test_version_names_what_decides_a_result(detxai: Command) -> None:

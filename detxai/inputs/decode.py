@@ -44,7 +44,7 @@ _FOREIGN = re.compile(
     re.DOTALL,
 )
 _FOREIGN_KINDS = {
-    "heic": "HEIC needs pillow-heif: pip install 'detxai[heic]'",
+    "heic": "HEIC needs pillow-heif: pip install pillow-heif",
     "jxl": "JPEG XL is not read; convert it: djxl IN.jxl OUT.png",
     "pdf": "PDF is not read; convert it: pdftoppm -png IN.pdf OUT",
     "psd": "PSD is not read; convert it to PNG",

@@ -103,7 +103,7 @@ def _dataset(stream: BufferedReader | BytesIO, *, pixels: bool) -> Any:
     try:
         import pydicom
     except ImportError as error:
-        raise ImageError("unsupported", "DICOM needs pydicom: pip install 'detxai[dicom]'") from error
+        raise ImageError("unsupported", "DICOM needs pydicom: pip install pydicom") from error
     if _QUIET not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"pydicom\.")
         pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -138,7 +138,10 @@ def _require_honest_frame(dataset: Any, index: int) -> None:
     if syntax in _UNCOMPRESSED:
         return
     if syntax not in uid.UID_dictionary or not get_decoder(syntax).is_available:
-        raise ImageError("unsupported", f"no decoder for DICOM of syntax {syntax}: pip install 'detxai[dicom]'")
+        raise ImageError(
+            "unsupported",
+            f"no decoder for DICOM of syntax {syntax}: pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg",
+        )
     frames = int(dataset.get("NumberOfFrames") or 1)
     size = _announced(encaps.get_frame(dataset.PixelData, index, number_of_frames=frames))
     if size is not None and size != (dataset.Columns, dataset.Rows):

@@ -12,7 +12,7 @@ from torch import Tensor
 from detxai.errors import ModelError
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
-_INSTALL = "pip install 'detxai[onnx]'"
+_INSTALL = "pip install onnx onnxruntime"
 
 
 class Onnx:

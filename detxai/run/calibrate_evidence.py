@@ -42,7 +42,7 @@ def evidence(
     rows: list[Judged] = []
     images = failed = unlabelled = 0
     try:
-        with Signals(), console.progress(None):
+        with Signals(), console.progress(found.count if limit is None else None):
             for result in explainer.explain(islice(chain([first], refs), limit)):
                 record = result.record
                 if record.error is not None:

@@ -124,7 +124,7 @@ def parchgrad(
     store.require_writable(file)
     failed = unlabelled = 0
     try:
-        with Signals(), console.progress(None):
+        with Signals(), console.progress(found.count if limit is None else None):
             for ref in islice(chain([first], refs), limit):
                 try:
                     unlabelled += not work.add(ref)
