@@ -197,7 +197,8 @@ class Engine:
         start = time.perf_counter()
         full = [kind for kind, entries in self._waiting.items() if len(entries) >= self._rows(entries[0])]
         if not full and self._waiting and not self._flying:
-            full = [max(self._waiting, key=lambda k: len(self._waiting[k]) / self._rows(self._waiting[k][0]))]
+            fill = {kind: len(entries) / self._rows(entries[0]) for kind, entries in self._waiting.items()}
+            full = sorted(fill, key=lambda kind: -fill[kind])[: AHEAD.get(self.device.type, 1)]
         packs = [self._pack(kind) for kind in full]
         done: list[_Job] = []
         for pack in packs:

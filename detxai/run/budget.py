@@ -25,7 +25,7 @@ PICTURES = 16
 #: Path ends of an image in flight, as large as its gradients.
 ENDS = 3
 #: A backward pass makes gradients beside what the forward pass has kept for it.
-BACKWARD = 1.1
+BACKWARD = 1.25
 
 
 @dataclass(frozen=True)
