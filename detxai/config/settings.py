@@ -96,7 +96,7 @@ class DetectionConfig(_Section):
     classes: Selectors | None = _field("classes")
     candidates: float | None = _field("candidates", ge=0, le=1)
     predictions: Annotated[Path, AfterValidator(_plain_file)] | None = _field("predictions")
-    predictions_base: Literal[0, 1] | None = _field("predictions_base")
+    predictions_base: int | None = _field("predictions_base", ge=0, le=1)
     labels: DirectoryPath | None = _field("labels")
 
 
