@@ -52,3 +52,10 @@ def test_unequal_records_are_named_and_nothing_is_written(
     assert "bad.png" in capsys.readouterr().err and not (tmp_path / "new").exists()
     assert run(["merge", str(shards / "whole"), "-o", str(shards / "whole")]) == 2
     assert run(["merge", str(tmp_path / "none"), "-o", str(tmp_path / "new")]) == 4
+
+
+def test_an_empty_shard_adds_nothing(shards: Path, tmp_path: Path) -> None:
+    (empty := tmp_path / "empty").mkdir()
+    (empty / "summary.json").write_text("{}")
+    assert run(["merge", str(shards / "whole"), str(empty), "-o", str(tmp_path / "new")]) == 3
+    assert files(tmp_path / "new") == files(shards / "whole")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def merge(trees: Sequence[Path], output: Path) -> tuple[ExitCode, records.Summar
     tally, models = Tally(), []
     with Store(output) as store:
         for tree in trees:
-            for record in Tree(tree).read():
+            for record in _read(tree):
                 path = record.image.path
                 if sources[path] != tree:
                     continue
@@ -45,6 +45,13 @@ def merge(trees: Sequence[Path], output: Path) -> tuple[ExitCode, records.Summar
     return worst(tally.codes), summary
 
 
+def _read(tree: Path) -> Iterator[records.Record]:
+    """The records of a tree; none where a run came to its end without an image, as that of an empty shard does."""
+    finished = (tree / "summary.json").is_file()
+    with suppress(NoInputError) if finished else nullcontext():
+        yield from Tree(tree).read()
+
+
 def _existing(output: Path) -> Iterator[records.Record]:
     with suppress(NoInputError):  # a tree that begins now
         yield from Tree(output).read()
@@ -56,7 +63,7 @@ def _agreed(trees: Sequence[Path], output: Path) -> dict[str, Path]:
     digests = {r.image.path: _digest(r) for r in _existing(output)}
     unequal: dict[str, None] = {}
     for tree in trees:
-        for record in Tree(tree).read():
+        for record in _read(tree):
             path, digest = record.image.path, _digest(record)
             if digests.setdefault(path, digest) != digest:
                 unequal[path] = None
