@@ -280,6 +280,7 @@ class Job:
     def _tell(self, result: Any) -> None:
         """Count an image once, and say what came of it."""
         if result is self._told:  # a signal came between the counting and the next image
+            self._write(records.dump(result.record))
             return
         with self.signals.held():
             self.tally.add(result.record, result.skipped)

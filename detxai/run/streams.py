@@ -97,15 +97,17 @@ class Lines:
 
     def __init__(self, stream: BinaryIO, held: Callable[[], AbstractContextManager[None]]) -> None:
         self.stream, self.held, self.broken = stream, held, False
+        self._last = b""
 
     def write(self, line: bytes) -> None:
-        """Raises ReaderGone where the reader has closed the pipe, OutputError for a full disk."""
-        rest = b"" if self.broken else line
+        """Write a line, unless it is the last one again. Raises ReaderGone where the reader has closed the pipe, OutputError for a full disk."""
+        rest = b"" if self.broken or line == self._last else line
         try:
             while rest:
                 with self.held():
                     while rest and self._takes(0):
                         rest = rest[self.stream.write(rest[: select.PIPE_BUF]) :]
+                    self._last = line if not rest else self._last
                 if rest:
                     self._takes(None)
         except (ReaderGone, OutputError):
