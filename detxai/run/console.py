@@ -72,8 +72,9 @@ class Signals:
             yield
         finally:
             self._held = False
-        if self._code is not None:
-            raise Stopped(self._code)
+        code, self._code = self._code, None
+        if code is not None:
+            raise Stopped(code)
 
     def __enter__(self) -> Signals:
         main = threading.current_thread() is threading.main_thread()

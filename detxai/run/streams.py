@@ -100,7 +100,10 @@ class Lines:
         self._last = b""
 
     def write(self, line: bytes) -> None:
-        """Write a line, unless it is the last one again. Raises ReaderGone where the reader has closed the pipe, OutputError for a full disk."""
+        """Write a line, unless it is the last one again.
+
+        Raises ReaderGone where the reader has closed the pipe, OutputError for a full disk.
+        """
         rest = b"" if self.broken or line == self._last else line
         try:
             while rest:
