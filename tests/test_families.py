@@ -182,7 +182,8 @@ def test_integral_is_complete(case: Case) -> None:
     targets = [case.moving(0), *([case.moving(0, "left")] if edge else [])]
     with torch.no_grad():
         at_input = case.detector.full_values(case.x, [Pin(0, target) for target in targets])
-    asked = integrated_gradients(path, targets)
+    # The edge of v10 takes all of the usual 256: rounding would decide whether the last refinement still fits in.
+    asked = integrated_gradients(path, targets, max_evaluations=512)
     for target, value, integral in zip(targets, at_input, solve(case.detector.values, asked), strict=True):
         assert integral.converged, (target, integral.error_bound, integral.evaluations)
         assert integral.completeness_error <= 0.05
