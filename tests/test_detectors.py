@@ -329,6 +329,38 @@ def test_a_nan_in_one_scale_is_found_when_the_model_is_loaded(part: str, method:
         Explainer(config, checkpoint=checkpoint(module))
 
 
+def _stretching() -> Any:
+    """A YOLOv8 whose last enlarging goes from corner to corner: what a cell reads depends on the size of the map."""
+    module = copy.deepcopy(network(FAMILIES["v8"]))
+    up = module.model[13]
+    wired = {"i": up.i, "f": up.f, "type": up.type}
+    module.model[13] = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+    module.model[13].__dict__.update(wired)
+    return module
+
+
+def test_a_model_whose_parts_differ_from_the_whole_is_run_whole(tmp_path: Path) -> None:
+    Image.open(ASSETS / "bus.jpg").save(tmp_path / "bus.png")
+    settings = {"max_evaluations": 2, "evidence": "none"}
+    detection = {"imgsz": 320, "max_det": 1, "candidates": 0.0, "conf": 0.9}
+    config = RunConfig.model_validate({"attribution": settings, "detection": detection})
+    module = _stretching()
+    assert build(checkpoint(module)).info.sparse, "nothing tells before it is tested"
+    explainer = Explainer(config, checkpoint=checkpoint(module))
+    (warning,) = explainer.plan.warnings
+    assert "all of it is run" in warning
+    (result,) = explainer.explain_sources(tmp_path)
+    (found,) = result.explanations
+    assert found.attribution.path == "full"
+    assert result.record.status == "ok"
+    x, detector = photo("bus.jpg", 320)[None], explainer.plan.network
+    assert detector is not None
+    with torch.no_grad():
+        scores = copy.deepcopy(module)(x)[1]["scores"][0].T
+        pins = [Pin(0, Target(a, level, "class", 3)) for a, level in ((41, 0), (1650, 1), (2050, 2))]
+        torch.testing.assert_close(detector.values(x, pins), scores[[41, 1650, 2050], 3], atol=1e-3, rtol=1e-3)
+
+
 class _Sometimes:
     """A black box that breaks on dark pictures: `broken` gets its honest predictions."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -22,12 +23,14 @@ from ultralytics.utils import ASSETS
 from detxai.attribution.engine import solve
 from detxai.attribution.integral import integrated_gradients
 from detxai.attribution.points import Segment
+from detxai.config.fingerprint import fingerprint
 from detxai.config.settings import RunConfig
 from detxai.errors import ModelError
 from detxai.models import checkpoints, detectors
 from detxai.models.detector import Pin
 from detxai.models.heads.anchor_based import score_logit
 from detxai.models.predictions import reported
+from detxai.output.records import RECORD_SCHEMA
 from detxai.run.pipeline import Explainer
 from detxai.values import Target
 
@@ -333,3 +336,18 @@ def test_records_hold_the_scores_of_the_repositorys_own_pipeline() -> None:
     assert [d.score for d in result.record.detections] == pytest.approx(theirs, abs=0.005)
     assert result.record.model is not None
     assert result.record.model.letterbox is None
+
+
+def test_trees_of_another_letterbox_are_done_again(tmp_path: Path, repository: Any) -> None:
+    """The square of legacy models was Pillow's once, and their fingerprints did not say so."""
+    write(tmp_path / "old.pt", repository)
+    settings = {"method": "drise", "max_evaluations": 2, "evidence": "none"}
+    model, detection = {"path": str(tmp_path / "old.pt")}, {"imgsz": 64, "max_det": 1}
+    config = RunConfig.model_validate({"model": model, "detection": detection, "attribution": settings})
+    explainer = Explainer(config)
+    (result,) = explainer.explain_sources(ASSETS / "bus.jpg")
+    plan, sha256 = explainer.plan, hashlib.sha256((ASSETS / "bus.jpg").read_bytes()).hexdigest()
+    then, now = (
+        fingerprint(plan.config, sha256, plan.info.sha256, RECORD_SCHEMA, fit=fit) for fit in (None, "letterbox")
+    )
+    assert result.record.fingerprint == now != then

@@ -65,12 +65,12 @@ def fingerprint(
     schema: str,
     drawn: Sequence[str | None] = (),
     calibrations: Sequence[str] = (),
-    fit: str = "letterbox",
+    fit: str | None = None,
 ) -> str:
     """Hex SHA-256 of all that decides an image's files.
 
     `drawn`: digests of its labels and given predictions; `calibrations`: of the statistics that are used, given or
-    found beside the model; `fit`: how the picture becomes a square.
+    found beside the model; `fit`: how the picture becomes a square, None where that was never another way.
     """
     parts: dict[str, Any] = {
         "config": fingerprint_keys(cfg),
@@ -80,7 +80,7 @@ def fingerprint(
     }
     if any(drawn):
         parts["drawn"] = list(drawn)
-    if fit != "letterbox":
+    if fit is not None:
         parts["letterbox"] = fit
     if calibrations:
         parts["calibrations"] = list(calibrations)

@@ -123,7 +123,7 @@ class Job:
             return None
         o = self.options
         own = {
-            "run": fingerprint(judge.config, digest, judge.plan.info.sha256, SCHEMA),
+            "run": fingerprint(judge.config, digest, judge.plan.info.sha256, SCHEMA, fit=judge.plan.counted_fit),
             "names": judge.names, "steps": o.steps, "smooth": o.smooth, "order": o.order, "seed": o.seed,
             "scores": o.score_precision, "special": self._special(index), "labels": drawn and drawn.digest,
             "masks": judge.parts.digest(ref, len(drawn.labels)) if judge.parts and drawn else None,

@@ -90,18 +90,21 @@ def sound(detector: Detector, x: Tensor) -> Candidates:
 def self_test(detector: Differentiable, x: Tensor) -> float:
     """Largest |gradient| of the strongest class logit on x (1, 3, size, size).
 
-    Raises ModelError as `sound` does; when the gradient is zero or not finite: then no gradient method can work (a
-    detached or quantised head); or when the sparse value is not that of the whole network: it has layers of another
-    kind than is known here.
+    Where the sparse values are not those of the whole network, a layer computes in another way than its kind is known
+    for: then `detector` runs whole from now on, and its `info.sparse` says so. Raises ModelError as `sound` does; where
+    the values are not those predicted even so; or when the gradient is zero or not finite: then no gradient method can
+    work (a detached or quantised head).
     """
     found = sound(detector, x)
-    anchor, class_id = divmod(int(found.logits.argmax()), found.logits.shape[1])
-    target = Target(anchor, int(found.levels[anchor]), "class", class_id, context=found.context)
+    wrong = _unlike(detector, x, found)
+    if wrong and detector.info.sparse:
+        detector.trunk.give_up_windows()
+        detector.info = replace(detector.info, sparse=False)
+        wrong = _unlike(detector, x, found)
+    if wrong:
+        raise ModelError(f"{detector.info.name}: {wrong}.")
     x = x.detach().clone().requires_grad_(True)
-    value = detector.values(x, [Pin(0, target)])[0]
-    whole = float(found.logits[anchor, class_id])
-    if not abs(value.item() - whole) <= SAME * max(abs(whole), 1.0):  # so that NaN is refused
-        raise ModelError(f"{detector.info.name}: {value.item():.6g} where the whole network says {whole:.6g}.")
+    value = detector.values(x, [Pin(0, _strongest(found, int(found.levels[found.logits.amax(1).argmax()])))])[0]
     (gradient,) = torch.autograd.grad(value, x)
     largest = float(gradient.abs().max())
     if not 0 < largest < float("inf"):
@@ -109,3 +112,24 @@ def self_test(detector: Differentiable, x: Tensor) -> float:
             f"{detector.info.name}: the gradient at the input is {largest}; the model cannot be explained by gradients."
         )
     return largest
+
+
+def _strongest(found: Candidates, level: int) -> Target:
+    """The strongest class logit of a level."""
+    here = found.logits.masked_fill((found.levels != level)[:, None], -torch.inf)
+    anchor, class_id = divmod(int(here.argmax()), here.shape[1])
+    return Target(anchor, level, "class", class_id, context=found.context)
+
+
+@torch.no_grad()
+def _unlike(detector: Differentiable, x: Tensor, found: Candidates) -> str | None:
+    """How the values of a level's strongest logit differ from what was `found` on x; None where they do not."""
+    for level in found.levels.unique().tolist():
+        target = _strongest(found, level)
+        value, whole = (
+            float(detector.values(x, [Pin(0, target)])[0]),
+            float(found.logits[target.anchor, target.class_id]),
+        )
+        if not abs(value - whole) <= SAME * max(abs(whole), 1.0):  # so that NaN differs
+            return f"{value:.6g} where the whole network says {whole:.6g}"
+    return None

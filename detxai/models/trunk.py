@@ -60,6 +60,10 @@ class Trunk:
         finally:
             self._whole = before
 
+    def give_up_windows(self) -> None:
+        """Run every layer on its whole map from now on."""
+        self._whole = True
+
     def around(self, feed: int, head: nn.Module, size: int, like: Tensor) -> Windows | None:
         """`head` over the layer `feed`, with the layers below that can, on windows around cells; see `windows`.
 

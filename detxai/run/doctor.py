@@ -74,9 +74,10 @@ def model(
 
 
 def _gradients(detector: Differentiable, x: torch.Tensor) -> Iterator[Line]:
-    info, where = detector.info, x.device
+    where, largest = x.device, detectors.self_test(detector, x)
+    info = detector.info
     yield "head", f"{info.head}, {'sparse' if info.sparse else 'full'} gradients"
-    yield "input gradient", f"{detectors.self_test(detector, x):.3g} at most: finite and not zero"
+    yield "input gradient", f"{largest:.3g} at most: finite and not zero"
     with torch.no_grad():
         found = detector.predict(x)[0]
     anchor, class_id = divmod(int(found.logits.argmax()), found.logits.shape[1])

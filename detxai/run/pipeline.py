@@ -301,7 +301,7 @@ class Explainer:
         used = [made.sha256 for made in (self.plan.keeping, self.plan.calibrated) if made is not None]
         plan = self.plan
         schema = records.RECORD_SCHEMA
-        return fingerprint(plan.config, image_sha256, plan.info.sha256, schema, drawn, used, plan.fit)
+        return fingerprint(plan.config, image_sha256, plan.info.sha256, schema, drawn, used, plan.counted_fit)
 
     # -- on the device --------------------------------------------------------------------------
 

@@ -94,10 +94,10 @@ class Plan:
         self.labels, self.given = self._drawn()
         self._check_evidence()
         self.calibrated = self._calibrated()
+        self.dtype = self._dtype()
         activations = self._check_methods()
         self.keeping = self._keeping()
         self.baseline_images = self._baseline_images()
-        self.dtype = self._dtype()
         a = self.config.attribution
         layer_of, early = self._layers()
         stem, kept = self._stem()
@@ -136,6 +136,11 @@ class Plan:
         if fit != "letterbox" and self.info.rotated:
             raise UsageError(f"--letterbox {fit}: stretched, a rotated box is none any more.", "Leave it out.")
         return fit
+
+    @property
+    def counted_fit(self) -> str | None:
+        """`fit` for the fingerprint. That of legacy models was another once, and what was made so is done again."""
+        return None if self.fit == "letterbox" and self.info.head != "anchors" else self.fit
 
     def letterboxed(self, pixels: Pixels) -> tuple[Pixels, Letterbox]:
         """The square that the network sees of `pixels` (height, width, 3)."""
@@ -265,12 +270,20 @@ class Plan:
                     f"--method {name} keeps what pushes a score up, and an edge has no up.",
                     "For edges: --method gradcam or odam.",
                 )
-        gray = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)
+        # Noise: on a picture of one colour a layer that is off by some cells gives what it should.
+        noise = torch.rand(1, 3, self.size, self.size, generator=torch.Generator().manual_seed(SEED)).to(self.device)
         if self.network is None or all(name in BLACK_BOX_METHODS for name in self.config.attribution.method):
-            detectors.sound(self.detector, gray)
+            detectors.sound(self.detector, noise)
             return 0
+        sparse = self.info.sparse
         with saved_bytes(self.network.module) as found:
-            detectors.self_test(self.network, gray)
+            detectors.self_test(self.network, noise)
+        self.info = self.network.info
+        if self.info.sparse != sparse:
+            self.warnings += (
+                f"Parts of {self.info.name} do not give what the whole gives: all of it is run for every target, "
+                "which takes longer.",
+            )
         return found[0]
 
     def _stem(self) -> tuple[nn.Conv2d | None, int]:
