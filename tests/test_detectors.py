@@ -10,9 +10,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import test_families
 import torch
+from families import calibrate, photos
 from PIL import Image
 from test_families import FAMILIES, Case, made, network, own_output, photo
 from torch import Tensor, nn
@@ -24,6 +27,7 @@ from ultralytics.utils import ASSETS
 
 from detxai.config.settings import RunConfig
 from detxai.errors import ModelError
+from detxai.models import checkpoints
 from detxai.models.detector import Candidates, Pin, scores_of
 from detxai.models.detectors import build, self_test
 from detxai.models.predictions import reported
@@ -313,6 +317,51 @@ def test_640_and_a_picture_that_is_not_square(name: str) -> None:
     torch.testing.assert_close(sparse, full, atol=2e-4, rtol=1e-5)
     one, other = (torch.autograd.grad(v.sum(), y, retain_graph=True)[0] for v in (sparse, full))
     assert float((one - other).norm() / other.norm()) <= 1e-4
+
+
+@pytest.mark.parametrize(("wanted", "size"), [(608, 640), (672, 704)])
+def test_sizes_of_a_p6_model_are_rounded_up_to_its_coarsest_cells(wanted: int, size: int) -> None:
+    settings = {"method": "drise"}
+    config = RunConfig.model_validate({"attribution": settings, "detection": {"imgsz": wanted}})
+    plan = Explainer(config, checkpoint=checkpoint(network(FAMILIES["v8-p6"]))).plan
+    assert plan.size == size
+    assert plan.warnings == (f"{wanted} pixels became {size}: the coarsest cells of some.pt are 64 pixels.",)
+
+
+# -- channels ---------------------------------------------------------------------------------------
+
+
+def banded(channels: int) -> Any:
+    """A seeded YOLOv8 that reads pictures of so many channels."""
+    torch.manual_seed(3)
+    module = tasks.DetectionModel(tasks.yaml_model_load("yolov8n.yaml"), ch=channels, nc=12, verbose=False)
+    calibrate(module, torch.cat([photos(128, 0.4)] * 2, 1)[:, :channels])
+    module.names = {i: f"thing {i}" for i in range(12)}
+    return module
+
+
+def test_a_gray_model_sees_the_gray_of_a_picture(tmp_path: Path) -> None:
+    module = banded(1)
+    torch.save({"model": module, "train_args": {"imgsz": 128}}, tmp_path / "gray.pt")
+    detector = build(checkpoints.load(str(tmp_path / "gray.pt")))
+    x = photo("bus.jpg", 128)[None]
+    gray = (x * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    pixels = np.ascontiguousarray((x[0] * 255).round().byte().permute(1, 2, 0).numpy()[..., ::-1])
+    theirs = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)  # as ultralytics reads a picture for such a model
+    assert float(np.abs(gray[0, 0].numpy() * 255 - theirs).max()) <= 0.51, "its gray is of 8 bits"
+    with torch.no_grad():
+        expected = module(gray)[1]["scores"][0].T
+        assert float(expected.std()) > 0.1
+        for picture in (x, gray.expand(1, 3, -1, -1)):
+            torch.testing.assert_close(detector.predict(picture)[0].logits, expected, atol=2e-3, rtol=1e-3)
+    assert self_test(detector, photo("bus.jpg", 128)[None]) > 0
+    assert module.model[0].conv.in_channels == 1
+
+
+def test_a_model_of_many_bands_is_refused_by_its_number() -> None:
+    with pytest.raises(ModelError, match=r"some\.pt reads pictures of 4 channels") as caught:
+        build(checkpoint(banded(4)))
+    assert "trained on 3 channels" in caught.value.hint
 
 
 # -- broken models ----------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def load(
     path = _located(model) if model else BUNDLED
     suffix = path.suffix.lower()
     parts = [path, _weights_of(path)] if suffix == ".cfg" else [path]
-    if openvino := path.is_dir() and path.name.endswith(OPENVINO):
+    if openvino := os.path.isdir(path) and path.name.endswith(OPENVINO):
         parts = sorted(file for file in path.iterdir() if file.is_file())
     data = [_read(part) for part in parts]
     digest = hashlib.sha256(b"".join(data)).hexdigest()
@@ -135,7 +135,7 @@ def _located(model: str) -> Path:
 def _weights_of(cfg: Path) -> Path:
     """The weights beside a Darknet cfg, whatever the case of their suffix."""
     beside = cfg.with_suffix(".weights")
-    if beside.exists() or not cfg.parent.is_dir():
+    if os.path.exists(beside) or not os.path.isdir(cfg.parent):
         return beside
     return next((file for file in cfg.parent.glob(f"{cfg.stem}.*") if file.suffix.lower() == ".weights"), beside)
 

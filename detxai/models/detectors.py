@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from detxai.models.heads.anchor_free import AnchorFree
 from detxai.models.heads.black_box import BlackBox
 from detxai.models.heads.open_vocabulary import OpenVocabulary
 from detxai.models.heads.rtdetr import RTDETR
+from detxai.models.trunk import channels_of, read_colour
 from detxai.values import Checkpoint, Target
 
 #: Class of the last layer -> detector.
@@ -55,9 +58,27 @@ def build(checkpoint: Checkpoint, branch: str | None = None) -> Detector:
             f"Supported: {', '.join(HEADS)}.",
         )
     try:
-        return HEADS[head](checkpoint, branch)
+        return HEADS[head](_in_colour(checkpoint), branch)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{checkpoint.name}: its {head} head is not built as expected: {error!s:.200}") from error
+
+
+def _in_colour(checkpoint: Checkpoint) -> Checkpoint:
+    """`checkpoint` with a network that reads RGB. Raises ModelError for one of other bands than gray and colour."""
+    if checkpoint.kind not in ("ultralytics", "legacy"):
+        return checkpoint
+    kept: Any = checkpoint.module
+    channels = channels_of((kept.model if checkpoint.kind == "ultralytics" else kept.layers)[0])
+    if channels in (3, None):
+        return checkpoint
+    if channels != 1:
+        raise ModelError(
+            f"{checkpoint.name} reads pictures of {channels} channels; detxai reads colour and gray ones.",
+            "Give a model that was trained on 3 channels, or on 1 (`channels:` in its data YAML).",
+        )
+    module = copy.deepcopy(kept)
+    read_colour((module.model if checkpoint.kind == "ultralytics" else module.layers)[0])
+    return replace(checkpoint, module=module)
 
 
 def contrasting(values: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor]) -> Callable[..., Tensor]:

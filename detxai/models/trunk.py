@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detxai.models.windows import Reach, Windows, around, reach
+from detxai.models.windows import KNOWN, Reach, Windows, around, reach
+
+#: Shares of red, green and blue in gray (ITU-R BT.601), as OpenCV has them.
+LUMA = (0.299, 0.587, 0.114)
 
 
 def _channels_last(gradient: Tensor) -> Tensor:
@@ -152,6 +155,35 @@ def convolutions(trunk: Trunk) -> dict[str, nn.Conv2d]:
         for name, part in layer.named_modules()
         if isinstance(part, nn.Conv2d)
     }
+
+
+def channels_of(layer: nn.Module) -> int | None:
+    """How many channels the pictures have that a first `layer` reads; None where that is nobody's to know."""
+    conv = _first_convolution(layer)
+    return conv.in_channels // _parts(layer) if conv is not None else None
+
+
+def read_colour(layer: nn.Module) -> None:
+    """Make a first `layer` that reads gray pictures read RGB ones, in place.
+
+    A gray picture gives what it gave; a coloured one what its gray version gives (OpenCV's weights, as ultralytics
+    makes it).
+    """
+    conv = _first_convolution(layer)
+    assert conv is not None, "a layer that is known to read gray"
+    weight = conv.weight.detach()[:, :, None] * torch.tensor(LUMA).view(3, 1, 1)
+    conv.weight, conv.in_channels = nn.Parameter(weight.flatten(1, 2), requires_grad=False), 3 * _parts(layer)
+
+
+def _first_convolution(layer: nn.Module) -> nn.Conv2d | None:
+    if not type(layer).__module__.startswith(KNOWN):
+        return None
+    return next((part for part in layer.modules() if isinstance(part, nn.Conv2d) and part.groups == 1), None)
+
+
+def _parts(layer: nn.Module) -> int:
+    """A Focus gives its convolution every second row and column of the picture, four times."""
+    return 4 if type(layer).__name__ == "Focus" else 1
 
 
 def freeze(module: nn.Module) -> nn.Module:
