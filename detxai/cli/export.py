@@ -10,6 +10,7 @@ import typer
 
 from detxai.cli.options import OUTPUT, option
 from detxai.errors import UsageError
+from detxai.text import printable
 
 NAMES = ("coco", "yolo", "labelstudio", "csv", "parquet")
 
@@ -36,6 +37,6 @@ def export(
         written += 1
     warnings = source.warnings() + [f"{failed} failed images are not in the export"] * bool(failed)
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(f"{len(found)} images, {written} files: {output}", file=sys.stderr)
+        print(f"warning: {printable(str(warning))}", file=sys.stderr)
+    print(f"{len(found)} images, {written} files: {printable(str(output))}", file=sys.stderr)
     return 0

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from detxai.cli.options import OUTPUT, option
+from detxai.text import printable
 
 
 def merge(
@@ -20,5 +21,7 @@ def merge(
 
     code, summary = merged(trees, output)
     done = summary.images
-    print(f"{done.ok} explained, {done.failed} failed, from {len(trees)} trees: {output}", file=sys.stderr)
+    print(
+        f"{done.ok} explained, {done.failed} failed, from {len(trees)} trees: {printable(str(output))}", file=sys.stderr
+    )
     return int(code)

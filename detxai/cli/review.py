@@ -12,6 +12,7 @@ import typer
 
 from detxai.cli.options import CHOICE, OUTPUT, RUN, option
 from detxai.errors import ExitCode, UsageError
+from detxai.text import printable
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -86,7 +87,7 @@ def report(
     """Write one static page about a finished run: cards, filters, how each class behaves, plots; no network."""
     from detxai.review.report import report as write
 
-    print(write(tree, output))
+    print(printable(str(write(tree, output))))
     return 0
 
 

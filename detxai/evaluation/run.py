@@ -21,6 +21,7 @@ from detxai.errors import DetxaiError, ExitCode, ImageError, NoInputError, Usage
 from detxai.evaluation import csv_rows, tables
 from detxai.evaluation.files import Files
 from detxai.evaluation.options import MAX_DET, Options
+from detxai.inputs import decode
 from detxai.inputs.sources import Found
 from detxai.run.console import Console, Signals, Stopped, keep_freed_memory
 from detxai.values import ImageRef
@@ -117,9 +118,11 @@ class Job:
     def _fingerprint(self, judge: Any, ref: ImageRef, index: int) -> str | None:
         """What decides the figures of an image; None where it cannot be read: then it fails by itself, later."""
         try:
-            digest = hashlib.sha256(ref.file.read_bytes()).hexdigest()
+            digest = decode.digest(ref, judge.config.images.max_pixels)
             drawn = judge.labels.read(ref) if judge.labels else None
         except (OSError, ValueError, ImageError):
+            return None
+        if digest is None:
             return None
         o = self.options
         own = {

@@ -113,6 +113,15 @@ def pictures(ref: ImageRef, max_pixels: int = MAX_PIXELS) -> int:
             raise ImageError("truncated", f"the file is damaged: {error}") from error
 
 
+def digest(ref: ImageRef, max_pixels: int = MAX_PIXELS) -> str | None:
+    """The sha256 of the bytes of `ref`; None where there is no regular file that `load` would read."""
+    try:
+        with _opened(ref, max_pixels) as stream:
+            return _digest(stream)
+    except ImageError:
+        return None
+
+
 def _prepare_pillow(max_pixels: int) -> None:
     """Silence Pillow's warnings, and lift its own limit where more was asked for; never lower it."""
     if _QUIET not in warnings.filters:

@@ -6,7 +6,6 @@ Threads decode and write; the calling thread owns the device. One image's failur
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import time
 import traceback
@@ -291,9 +290,8 @@ class Explainer:
         known = tree.existing(ref.path)
         if known is None or known.status != "ok":
             return None
-        try:
-            digest = hashlib.sha256(ref.file.read_bytes()).hexdigest()
-        except OSError:
+        digest = decode.digest(ref, self.plan.config.images.max_pixels)
+        if digest is None:
             return None
         return tree.done(ref.path, self._fingerprint(digest, drawn))
 
