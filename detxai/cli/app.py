@@ -98,8 +98,9 @@ def _console(arguments: Sequence[str]) -> Console:
 
 #: What torch, oneDNN, Python and the kernel say where the system gives no memory or no thread.
 _NO_MEMORY = re.compile(
-    "could not create a primitive|failed to map segment|cannot allocate memory|can't start new thread|can't allocate memory|out of memory",
-    re.I,
+    "could not create a primitive|failed to map segment|can't start new thread|(can't|cannot) allocate memory"
+    "|out of memory",
+    re.IGNORECASE,
 )
 
 
