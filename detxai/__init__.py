@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from detxai.config.settings import RunConfig
     from detxai.errors import DetxaiError
     from detxai.run.pipeline import Explainer
-    from detxai.run.publish import Explanation, Result
+    from detxai.run.results import Explanation, Result
 
 __all__ = ["DetxaiError", "Explainer", "Explanation", "Result", "RunConfig", "__version__"]
 
 _HOME = {
     "DetxaiError": "errors",
     "Explainer": "run.pipeline",
-    "Explanation": "run.publish",
-    "Result": "run.publish",
+    "Explanation": "run.results",
+    "Result": "run.results",
     "RunConfig": "config.settings",
 }
 

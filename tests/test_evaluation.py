@@ -23,7 +23,7 @@ from detxai.errors import UsageError
 from detxai.evaluation import disturbed, metrics, priors, tables
 from detxai.evaluation.compare import Judge
 from detxai.evaluation.options import Options
-from detxai.evaluation.perturbation import Case, Scene, curves, ranking, shares
+from detxai.evaluation.perturbation import PixelOrder, Scene, curves, ranking, shares
 from detxai.evaluation.subjects import Opened, Subject
 from detxai.inputs import decode
 from detxai.inputs.letterbox import letterboxed
@@ -84,14 +84,6 @@ def test_parts_are_compared_with_their_area() -> None:
     assert metrics.part_shares(-np.abs(values), parts, BOX) is None
 
 
-def test_rank_correlation_is_spearmans() -> None:
-    a = np.array([1.0, 2.0, 3.0, 4.0])
-    assert metrics.rank_correlation(a, a**3) == pytest.approx(1)
-    assert metrics.rank_correlation(a, -a) == pytest.approx(-1)
-    assert metrics.rank_correlation([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(0.9486833)
-    assert metrics.rank_correlation(a, np.ones(4)) is None
-
-
 def test_bootstrap_intervals_cover() -> None:
     """95 % intervals hold the truth about as often as they say."""
     generator = np.random.default_rng(0)
@@ -141,7 +133,7 @@ def scene() -> Scene:
 def margins(values: np.ndarray[Any, Any], steps: int = 16) -> tuple[float, float]:
     """Deletion and insertion under the black fill."""
     rank = ranking(values.astype(np.float32), SQUARE, priors.random_map(SIZE, SIZE, 7))
-    (found,) = curves(brightness, scene(), [Case(rank, (HERE,))], steps, rows=5)
+    (found,) = curves(brightness, scene(), [PixelOrder(rank, (HERE,))], steps, rows=5)
     at = shares(steps)
     return tuple(metrics.area_under(at, found["black", mode][:, 0]) for mode in ("deletion", "insertion"))  # type: ignore[return-value]
 
@@ -163,7 +155,7 @@ def test_curves_are_exact() -> None:
     falling = -np.arange(SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
     rank = ranking(falling, SQUARE, falling)
     assert rank.ravel().tolist() == list(range(SIZE * SIZE))
-    (found,) = curves(brightness, scene(), [Case(rank, (HERE,))], 4, rows=3)
+    (found,) = curves(brightness, scene(), [PixelOrder(rank, (HERE,))], 4, rows=3)
     # After 1/16, 1/4 and 9/16 of the rows (4, 16, 36): none, none, all of the square's rows 20 to 35 are gone.
     assert found["black", "deletion"][:, 0] == pytest.approx([1, 1, 1, 0, 0])
     assert found["black", "insertion"][:, 0] == pytest.approx([0, 0, 0, 1, 1])
@@ -179,7 +171,7 @@ def test_equal_orders_and_ends_are_scored_once() -> None:
 
     rank = ranking(priors.random_map(SIZE, SIZE, 0), SQUARE, priors.random_map(SIZE, SIZE, 1))
     other = Target(1, 0, box=(0.0, 0.0, 8.0, 8.0))
-    cases = [Case(rank, (HERE,)), Case(rank, (other,)), Case(rank, (HERE,))]
+    cases = [PixelOrder(rank, (HERE,)), PixelOrder(rank, (other,)), PixelOrder(rank, (HERE,))]
     found = curves(counted, scene(), cases, 4, rows=8)
     assert sum(seen) == 3 + 2 * 2 * 3, "the picture and two fills; two fills, two modes and three steps"
     assert all(np.array_equal(found[0][key], found[2][key]) for key in found[0])
@@ -194,7 +186,7 @@ def test_flat_parts_of_a_curve_are_not_asked_for(steps: int, monkeypatch: pytest
         return brightness(x, pins)
 
     falling = -np.arange(SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
-    cases = [Case(ranking(falling, SQUARE, falling), (HERE,))]
+    cases = [PixelOrder(ranking(falling, SQUARE, falling), (HERE,))]
     (few,) = curves(counted, scene(), cases, steps, rows=8)
     spent = sum(seen)
     monkeypatch.setattr("detxai.evaluation.perturbation.FLAT", -1)
@@ -321,9 +313,9 @@ def test_shuffled_weights_change_the_maps_and_not_the_predictions(detector: Any)
     changed = []
     for share, other in disturbed.cascade(detector, seed=1):
         assert not torch.equal(other.predict(x)[0].scores, before.scores)
-        with disturbed.reporting(other, detector):
-            assert torch.equal(other.predict(x)[0].scores, before.scores), "they are pinned as the original made them"
-        assert not torch.equal(other.predict(x)[0].scores, before.scores)
+        pinned = disturbed.Reporting(other, detector)
+        assert torch.equal(pinned.predict(x)[0].scores, before.scores), "they are pinned as the original made them"
+        assert not torch.equal(pinned.scores(x, [0])[1], before.scores[None, :, :1]), "as it sees masked pictures"
         assert float(other.values(x, [pin])[0]) != pytest.approx(value, abs=1e-4), share
         pairs = list(zip(other.module.parameters(), detector.module.parameters(), strict=True))
         changed.append(sum(not torch.equal(a, b) for a, b in pairs))

@@ -23,14 +23,16 @@ from detxai.attribution.ablation import TOP_SHARE, Case, top_part, trials, withi
 from detxai.attribution.engine import solve
 from detxai.cli.app import run
 from detxai.evidence import measures
-from detxai.evidence.calibration import FEATURES, Calibration, calibration_error, vector
+from detxai.evidence.calibration import FEATURES, EvidenceCalibration, calibration_error, vector
 from detxai.evidence.calibration import read as read_calibration
-from detxai.evidence.fitting import Judged, auroc, fit, thresholds
+from detxai.evidence.fitting import LabelledDetection, auroc, fit, thresholds
+from detxai.evidence.maps import map_sums, near_edge
 from detxai.evidence.model import Evidence
-from detxai.evidence.typicality import GridSums, typicality
+from detxai.evidence.typicality import typicality
 from detxai.evidence.verdict import DEFAULTS, RULES, verdict
 from detxai.models import checkpoints, detectors
 from detxai.output import records
+from detxai.statistics import Moments, rank_correlation
 from detxai.values import Attribution, Target
 
 SAMPLE_MODEL = checkpoints.BUNDLED
@@ -45,6 +47,11 @@ def attribution(values: Any, **more: Any) -> Attribution:
     )  # fmt: skip
 
 
+def of_map(a: Attribution, box: Any = BOX, ground: Any = None) -> dict[str, Any]:
+    """The measures of a map by name."""
+    return vars(measures.of_map(a, map_sums(a, box), ground))
+
+
 def blank() -> Any:
     return np.zeros((HEIGHT, WIDTH))
 
@@ -53,7 +60,7 @@ def test_a_map_with_known_numbers() -> None:
     values = blank()
     values[4, 8], values[6, 8], values[19, 23] = 3.0, -1.0, 2.0  # three cells of the grid, 2 x 2 pixels each
     values[0, 0], values[23, 31] = 4.0, -2.0
-    found = measures.of_map(attribution(values, padding_mass=12.0), BOX, None)
+    found = of_map(attribution(values, padding_mass=12.0), BOX, None)
     assert found == pytest.approx(
         {
             "net_inside": 4, "positive_inside": 5, "negative_inside": -1,
@@ -69,20 +76,20 @@ def test_parts_that_cancel_are_not_coherent() -> None:
     values = blank()
     values[4, 8:10] = 3.0, -3.0  # within one cell
     values[10, 10] = 1.0
-    found = measures.of_map(attribution(values), BOX, None)
+    found = of_map(attribution(values), BOX, None)
     assert found["coherence"] == pytest.approx(1 / 7)
     assert found["one_sidedness"] == 1.0
 
 
 def test_evidence_spread_evenly_has_lift_one() -> None:
-    found = measures.of_map(attribution(blank() + 0.5), BOX, None)
+    found = of_map(attribution(blank() + 0.5), BOX, None)
     assert found["lift"] == pytest.approx(1)
     assert found["concentration"] == pytest.approx(13 / 256)
     assert found["outside_share"] == pytest.approx(2 / 3)
 
 
 def test_nothing_is_no_number() -> None:
-    found = measures.of_map(attribution(blank()), BOX, np.ones((HEIGHT, WIDTH), bool))
+    found = of_map(attribution(blank()), BOX, np.ones((HEIGHT, WIDTH), bool))
     for name in ("one_sidedness", "outside_share", "coherence", "lift", "concentration", "ground_share"):
         assert found[name] is None
     assert found["padding_share"] == 0
@@ -95,7 +102,7 @@ def test_nothing_is_no_number() -> None:
 )
 def test_inside_and_outside_are_the_picture(values: Any, corners: tuple[float, ...]) -> None:
     x, y = sorted(corners[::2]), sorted(corners[1::2])
-    found = measures.of_map(attribution(values), (x[0], y[0], x[1], y[1]), None)
+    found = of_map(attribution(values), (x[0], y[0], x[1], y[1]), None)
     for part, whole in (("net", values), ("positive", np.maximum(values, 0)), ("negative", np.minimum(values, 0))):
         total = float(whole.sum(dtype=np.float64))
         assert found[f"{part}_inside"] + found[f"{part}_outside"] == pytest.approx(total, abs=1e-4)
@@ -111,17 +118,17 @@ def test_ground_is_what_has_its_colour() -> None:
     assert empty is not None and empty[:, :16].all() and not empty[:, 16:].any()
     values = blank()
     values[0, 0], values[0, 20] = -1.0, 3.0
-    assert measures.of_map(attribution(values), BOX, empty)["ground_share"] == pytest.approx(0.25)
+    assert of_map(attribution(values), BOX, empty)["ground_share"] == pytest.approx(0.25)
     assert measures.ground_mask(pixels, None) is None
 
 
 def test_what_lies_near_an_edge() -> None:
     values = blank()
     values[5, 8:12], values[5, 20:24] = -2.0, 1.0  # in the top third, left and right of the middle
-    found = {edge: measures.near_edge(values, BOX, edge) for edge in ("left", "top", "right", "bottom")}
+    found = {edge: near_edge(values, BOX, edge) for edge in ("left", "top", "right", "bottom")}
     assert found == pytest.approx({"left": 2 / 3, "top": 1, "right": 1 / 3, "bottom": 0})
-    assert measures.near_edge(blank() + 1, BOX, "left") == pytest.approx(1 / 3)
-    assert measures.near_edge(blank(), BOX, "left") is None
+    assert near_edge(blank() + 1, BOX, "left") == pytest.approx(1 / 3)
+    assert near_edge(blank(), BOX, "left") is None
 
 
 def test_trials_in_numbers() -> None:
@@ -138,29 +145,31 @@ def test_trials_in_numbers() -> None:
     def score(logit: float) -> float:
         return 1 / (1 + math.exp(-logit))
 
-    assert found["necessity"] == pytest.approx(1 - (score(-4) + score(-3)) / 2 / score(2))
-    assert found["necessity_top"] == pytest.approx(1 - (score(2) + score(0)) / 2 / score(2))
-    assert found["sufficiency"] == pytest.approx((score(1) / score(2) + 1) / 2), "more than before counts as all"
-    assert (found["lead_only_box"], found["lead_softened"]) == (-0.5, 0.5)
-    assert (found["early_share"], found["half_share"]) == (9 / 12, 15 / 12)
-    assert found["lead_faded"] == 2.0
-    assert [row["other"] for row in found["trials"]] == [1] * 11
+    assert found.necessity == pytest.approx(1 - (score(-4) + score(-3)) / 2 / score(2))
+    assert found.necessity_top == pytest.approx(1 - (score(2) + score(0)) / 2 / score(2))
+    assert found.sufficiency == pytest.approx((score(1) / score(2) + 1) / 2), "more than before counts as all"
+    assert (found.lead_only_box, found.lead_softened) == (-0.5, 0.5)
+    assert (found.early_share, found.half_share) == (9 / 12, 15 / 12)
+    assert found.lead_faded == 2.0
+    assert [row.other for row in found.rows] == [1] * 11
+    assert found.rival == 1
     alone = measures.of_trials(0, [], 2.0, None, rows)
-    assert alone["lead_only_box"] is alone["early_share"] is alone["trials"][0]["lead"] is None
+    assert alone.lead_only_box is alone.early_share is alone.rows[0].lead is None
 
 
 def test_scores_too_small_to_divide() -> None:
     rows = [(what, "black", {0: -900.0}) for what in ("without box", "only box", "without top")]
     found = measures.of_trials(0, [], -899.0, -950.0, rows)
-    assert found["sufficiency"] == pytest.approx(math.exp(-1))
+    assert found.sufficiency == pytest.approx(math.exp(-1))
 
 
 def test_rank_correlation_is_spearmans() -> None:
     a = np.array([1.0, 5, 2, 8])
-    assert measures.rank_correlation(a, a**3) == pytest.approx(1)
-    assert measures.rank_correlation(a, -a) == pytest.approx(-1)
-    assert measures.rank_correlation(a, np.array([1.0, 1, 2, 2])) == pytest.approx(1 / math.sqrt(5))
-    assert measures.rank_correlation(a, a * 0) is None
+    assert rank_correlation(a, a**3) == pytest.approx(1)
+    assert rank_correlation(a, -a) == pytest.approx(-1)
+    assert rank_correlation(a, np.array([1.0, 1, 2, 2])) == pytest.approx(1 / math.sqrt(5))
+    assert rank_correlation([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(0.9486833)
+    assert rank_correlation(a, a * 0) is None
 
 
 # -- verdicts -------------------------------------------------------------------------------------
@@ -338,11 +347,11 @@ def test_typicality_is_a_cosine() -> None:
     assert typicality(grid, (3 * grid).tolist()) == pytest.approx(1)
     assert typicality(-grid, grid.tolist()) == pytest.approx(-1)
     assert typicality(grid * 0, grid.tolist()) is None
-    sums = GridSums()
+    sums = Moments((8, 8))
     for other in (grid, grid * 2):
         sums.add(other)
     assert np.allclose(sums.mean, 1.5 * grid)
-    assert np.allclose(sums.spread, np.abs(grid) * math.sqrt(0.5))
+    assert np.allclose(sums.std, np.abs(grid) * math.sqrt(0.5))
 
 
 def test_the_gate_holds_for_fresh_and_for_resumed_images(tiny: Path, pictures: Path, tmp_path: Path) -> None:
@@ -374,7 +383,7 @@ def test_without_evidence_there_is_none(tiny: Path, pictures: Path, tmp_path: Pa
 # -- calibration ----------------------------------------------------------------------------------
 
 
-def synthetic(count: int, seed: int = 0) -> list[Judged]:
+def synthetic(count: int, seed: int = 0) -> list[LabelledDetection]:
     """Detections whose score knows a little, whose lead more, and whose grid tells the class."""
     rng = np.random.default_rng(seed)
     shape = rng.normal(size=(8, 8))
@@ -385,13 +394,15 @@ def synthetic(count: int, seed: int = 0) -> list[Judged]:
         measured |= {"lead_only_box": rng.normal(2 * right), "area_share": 0.1, "lift": 3.0, "necessity": None}
         grid = (shape if right else 0) + rng.normal(size=(8, 8))
         logit = float(rng.normal(right))
-        rows.append(Judged(f"{n // 4}.jpg", 0, "gun", logit, measured, tuple(map(tuple, grid.tolist())), right))
+        rows.append(
+            LabelledDetection(f"{n // 4}.jpg", 0, "gun", logit, measured, tuple(map(tuple, grid.tolist())), right)
+        )
     return rows
 
 
-def made(rows: list[Judged]) -> Calibration:
+def made(rows: list[LabelledDetection]) -> EvidenceCalibration:
     known = {"model": "m.pt", "model_sha256": "0" * 64, "imgsz": 64, "method": "ig", "baseline": "auto"}
-    return Calibration(**known, **vars(fit(rows, 50)))
+    return EvidenceCalibration(**known, **vars(fit(rows, 50)))
 
 
 def test_trust_is_what_was_fitted_and_needs_no_sklearn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

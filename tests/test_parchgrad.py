@@ -445,7 +445,7 @@ def test_memory_is_bounded_and_the_sample_is_fair(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_file_of_statistics_comes_back(tmp_path: FilePath) -> None:
-    made = stored.Calibration(
+    made = stored.ChannelCalibration(
         "ab" * 32, 64, (("0.conv", 3), ("1.conv", 1)), {0: "gun", 7: "knife"},
         {region: statistics() for region in stored.REGIONS}, 9, True, "note",
     )  # fmt: skip

@@ -14,6 +14,7 @@ import pytest
 
 from detxai import schema
 from detxai.errors import ImageError
+from detxai.evidence.maps import grid, map_sums, peak
 from detxai.output import records
 from detxai.values import Attribution, Box, ClassScore, Detection, Image, ImageRef, Map, Target, Window
 
@@ -42,8 +43,13 @@ def attribution(values: Map = MAP, **changes: Any) -> Attribution:
     return replace(plain, **changes)
 
 
+def row(a: Attribution, box: Any, name: str, **more: Any) -> records.AttributionRecord:
+    """The record of a map over a box."""
+    return records.attribution_record(a, map_sums(a, box), name, **more)
+
+
 def whole() -> records.Record:
-    explained = records.attribution_record(attribution(), DETECTION.box, "knife", overlay="a.jpg.d00.ig.png")
+    explained = row(attribution(), DETECTION.box, "knife", overlay="a.jpg.d00.ig.png")
     return records.Record(
         status="ok",
         fingerprint="f" * 64,
@@ -70,7 +76,7 @@ def area_by_hand(values: Map, left: float, top: float, right: float, bottom: flo
 def test_grid_cells_have_exact_areas_and_sum_to_the_box(box: Box) -> None:
     left, right = max(box[0], 0), min(box[2], 53)
     top, bottom = max(box[1], 0), min(box[3], 37)
-    cells = records.grid(MAP, box)
+    cells = grid(MAP, box)
     assert cells.sum() == pytest.approx(area_by_hand(MAP, left, top, right, bottom), abs=1e-9)
     wide, high = (right - left) / 8, (bottom - top) / 8
     for row, col in ((0, 0), (0, 7), (5, 2), (7, 7)):
@@ -81,21 +87,21 @@ def test_grid_cells_have_exact_areas_and_sum_to_the_box(box: Box) -> None:
 
 @pytest.mark.parametrize("box", [(60, 5, 70, 9), (-5, -5, 0, 0), (53, 0, 53, 37), (5.5, 5, 5.5, 9)])
 def test_a_box_without_area_holds_nothing(box: Box) -> None:
-    assert records.grid(MAP, box).shape == (8, 8)
-    assert not records.grid(MAP, box).any()
+    assert grid(MAP, box).shape == (8, 8)
+    assert not grid(MAP, box).any()
 
 
 def test_inside_share_counts_positive_attribution_only() -> None:
     values = np.zeros((10, 10), np.float32)
     values[2, 2], values[8, 8], values[3, 3] = 3, 1, -50
-    record = records.attribution_record(attribution(values), (0, 0, 5, 5), "knife")
+    record = row(attribution(values), (0, 0, 5, 5), "knife")
     assert record.inside_share == 0.75
     assert record.net_inside == -47
     assert np.sum(record.grid.values) == pytest.approx(record.net_inside, rel=1e-5)
 
 
 def test_nothing_positive_has_no_share_and_no_peak() -> None:
-    record = records.attribution_record(attribution(-np.ones((9, 9), np.float32)), (0, 0, 5, 5), "x")
+    record = row(attribution(-np.ones((9, 9), np.float32)), (0, 0, 5, 5), "x")
     assert record.inside_share is None
     assert record.peak is None
 
@@ -105,24 +111,24 @@ def test_a_lone_pixel_is_its_own_peak(at: tuple[int, int]) -> None:
     for shape in ((370, 530), (1300, 2100)):
         values = np.zeros(shape, np.float32)
         values[at] = 2
-        assert records.peak(values) == (at[1] + 0.5, at[0] + 0.5)
+        assert peak(values) == (at[1] + 0.5, at[0] + 0.5)
 
 
 def test_a_patch_beats_a_brighter_speck() -> None:
     values = np.zeros((640, 640), np.float32)
     values[100, 100] = 3
     values[300:311, 400:411] = 1
-    assert records.peak(values) == (405.5, 305.5)
+    assert peak(values) == (405.5, 305.5)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_numbers_that_are_none_are_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="finite"):
-        records.attribution_record(attribution(value_at_input=bad), DETECTION.box, "knife")
+        row(attribution(value_at_input=bad), DETECTION.box, "knife")
     spoiled = MAP.copy()
     spoiled[10, 10] = bad
     with pytest.raises(ValueError, match="finite"), np.errstate(invalid="ignore"):
-        records.attribution_record(attribution(spoiled), DETECTION.box, "knife")
+        row(attribution(spoiled), DETECTION.box, "knife")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialOutcome:
     """The class logits by class id after `what` became `fill`; `map`: the number of the map, if one chose the part."""
 
     what: str
@@ -89,14 +89,14 @@ def trials(
     cases: Sequence[Case],
     dtype: torch.dtype = torch.float32,
     thorough: int = 1,
-) -> Generator[list[Point], list[Reply], list[list[Trial]]]:
+) -> Generator[list[Point], list[Reply], list[list[TrialOutcome]]]:
     """Coroutine: the trials of every case, for each of `fills` (name -> picture like `x`, (3, size, size)).
 
     The whole picture is tried as `softened`. The top part is replaced by, and the picture faded into, the first
     `thorough` fills only.
     """
     few = dict(islice(fills.items(), thorough))
-    found: list[list[Trial]] = []
+    found: list[list[TrialOutcome]] = []
     for start in range(0, len(cases), BOXES_AT_ONCE):
         part = cases[start : start + BOXES_AT_ONCE]
         asked: list[tuple[int, str, str, int | None]] = []
@@ -118,13 +118,13 @@ def trials(
             way = Segment(x, picture)
             whole += [(what, fill, Point(way, at, together, False, dtype, field=FIELD)) for what, at in FADED.items()]
         replies = yield points + [point for _, _, point in whole]
-        rows: list[list[Trial]] = [[] for _ in part]
+        rows: list[list[TrialOutcome]] = [[] for _ in part]
         for (index, what, fill, k), reply in zip(asked, replies, strict=False):
             ids = (target.class_id for target in part[index].targets)
-            rows[index].append(Trial(what, fill, dict(zip(ids, reply.values, strict=True)), k))
+            rows[index].append(TrialOutcome(what, fill, dict(zip(ids, reply.values, strict=True)), k))
         for (what, fill, _), reply in zip(whole, replies[len(points) :], strict=True):
             values = iter(reply.values)
             for row, case in zip(rows, part, strict=True):
-                row.append(Trial(what, fill, {target.class_id: next(values) for target in case.targets}))
+                row.append(TrialOutcome(what, fill, {target.class_id: next(values) for target in case.targets}))
         found += rows
     return found

@@ -139,9 +139,9 @@ def explain(settings: "RunConfig", sources: Sources, null: Null = False) -> int:
     try:
         frames = settings.images.frames
         images = images_of(sources, null=null, shard=shard, exclude=settings.output.dir, frames=frames)
-        from detxai.run.explain import Job
+        from detxai.run.explain import ExplainRun
 
-        job = Job(settings, console)
+        job = ExplainRun(settings, console)
         return int(job.dry_run(images) if settings.run.dry_run else job.run(images, started))
     except DetxaiError as error:
         console.error(error)

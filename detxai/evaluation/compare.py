@@ -17,20 +17,21 @@ from detxai.config.settings import RunConfig
 from detxai.errors import DeviceError, ImageError, ModelError, UsageError
 from detxai.evaluation import disturbed, priors
 from detxai.evaluation.masks import Parts
-from detxai.evaluation.metrics import area_under, rank_correlation
+from detxai.evaluation.metrics import area_under
 from detxai.evaluation.options import Options
-from detxai.evaluation.perturbation import FILLS, MODES, Case, Scene, curves, shares
+from detxai.evaluation.perturbation import FILLS, MODES, PixelOrder, Scene, curves, shares
 from detxai.evaluation.subjects import THUMB, Opened, Reading, costs, labelled, opened, resized
 from detxai.evaluation.variants import Variant, bare, variants
 from detxai.inputs import labels
 from detxai.inputs.letterbox import map_to_source
-from detxai.models.detector import Detector, differentiable
+from detxai.models.detector import Differentiable, differentiable
 from detxai.models.heads.anchor_free import AnchorFree
 from detxai.models.heads.whole_image import layercam
 from detxai.models.predictions import closeness
 from detxai.run.pipeline import Explainer
-from detxai.run.publish import Result
+from detxai.run.results import Result
 from detxai.schema import significant
+from detxai.statistics import rank_correlation
 from detxai.values import ImageRef, Map, Target
 
 #: Baselines by the name they have in every table; `grad` is a method of detxai.
@@ -40,7 +41,7 @@ ROUGH = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class EvaluatedImage:
     """What came of one image: its figures, or the `error` it failed with; `bug`: a traceback, where detxai failed."""
 
     ref: ImageRef
@@ -96,13 +97,15 @@ class Judge:
 
     # -- one group of images --------------------------------------------------------------------
 
-    def judge(self, refs: Sequence[ImageRef], stability: bool = False, sanity: bool = False) -> Iterator[Judged]:
+    def judge(
+        self, refs: Sequence[ImageRef], stability: bool = False, sanity: bool = False
+    ) -> Iterator[EvaluatedImage]:
         """The figures of a few images, in their order; `stability`, `sanity`: those tests on each of them.
 
         Raises DeviceError where one image does not fit into memory.
         """
         open_: dict[str, Opened] = {}
-        failed: dict[str, Judged] = {}
+        failed: dict[str, EvaluatedImage] = {}
         for variant, explainer in zip(self.variants, self.explainers, strict=True):
             maps = 0
             for result in explainer.explain([ref for ref in refs if ref.path not in failed]):
@@ -117,17 +120,17 @@ class Judge:
                 yield failed[ref.path]
                 continue
             image = open_.pop(ref.path)
-            yield Judged(ref, self._figures(image, stability, sanity), image)
+            yield EvaluatedImage(ref, self._figures(image, stability, sanity), image)
 
-    def _entered(self, result: Result, variant: Variant, open_: dict[str, Opened]) -> Judged | None:
+    def _entered(self, result: Result, variant: Variant, open_: dict[str, Opened]) -> EvaluatedImage | None:
         """Add the readings of one result; its failure, if any."""
         if result.record.error is not None:
             error = result.record.error
-            return Judged(result.ref, error=f"{error.message} ({error.code})", bug=result.bug)
+            return EvaluatedImage(result.ref, error=f"{error.message} ({error.code})", bug=result.bug)
         try:
             image = open_.get(result.ref.path) or self._opened(result)
         except ImageError as problem:
-            return Judged(result.ref, error=f"{problem.message} ({problem.code})")
+            return EvaluatedImage(result.ref, error=f"{problem.message} ({problem.code})")
         open_[result.ref.path] = image
         image.readings[variant.label] = [
             image.read(image.subjects[e.detection], e.attribution.map, self.parts, self.options, **costs(e.attribution))
@@ -202,7 +205,7 @@ class Judge:
             return {name: [] for name in image.readings}
         scene = Scene.of(image.square, image.box, self.plan.device)
         keys = [(name, k) for name, readings in image.readings.items() for k in range(len(readings))]
-        cases = [Case(image.readings[name][k].rank, (image.subjects[k].target,)) for name, k in keys]
+        cases = [PixelOrder(image.readings[name][k].rank, (image.subjects[k].target,)) for name, k in keys]
         rows = rows_for(self.plan.device, self.plan.size)
         found = curves(self._score, scene, cases, self.options.steps, rows)
         tables: dict[str, list[dict[tuple[str, str], Any]]] = {}
@@ -221,17 +224,16 @@ class Judge:
 
     # -- networks that were tampered with ---------------------------------------------------------
 
-    def _likeness(self, image: Opened, other: Detector, **changes: Any) -> dict[str, list[float | None]]:
+    def _likeness(self, image: Opened, other: Differentiable, **changes: Any) -> dict[str, list[float | None]]:
         """label -> for each detection the rank correlation of its map with that of another network."""
         found: dict[str, list[float | None]] = {}
         for variant in self.variants:
             try:
-                explainer = self._explainer(variant, other, **changes)
+                explainer = self._explainer(variant, disturbed.Reporting(other, self.plan.detector), **changes)
             except ModelError:  # no gradient is left: there is no map to compare
                 found[variant.label] = [None] * len(image.subjects)
                 continue
-            with disturbed.reporting(other, self.plan.detector):
-                found[variant.label] = self._correlations(image, variant, explainer)
+            found[variant.label] = self._correlations(image, variant, explainer)
         return found
 
     def _correlations(self, image: Opened, variant: Variant, explainer: Explainer) -> list[float | None]:

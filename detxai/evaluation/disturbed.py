@@ -6,11 +6,9 @@ down, and for another class, an attribution must change; under a little noise it
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,17 +54,17 @@ def noisy(detector: Differentiable, size: int, seed: int) -> Differentiable:
     return result
 
 
-@contextlib.contextmanager
-def reporting(other: Any, original: Detector) -> Iterator[None]:
-    """In here `other` reports the predictions of the `original`, so that the same ones are explained."""
-    other.predict = original.predict
-    try:
-        yield
-    finally:
-        del other.predict
+class Reporting:
+    """The network `other`, which reports the predictions of the `original`: the same ones are explained."""
+
+    def __init__(self, other: Differentiable, original: Detector) -> None:
+        self.info, self.module, self.trunk = other.info, other.module, other.trunk
+        self.values, self.entered, self.full_values = other.values, other.entered, other.full_values
+        self.scores, self.layer_of = other.scores, other.layer_of
+        self.predict = original.predict
 
 
-def cascade(detector: Differentiable, seed: int) -> Iterator[tuple[float, Detector]]:
+def cascade(detector: Differentiable, seed: int) -> Iterator[tuple[float, Differentiable]]:
     """(share of the layers below the head, detector randomised so far), from the head alone to the whole network."""
     for share in CASCADE:
         yield share, randomised(detector, share, seed)

@@ -73,22 +73,6 @@ def part_shares(values: Map, parts: NDArray[np.uint8], box: Box) -> dict[int, tu
     return {k: (float(positive[where == k].sum()) / whole, float((where == k).mean())) for k in found}
 
 
-def ranks(values: ArrayLike) -> NDArray[np.float64]:
-    """Rank of each value (flattened), from 0; equal values share the mean of their ranks."""
-    flat = np.asarray(values).ravel()
-    _, place, counts = np.unique(flat, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts + 1) / 2)[place], np.float64)
-
-
-def rank_correlation(a: ArrayLike, b: ArrayLike) -> float | None:
-    """Spearman's correlation of two maps; None where one of them is constant."""
-    x, y = ranks(a), ranks(b)
-    x, y = x - x.mean(), y - y.mean()
-    scale = float(np.sqrt((x * x).sum() * (y * y).sum()))
-    return float((x * y).sum()) / scale if scale > 0 else None
-
-
 def bootstrap(values: Sequence[float], seed: int = 0, level: float = 0.95) -> Interval | None:
     """Mean of `values` (one an image) and its percentile bootstrap interval (Efron 1979); None without values."""
     data = np.asarray(values, np.float64)

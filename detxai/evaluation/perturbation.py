@@ -50,7 +50,7 @@ class Scene:
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class PixelOrder:
     """One order of pixels, and the targets whose score is followed along it. `rank`: (height, width) of the inner
     picture in letterbox pixels, 0 for the pixel that goes first."""
 
@@ -103,7 +103,7 @@ class _Picture:
 
 @torch.no_grad()
 def curves(
-    score: Score, scene: Scene, cases: Sequence[Case], steps: int, rows: int
+    score: Score, scene: Scene, cases: Sequence[PixelOrder], steps: int, rows: int
 ) -> list[dict[tuple[str, str], NDArray[np.float64]]]:
     """For every case (fill, mode) -> scores (steps + 1, targets), `rows` pictures a forward.
 
@@ -144,7 +144,9 @@ def curves(
     return [{key: values[:, columns] for key, values in found[i].items()} for i, columns in at]
 
 
-def _merged(cases: Sequence[Case]) -> tuple[list[tuple[NDArray[np.int32], list[Target]]], list[tuple[int, list[int]]]]:
+def _merged(
+    cases: Sequence[PixelOrder],
+) -> tuple[list[tuple[NDArray[np.int32], list[Target]]], list[tuple[int, list[int]]]]:
     """Different orders with all targets asked of each; for every case its order and the columns of its targets."""
     known: dict[bytes, int] = {}
     merged: list[tuple[NDArray[np.int32], list[Target]]] = []

@@ -32,7 +32,7 @@ ROWS, ROWS_OF_CLASS = 5, 2
 REPORT, DETECTIONS, CURVES, SHEET = "evaluate.json", "detections.csv", "curves.png", "contact.png"
 
 
-class Job:
+class EvaluationRun:
     """Judges one configuration over one set of sources. Raises UsageError where matplotlib is not installed."""
 
     def __init__(self, config: RunConfig, options: Options, console: Console) -> None:
@@ -225,7 +225,7 @@ def evaluate(config: RunConfig, options: Options, console: Console, found: Found
     try:
         with contextlib.suppress(BrokenPipeError):
             keep_freed_memory()
-            return Job(config, options, console).run(found)
+            return EvaluationRun(config, options, console).run(found)
         return ExitCode.READER_GONE
     except DetxaiError as error:
         console.error(error)

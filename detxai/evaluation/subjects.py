@@ -14,7 +14,7 @@ from detxai.evaluation.options import Options
 from detxai.evaluation.perturbation import ranking
 from detxai.inputs import labels
 from detxai.inputs.letterbox import map_to_source
-from detxai.run.publish import Result
+from detxai.run.results import Result
 from detxai.values import Attribution, Box, Image, ImageRef, Label, Letterbox, Map, Pixels, Target
 
 #: Longer side of the maps that are compared with each other, and of the pictures on the contact sheet.

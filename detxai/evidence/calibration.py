@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from detxai.errors import UsageError
 from detxai.evidence.measures import sigmoid
 from detxai.evidence.typicality import typicality
+from detxai.evidence.verdict import Numbers
 from detxai.schema import Number, Part, Text
 
 FORMAT: Final = "detxai.evidence/1"
@@ -65,7 +66,7 @@ class Quality(Part):
     calibration_error_score: Number = Field(description="of the score taken as a probability")
 
 
-class Calibration(Part):
+class EvidenceCalibration(Part):
     """The file of `detxai calibrate evidence`."""
 
     schema_: Literal["detxai.evidence/1"] = Field(default=FORMAT, alias="schema", description="name of this format")
@@ -86,7 +87,7 @@ class Calibration(Part):
         usual = next((c for c in self.classes if c.class_id == class_id), None)
         return None if usual is None else typicality(grid, usual.mean)
 
-    def trust(self, measures: Mapping[str, Any], logit: float) -> float:
+    def trust(self, measures: Numbers, logit: float) -> float:
         """Probability that a detection with these `measures` (by their names in `Evidence`) is right."""
         row = vector({**measures, "logit": logit}, [f.name for f in self.features])
         total = self.intercept
@@ -105,16 +106,16 @@ class Calibration(Part):
         return hashlib.sha256(self.packed()).hexdigest()
 
 
-def vector(measures: Mapping[str, Any], names: Sequence[str] = FEATURES) -> list[float]:
+def vector(measures: Numbers, names: Sequence[str] = FEATURES) -> list[float]:
     """The features by `names`, NaN where one is missing."""
-    values = [math.nan if measures.get(name) is None else float(measures[name]) for name in names]
+    values = [math.nan if (value := measures.get(name)) is None else float(value) for name in names]
     return [math.log(max(v, 1e-6)) if n in LOGARITHMIC else v for n, v in zip(names, values, strict=True)]
 
 
-def read(file: Path) -> Calibration:
+def read(file: Path) -> EvidenceCalibration:
     """The calibration in a file. Raises UsageError for a file that is none."""
     try:
-        return Calibration.model_validate_json(file.read_bytes())
+        return EvidenceCalibration.model_validate_json(file.read_bytes())
     except OSError as error:
         raise UsageError(f"Cannot read the calibration {file}: {error.strerror}.") from error
     except ValidationError as error:

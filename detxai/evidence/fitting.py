@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from detxai.errors import UsageError
 from detxai.evidence.calibration import FEATURES, Feature, Quality, Usual, calibration_error, vector
+from detxai.evidence.maps import GRID
 from detxai.evidence.measures import sigmoid
-from detxai.evidence.typicality import GridSums, typicality, unit
-from detxai.evidence.verdict import DEFAULTS, RULES
+from detxai.evidence.typicality import typicality, unit
+from detxai.evidence.verdict import DEFAULTS, RULES, Numbers
+from detxai.statistics import Moments
 
 #: Inverse strength of the ridge penalty on standardised features.
 PENALTY = 0.1
@@ -27,14 +29,14 @@ Table = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Judged:
+class LabelledDetection:
     """One detection on a labelled image: its `evidence` by name, (8, 8) `grid`, and whether it is `right`."""
 
     image: str
     class_id: int
     class_name: str
     logit: float
-    evidence: Mapping[str, Any]
+    evidence: Numbers
     grid: Sequence[Sequence[float]]
     right: bool
 
@@ -50,7 +52,7 @@ class Fitted:
     quality: Quality
 
 
-def fit(rows: Sequence[Judged], images: int) -> Fitted:
+def fit(rows: Sequence[LabelledDetection], images: int) -> Fitted:
     """The regression, thresholds and usual grids of `rows`, its quality cross-validated by image.
 
     Raises UsageError where there are too few right or wrong detections or images, or no scikit-learn.
@@ -99,17 +101,17 @@ def _sklearn() -> tuple[Any, Any]:
     return LogisticRegression, GroupKFold
 
 
-def _usual(rows: Sequence[Judged]) -> dict[int, GridSums]:
+def _usual(rows: Sequence[LabelledDetection]) -> dict[int, Moments]:
     """The unit grids of the right detections of each class."""
-    sums: dict[int, GridSums] = {}
+    sums: dict[int, Moments] = {}
     for row in rows:
         one = unit(row.grid)
         if row.right and one is not None:
-            sums.setdefault(row.class_id, GridSums()).add(one)
+            sums.setdefault(row.class_id, Moments((GRID, GRID))).add(one)
     return sums
 
 
-def _table(rows: Sequence[Judged], usual: Mapping[int, GridSums], seen: bool) -> Table:
+def _table(rows: Sequence[LabelledDetection], usual: Mapping[int, Moments], seen: bool) -> Table:
     """(rows, features); `seen`: a right detection is left out of the grids that it is compared with."""
     table = []
     for row in rows:
@@ -155,7 +157,7 @@ def auroc(right: NDArray[np.bool_], scores: Table) -> float:
     return float(roc_auc_score(right, scores))
 
 
-def thresholds(right: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+def thresholds(right: Sequence[Numbers]) -> dict[str, tuple[float, float]]:
     """(weak, unsupported) by measure: quantiles of `right` detections, one share of them for all measures.
 
     The largest share is taken with which no more than ALARMS of them have any measure beyond its threshold.
@@ -177,20 +179,23 @@ def thresholds(right: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, flo
     return {**DEFAULTS, **fitted}
 
 
-def _limits(right: Sequence[Mapping[str, Any]], columns: Mapping[str, Table], budget: float) -> dict[str, float]:
+def _limits(right: Sequence[Numbers], columns: Mapping[str, Table], budget: float) -> dict[str, float]:
     sides = {rule.measure: -1.0 if rule.high else 1.0 for rule in RULES}
+
+    def beyond(row: Numbers, name: str, limit: float) -> bool:
+        value = row.get(name)
+        return value is not None and sides[name] * value < limit
+
     share = budget
     while True:
         limits = {name: float(np.quantile(column, share, method="lower")) for name, column in columns.items()}
-        flagged = sum(
-            any(row.get(n) is not None and sides[n] * row[n] < limit for n, limit in limits.items()) for row in right
-        )
+        flagged = sum(any(beyond(row, name, limit) for name, limit in limits.items()) for row in right)
         if flagged <= budget * len(right) or share < 1e-6:
             return limits
         share *= 0.8
 
 
-def _classes(rows: Sequence[Judged], usual: Mapping[int, GridSums]) -> tuple[Usual, ...]:
+def _classes(rows: Sequence[LabelledDetection], usual: Mapping[int, Moments]) -> tuple[Usual, ...]:
     names = {row.class_id: row.class_name for row in rows}
     return tuple(
         Usual(
@@ -198,7 +203,7 @@ def _classes(rows: Sequence[Judged], usual: Mapping[int, GridSums]) -> tuple[Usu
             class_name=names[class_id],
             count=sums.count,
             mean=tuple(map(tuple, sums.mean.tolist())),
-            spread=tuple(map(tuple, sums.spread.tolist())),
+            spread=tuple(map(tuple, sums.std.tolist())),
         )
         for class_id, sums in sorted(usual.items())
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field
@@ -9,6 +10,14 @@ from pydantic import Field
 from detxai.schema import Number, Part, Text
 
 Word = Literal["supported", "weak", "unsupported", "unknown"]
+
+
+class EvidenceLevel(StrEnum):
+    """How much evidence a run computes."""
+
+    NONE = "none"
+    BASIC = "basic"
+    FULL = "full"
 
 
 class Rival(Part):

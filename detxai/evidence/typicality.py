@@ -4,34 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from detxai.evidence.maps import GRID
-
-
-@dataclass
-class GridSums:
-    """Running mean and squared deviations of (8, 8) grids (Welford)."""
-
-    count: int = 0
-    mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros((GRID, GRID)))
-    squares: NDArray[np.float64] = field(default_factory=lambda: np.zeros((GRID, GRID)))
-
-    def add(self, grid: ArrayLike) -> None:
-        """Count one more grid (8, 8)."""
-        values = np.asarray(grid, np.float64)
-        self.count += 1
-        before = values - self.mean
-        self.mean = self.mean + before / self.count
-        self.squares = self.squares + before * (values - self.mean)
-
-    @property
-    def spread(self) -> NDArray[np.float64]:
-        """Standard deviation of each cell; zero for a single grid."""
-        return np.asarray(np.sqrt(self.squares / max(self.count - 1, 1)))
 
 
 def unit(grid: ArrayLike) -> NDArray[np.float64] | None:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from detxai.evidence.model import Word
 
 #: Below this |attribution| in all, in logits, a map holds only rounding.
 DEGENERATE = 1e-3
+#: Measures by their names in `Evidence`; None, or left out, where there is none.
+Numbers = Mapping[str, float | None]
 #: For each measure: weak beyond the first, unsupported beyond the second.
 Thresholds = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Rule:
+class VerdictRule:
     """How `measure` speaks, in words with its value `v` and the class `other`: `good`, or beyond a threshold `poor`.
 
     `high`: whether high values are the bad ones. `fitted`: whether labelled images may move its thresholds.
@@ -39,55 +40,57 @@ class Rule:
         return sum(side * value < side * limit for limit in limits)
 
 
-RULES: tuple[Rule, ...] = (
-    Rule(
+RULES: tuple[VerdictRule, ...] = (
+    VerdictRule(
         "lead_only_box",
         "with only the box kept it leads {other} by {v:.1f} logits",
         "with only the box kept its lead over {other} is {v:.1f} logits",
     ),
-    Rule(
+    VerdictRule(
         "lead_softened",
         "when the picture is softened it leads by {v:.1f} logits",
         "when the picture is softened its lead is {v:.1f} logits",
     ),
-    Rule(
+    VerdictRule(
         "outside_share",
         "{w:.0%} of the net evidence is in the box",
         "{v:.0%} of the net evidence is outside the box",
         True,
     ),
-    Rule(
+    VerdictRule(
         "one_sidedness",
         "the parts of the box agree ({v:.2f})",
         "the parts of the box contradict each other ({v:.2f})",
     ),
-    Rule("sufficiency", "the box alone keeps {v:.0%} of the score", "the box alone keeps {v:.0%} of the score"),
-    Rule("necessity", "without the box {v:.0%} of the score goes", "without the box only {v:.0%} of the score goes"),
-    Rule(
+    VerdictRule("sufficiency", "the box alone keeps {v:.0%} of the score", "the box alone keeps {v:.0%} of the score"),
+    VerdictRule(
+        "necessity", "without the box {v:.0%} of the score goes", "without the box only {v:.0%} of the score goes"
+    ),
+    VerdictRule(
         "coherence",
         "neighbouring pixels agree ({v:.2f})",
         "neighbouring pixels contradict each other ({v:.2f})",
     ),
-    Rule(
+    VerdictRule(
         "typicality",
         "its evidence lies where this class usually has it ({v:.2f})",
         "its evidence does not lie where this class usually has it ({v:.2f})",
     ),
-    Rule(
+    VerdictRule(
         "lift",
         "attribution is {v:.1f} times denser in the box than spread evenly",
         "attribution is only {v:.1f} times as dense in the box as spread evenly",
         fitted=False,
         supports=False,
     ),
-    Rule(
+    VerdictRule(
         "ground_share",
         "{v:.0%} of the attribution is on empty ground",
         "{v:.0%} of the attribution is on empty ground",
         True,
         fitted=False,
     ),
-    Rule(
+    VerdictRule(
         "padding_share",
         "{v:.0%} of the attribution is on the padding",
         "{v:.0%} of the attribution is on the padding",
@@ -114,7 +117,7 @@ WORDS: tuple[Word, ...] = ("supported", "weak", "unsupported")
 
 
 def verdict(
-    measures: Mapping[str, Any], converged: bool | None, other: str = "", thresholds: Thresholds = DEFAULTS
+    measures: Numbers, converged: bool | None, other: str = "", thresholds: Thresholds = DEFAULTS
 ) -> tuple[Word, list[str]]:
     """The word and its reasons: the findings that decided, or for `supported` all that speak for it.
 
@@ -124,7 +127,8 @@ def verdict(
         return "unknown", ["this method makes no promise about the sum of its map: its numbers have no scale"]
     if not converged:
         return "unknown", ["the attribution did not converge"]
-    if measures["positive_inside"] + measures["positive_outside"] - measures["negative_inside"] < DEGENERATE:
+    parts = (measures["positive_inside"], measures["positive_outside"], measures["negative_inside"])
+    if sum(abs(part or 0.0) for part in parts) < DEGENERATE:
         return "unknown", ["there is no attribution: this class does not depend on the picture"]
     grades: list[tuple[int, str]] = []
     for rule in RULES:

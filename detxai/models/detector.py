@@ -25,7 +25,7 @@ class Pin(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ModelInfo:
+class DetectorInfo:
     """What a record says of its model. `head` names the branch that made the detections.
 
     `fit`: how its own code makes the square of a picture (see `detxai.inputs.letterbox.FITS`). `stride`: of its
@@ -80,7 +80,7 @@ class Candidates:
 class Detector(Protocol):
     """Whatever makes predictions on pictures; a black box does no more."""
 
-    info: ModelInfo
+    info: DetectorInfo
 
     def predict(self, x: Tensor) -> list[Candidates]:
         """All predictions on x (batch, 3, size, size), float RGB in [0, 1]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ HEAD_MAX_DET = 300
 
 
 def reported(
-    found: Candidates, *, conf: float, iou: float, max_det: int, classes: list[int] | None = None
+    found: Candidates, *, conf: float, iou: float, max_det: int, classes: Collection[int] | None = None
 ) -> list[tuple[int, int]]:
     """(anchor, class_id) of the predictions that the model reports, best first, as ultralytics' `predict` would."""
     if found.end_to_end:
@@ -62,7 +62,7 @@ def _closest(boxes: Tensor, scores: Tensor, target: Target) -> Tensor:
     return (overlap / (area - overlap).clamp(min=1e-9) * scores).max()
 
 
-def _top(found: Candidates, conf: float, max_det: int, classes: list[int] | None) -> list[tuple[int, int]]:
+def _top(found: Candidates, conf: float, max_det: int, classes: Collection[int] | None) -> list[tuple[int, int]]:
     k = min(max(max_det, HEAD_MAX_DET), len(found.scores))
     anchors = found.scores.amax(1).topk(k).indices
     scores, flat = found.scores[anchors].flatten().topk(k)

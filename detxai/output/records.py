@@ -6,17 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args
 
-import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from detxai.errors import ImageError
-from detxai.evidence.maps import GRID, grid, peak
-from detxai.evidence.measures import near_edge
+from detxai.evidence.maps import GRID, MapSums
 from detxai.evidence.model import Evidence, Rival
 from detxai.schema import Number, Score, Text, require_written
 from detxai.schema import Part as _Part
-from detxai.values import Attribution, Box, Detection, Image, ImageRef, Label
-from detxai.vocabulary import EDGES
+from detxai.values import Attribution, Detection, Image, ImageRef, Label
 from detxai.vocabulary import RECORD_SCHEMA as RECORD_SCHEMA
 from detxai.vocabulary import SUMMARY_SCHEMA as SUMMARY_SCHEMA
 
@@ -390,7 +387,7 @@ def label_records(drawn: Sequence[Label] | None, detections: Sequence[Detection]
 
 def attribution_record(
     attribution: Attribution,
-    box: Box,
+    sums: MapSums,
     class_name: str,
     *,
     as_class: bool = False,
@@ -399,14 +396,10 @@ def attribution_record(
     evidence: Evidence | None = None,
     against: Rival | None = None,
 ) -> AttributionRecord:
-    """The record of one map; `box` is xyxy in source pixels.
+    """The record of one map and its `sums` over the box.
 
     Raises ValueError where a number is not finite: such a map must not look like a result.
     """
-    cells = grid(attribution.map, box)
-    positive = np.maximum(attribution.map, 0)
-    whole = float(positive.sum(dtype=np.float64))
-    share = min(float(grid(positive, box, 1).sum()) / whole, 1.0) if whole > 0 else None
     return AttributionRecord(
         method=attribution.method,
         gradient=attribution.gradient,
@@ -426,13 +419,11 @@ def attribution_record(
         map_error=attribution.map_error,
         converged=attribution.converged,
         evaluations=attribution.evaluations,
-        net_inside=float(cells.sum()),
-        inside_share=share,
-        peak=peak(positive),
-        near_edge=near_edge(attribution.map, box, attribution.target.kind)
-        if attribution.target.kind in EDGES
-        else None,
-        grid=Grid(rows=GRID, cols=GRID, values=tuple(map(tuple, cells.tolist()))),
+        net_inside=sums.net_inside,
+        inside_share=sums.inside_share,
+        peak=sums.peak,
+        near_edge=sums.near_edge,
+        grid=Grid(rows=GRID, cols=GRID, values=tuple(map(tuple, sums.cells.tolist()))),
         overlay=overlay,
         map=map_name,
         notes=attribution.notes or None,

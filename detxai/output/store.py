@@ -34,6 +34,7 @@ UNPLACED = "unplaced"
 NAME_BYTES, PATH_BYTES = 255, 1024
 #: A signed 16-bit map: stored = ZERO + value / scale * RANGE.
 PNG_ZERO, PNG_RANGE = 32768, 32767
+MAP_SUFFIX = {"npz": ".npz", "png": ".map.png"}
 
 _TEMPORARY = re.compile(r"\.detxai-[0-9a-f]{16}\.tmp")
 # Greedy: the last `.dNN.` ends the image's name, so `a.jpg.d00.x.png` may itself be an image.
@@ -58,8 +59,8 @@ def picture_stem(
     return ".".join(parts if as_class is None else [*parts, f"as-{as_class}"])
 
 
-def encode_map(values: Map, kind: Literal["npz", "png"]) -> tuple[str, bytes]:
-    """(suffix, bytes) of a raw signed map; the same map gives the same bytes.
+def encode_map(values: Map, kind: Literal["none", "npz", "png"]) -> bytes:
+    """The file of a raw signed map, its name ending in `MAP_SUFFIX[kind]`; the same map gives the same bytes.
 
     `.npz` holds float32 `map`. `.map.png` holds 16-bit grey: (grey - 32768) / 32767 * scale, where
     `scale`, the greatest absolute value, is the PNG's text `detxai-scale`.
@@ -67,7 +68,7 @@ def encode_map(values: Map, kind: Literal["npz", "png"]) -> tuple[str, bytes]:
     buffer = io.BytesIO()
     if kind == "npz":
         np.savez_compressed(buffer, map=values.astype("<f4"))
-        return ".npz", buffer.getvalue()
+        return buffer.getvalue()
     from PIL import Image, PngImagePlugin
 
     scale = float(np.abs(values).max(initial=0)) or 1.0
@@ -75,7 +76,7 @@ def encode_map(values: Map, kind: Literal["npz", "png"]) -> tuple[str, bytes]:
     text = PngImagePlugin.PngInfo()
     text.add_text("detxai-scale", repr(scale))
     Image.fromarray(grey).save(buffer, "PNG", pnginfo=text)
-    return ".map.png", buffer.getvalue()
+    return buffer.getvalue()
 
 
 def write_file(file: Path, content: bytes) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from detxai.attribution.points import Ask, Point, Reply, TargetMap
+from detxai.values import Target
 
 #: `on`: M + N stays. `off`: ĝ without β. `exact`: the variance of the sum over all channels stays, the covariance of H
 #: and L included.
@@ -121,8 +122,8 @@ class ParchGrad:
         return modified(gradient, self._kept[:, span], self.gamma, self.variance)
 
 
-def with_channels(ask: Ask, kept: Mapping[int, Tensor]) -> Ask:
-    """The coroutine `ask` with ParchGrad's gradients in place of its own; `kept`: id of a target -> its channels."""
+def with_channels(ask: Ask, kept: Mapping[Target, Tensor]) -> Ask:
+    """The coroutine `ask` with ParchGrad's gradients in place of its own; `kept`: target -> its channels."""
     try:
         points = next(ask)
         while True:
@@ -133,5 +134,5 @@ def with_channels(ask: Ask, kept: Mapping[int, Tensor]) -> Ask:
         return found
 
 
-def _with_channels(point: Point, kept: Mapping[int, Tensor]) -> Point:
-    return replace(point, channels=tuple(kept[id(t)] for t in point.targets)) if point.gradient else point
+def _with_channels(point: Point, kept: Mapping[Target, Tensor]) -> Point:
+    return replace(point, channels=tuple(kept[t] for t in point.targets)) if point.gradient else point

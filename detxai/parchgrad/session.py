@@ -18,18 +18,18 @@ from detxai.models.detector import Differentiable
 from detxai.models.trunk import convolutions
 from detxai.parchgrad.channels import FEWEST, Choice, Statistics, first, gap, outputs
 from detxai.parchgrad.gradient import ParchGrad, with_channels
-from detxai.parchgrad.statistics import Calibration
+from detxai.parchgrad.statistics import ChannelCalibration
 from detxai.values import Box, Target
 
 CLASS, INSTANCE = "parchgrad-cls", "parchgrad-ins"
-#: id of a target -> the channels that are kept for it.
-Masks = dict[int, Tensor]
+#: The channels that are kept for each target of one image.
+Masks = dict[Target, Tensor]
 
 
 class Selection:
     """What the statistics `made` say under the settings `config`: only of the convolutions that are hooked."""
 
-    def __init__(self, config: ParchGradConfig, made: Calibration) -> None:
+    def __init__(self, config: ParchGradConfig, made: ChannelCalibration) -> None:
         self.config, self.made = config, made
         self.choice = Choice(config.alpha, config.quantile, config.normality)
         start = first(len(made.layers), config.ratio)
@@ -46,7 +46,7 @@ class Selection:
         return self.choice.of_class(self.statistics(region), self.classes.index(class_id), self.widths)
 
 
-class Keeping:
+class ParchGradSession:
     """ParchGrad for one detector on its device, with the statistics `made` for it.
 
     `hooks` is what the engine needs; `sha256` is that of the statistics. Raises UsageError where these name
@@ -54,7 +54,12 @@ class Keeping:
     """
 
     def __init__(
-        self, config: ParchGradConfig, made: Calibration, detector: Differentiable, size: int, device: torch.device
+        self,
+        config: ParchGradConfig,
+        made: ChannelCalibration,
+        detector: Differentiable,
+        size: int,
+        device: torch.device,
     ) -> None:
         self.selection, self.region, self.size, self.device = Selection(config, made), config.region, size, device
         found = convolutions(detector.trunk)
@@ -80,20 +85,19 @@ class Keeping:
             yield seen
 
     def masks(self, gradient: str, targets: Sequence[Target], seen: dict[int, Tensor], picture: Box) -> Masks:
-        """Which channels the modified `gradient` keeps for `targets`, (channels,) bool by their ids.
+        """Which channels the modified `gradient` keeps for `targets`, (channels,) bool by target.
 
         `seen`: what the hooked convolutions put out at the image; `picture`: its place in the letterbox, xyxy.
         """
         if gradient == CLASS:
-            return {id(target): self._class(target.class_id) for target in targets}
+            return {target: self._class(target.class_id) for target in targets}
         if not targets:
             return {}
         boxes = torch.tensor([picture if self.region == "whole" else t.box for t in targets], device=self.device)
         rows = gap([seen[i][0] for i in range(len(self.hooks.convolutions))], boxes, self.size)
         choice, widths = self.selection.choice, self.selection.widths
         return {
-            id(target): choice.of_instance(self._statistics, row, widths)
-            for target, row in zip(targets, rows, strict=True)
+            target: choice.of_instance(self._statistics, row, widths) for target, row in zip(targets, rows, strict=True)
         }
 
     def _class(self, class_id: int) -> Tensor:
@@ -114,9 +118,7 @@ class Keeping:
         settings = replace(settings, modified=True, dtype=torch.float32)
         found = yield from with_channels(METHODS[method](paths, targets, settings), masks)
         return [
-            one
-            if bool(masks[id(one.target)].any())
-            else replace(one, notes=(*one.notes, self._why(gradient, one.target)))
+            one if bool(masks[one.target].any()) else replace(one, notes=(*one.notes, self._why(gradient, one.target)))
             for one in found
         ]
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from detxai.errors import UsageError
 from detxai.models import checkpoints
 from detxai.parchgrad.channels import FEWEST, Statistics
+from detxai.statistics import Moments
 
 FORMAT = "detxai.parchgrad/1"
 SUFFIX = ".parchgrad.safetensors"
@@ -24,36 +25,6 @@ REGIONS = ("whole", "detection")
 RESERVOIR, SEED = 1000, 0
 
 Row = NDArray[np.float64]
-
-
-class Moments:
-    """Number, mean and summed squared deviations of rows (channels,), one row at a time (Welford 1962)."""
-
-    def __init__(self, channels: int) -> None:
-        self.count = 0
-        self.mean, self.squares = np.zeros(channels), np.zeros(channels)
-
-    def add(self, row: Row) -> None:
-        """Take in one row."""
-        self.count += 1
-        away = row - self.mean
-        self.mean = self.mean + away / self.count
-        self.squares = self.squares + away * (row - self.mean)
-
-    def without(self, part: Moments) -> Moments:
-        """The moments of the rows that are not in `part`, a subset (Chan, Golub & LeVeque 1983)."""
-        rest = Moments(len(self.mean))
-        rest.count = self.count - part.count
-        if rest.count:
-            rest.mean = (self.count * self.mean - part.count * part.mean) / rest.count
-            between = (part.mean - rest.mean) ** 2 * (part.count * rest.count / self.count)
-            rest.squares = np.maximum(self.squares - part.squares - between, 0)
-        return rest
-
-    @property
-    def std(self) -> Row:
-        """Standard deviation of a sample (n − 1); 0 for less than two rows."""
-        return np.sqrt(self.squares / max(self.count - 1, 1))
 
 
 class Gathering:
@@ -112,7 +83,7 @@ def shapiro(rows: Sequence[NDArray[np.float32]], channels: int) -> Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
+class ChannelCalibration:
     """A file of statistics. `layers`: name and width of every convolution in the order they run; `statistics` by
     region; `images`, and whether their boxes were `labelled` or the model's own; `sha256` of the file itself."""
 
@@ -150,7 +121,7 @@ class Calibration:
         return checkpoints.packed(tensors, about)
 
 
-def read(file: Path) -> Calibration:
+def read(file: Path) -> ChannelCalibration:
     """The calibration in `file`. Raises UsageError for a file that is none, or is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -168,7 +139,7 @@ def read(file: Path) -> Calibration:
         }
         for found in statistics.values():
             _check(found, len(names), sum(width for _, width in layers))
-        return Calibration(
+        return ChannelCalibration(
             about["model_sha256"], int(about["imgsz"]), layers, names, statistics, int(about["images"]),
             about["labelled"] == "true", about.get("note", ""), hashlib.sha256(data).hexdigest(),
         )  # fmt: skip
@@ -195,7 +166,7 @@ def beside(model: str | None) -> Path:
     return file.with_name(file.stem + SUFFIX)
 
 
-def found_for(model: str | None, name: str, sha256: str, imgsz: int, given: Sequence[Path] = ()) -> Calibration:
+def found_for(model: str | None, name: str, sha256: str, imgsz: int, given: Sequence[Path] = ()) -> ChannelCalibration:
     """The statistics of a model: of the files `given` the one made with it, else what lies beside it or is bundled.
 
     `model`: its path, `name` its file name. Raises UsageError where there are none, or none for this model and size.

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detxai.evidence.groups import groups, likeness, vectors
-from detxai.evidence.typicality import GridSums
 from detxai.output.ranking import Finding
 from detxai.output.records import AttributionRecord, DetectionRecord
+from detxai.statistics import Moments
 from detxai.vocabulary import METHODS, unit
 
 #: How many of the most typical and of the oddest boxes are shown.
@@ -86,7 +86,7 @@ def _behaviour(pairs: Sequence[tuple[Finding, AttributionRecord]]) -> Behaviour:
     found = tuple(f for f, _ in pairs)
     grids = np.asarray([a.grid.values for _, a in pairs], np.float64)
     outside = np.asarray([_outside(f) for f in found])
-    sums = GridSums()
+    sums = Moments((8, 8))
     for grid in grids:
         sums.add(grid)
     described = vectors(grids, outside)
@@ -99,7 +99,7 @@ def _behaviour(pairs: Sequence[tuple[Finding, AttributionRecord]]) -> Behaviour:
         found=found,
         verdicts=Counter(f.verdict for f in found),
         mean=sums.mean,
-        spread=sums.spread,
+        spread=sums.std,
         outside=_share(grids, outside),
         typical=tuple(order[:SHOWN]),
         odd=tuple(reversed(order[SHOWN:][-SHOWN:])),

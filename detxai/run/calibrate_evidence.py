@@ -8,13 +8,13 @@ from pathlib import Path
 
 from detxai.config.settings import RunConfig
 from detxai.errors import ExitCode, NoInputError, UsageError
-from detxai.evidence.calibration import Calibration
-from detxai.evidence.fitting import Judged, fit
+from detxai.evidence.calibration import EvidenceCalibration
+from detxai.evidence.fitting import LabelledDetection, fit
 from detxai.inputs.sources import Found
 from detxai.output import records, store
 from detxai.run.console import Console, Signals, Stopped
 from detxai.run.pipeline import Explainer
-from detxai.run.plan import evidence_beside
+from detxai.run.plan import evidence_beside, gives_verdicts
 
 
 def evidence(
@@ -36,10 +36,10 @@ def evidence(
     # What an earlier calibration says must not count, and one map a detection is enough.
     settings = config.attribution.model_copy(update={"calibration": (), "evidence": "basic", "as_class": ()})
     explainer = Explainer(config.model_copy(update={"attribution": settings}))
-    if not explainer.plan.judges:
+    if not gives_verdicts(explainer.plan.config.attribution):
         raise UsageError("Evidence is calibrated on integrals.", "Leave out --method, --gradient and --target.")
     store.require_writable(file)
-    rows: list[Judged] = []
+    rows: list[LabelledDetection] = []
     images = failed = unlabelled = 0
     try:
         with Signals(), console.progress(found.count if limit is None else None):
@@ -52,7 +52,7 @@ def evidence(
                     unlabelled += 1
                 else:
                     images += 1
-                    rows += judged(record)
+                    rows += labelled_detections(record)
                 console.advance(images, f"{len(rows)} detections")
     except Stopped as stop:
         console.say(f"{stop}; nothing was written", level=-1, kind="error")
@@ -63,7 +63,7 @@ def evidence(
         )
     fitted = fit(rows, images)
     info = explainer.plan.info
-    made = Calibration(
+    made = EvidenceCalibration(
         model=info.name,
         model_sha256=info.sha256,
         imgsz=explainer.plan.size,
@@ -79,12 +79,12 @@ def evidence(
     return ExitCode.SOME_FAILED if failed else ExitCode.OK
 
 
-def judged(record: records.Record) -> Iterator[Judged]:
+def labelled_detections(record: records.Record) -> Iterator[LabelledDetection]:
     """What a record of a labelled image says of each detection whose map converged."""
     for d in record.detections or ():
         own = next((a for a in d.attributions if a.target == "class" and not a.as_class), None)
         if d.kind == "detection" and d.match and d.evidence and own and d.evidence.verdict != "unknown":
-            yield Judged(
+            yield LabelledDetection(
                 record.image.path,
                 d.class_id,
                 d.class_name,
@@ -95,7 +95,7 @@ def judged(record: records.Record) -> Iterator[Judged]:
             )
 
 
-def _report(console: Console, made: Calibration, file: Path) -> None:
+def _report(console: Console, made: EvidenceCalibration, file: Path) -> None:
     q = made.quality
     rows: list[tuple[str, ...]] = [
         ("trust", f"{q.auroc:.3f}", f"{q.calibration_error:.3f}"),

@@ -19,9 +19,9 @@ from detxai.models.trunk import convolutions
 from detxai.output import store
 from detxai.parchgrad.channels import gap, in_order, outputs
 from detxai.parchgrad.session import Selection
-from detxai.parchgrad.statistics import REGIONS, Calibration, Gathering, beside
+from detxai.parchgrad.statistics import REGIONS, ChannelCalibration, Gathering, beside
 from detxai.run.console import Console, Signals, Stopped
-from detxai.run.plan import Plan
+from detxai.run.plan import make_plan
 from detxai.values import Box, ImageRef, Letterbox
 
 
@@ -35,7 +35,7 @@ class Pass:
     def __init__(self, config: RunConfig) -> None:
         # Nothing is attributed here: no option of a method may stand in the way.
         plain = config.model_copy(update={"attribution": AttributionConfig(method=("drise",), evidence="none")})
-        self.plan = Plan(plain)
+        self.plan = make_plan(plain)
         if self.plan.network is None:
             raise UsageError(
                 f"ParchGrad changes gradients inside a network, and {self.plan.info.name} is a black box "
@@ -86,10 +86,10 @@ class Pass:
             self.gathered["detection"].add(row, [class_id])
         self.images, self.boxes = self.images + 1, self.boxes + len(items)
 
-    def calibration(self, note: str) -> Calibration:
+    def calibration(self, note: str) -> ChannelCalibration:
         """What came of the pass."""
         info = self.plan.info
-        return Calibration(
+        return ChannelCalibration(
             info.sha256,
             self.plan.size,
             tuple((name, conv.out_channels) for name, conv in self.convolutions.items()),
@@ -148,7 +148,7 @@ def parchgrad(
     return ExitCode.SOME_FAILED if failed else ExitCode.OK
 
 
-def _report(console: Console, config: RunConfig, made: Calibration) -> None:
+def _report(console: Console, config: RunConfig, made: ChannelCalibration) -> None:
     """How many boxes and images each class has, and how many channels parchgrad-cls keeps for it."""
     selection = Selection(config.parchgrad, made)
     rows = []

@@ -18,8 +18,8 @@ from detxai.attribution.programs import Programs
 from detxai.errors import ExitCode, ModelError
 from detxai.models import checkpoints, detectors
 from detxai.models.detector import Differentiable
+from detxai.run.checks import device_of
 from detxai.run.explain import versions
-from detxai.run.plan import device_of
 from detxai.text import printable
 from detxai.values import Target
 

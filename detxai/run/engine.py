@@ -28,7 +28,7 @@ def engine(plan: Plan) -> Engine:
         rows,
         similarity,
         entered,
-        parchgrad=None if plan.keeping is None else plan.keeping.hooks,
+        parchgrad=None if plan.parchgrad is None else plan.parchgrad.hooks,
         tap=network.trunk.tap,
         room=Room(plan.budget.room),
         programs=_programs(plan, network) if device.type in PROGRAM_ROWS else None,

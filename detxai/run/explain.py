@@ -7,8 +7,7 @@ import platform
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 
 from detxai.config.settings import RunConfig
 from detxai.errors import DetxaiError, ExitCode, NoInputError, worst
-from detxai.evidence.typicality import GridSums
 from detxai.inputs.sources import Found
 from detxai.output import listing, ranking, records
 from detxai.run.console import Console, Signals, Stopped, keep_freed_memory
 from detxai.run.streams import Lines, ReaderGone, guarded_stdout
+from detxai.run.tally import Tally, gate
 from detxai.values import ImageRef
 from detxai.vocabulary import VERDICTS
 
@@ -31,131 +30,9 @@ DEMO = (
 )
 #: SHA-256 of the samples, one a line.
 SAMPLES = Path(__file__).parent.parent / "models" / "bundled" / "samples.txt"
-#: Failures listed in the summary; all of them are in records.jsonl.
-KEPT_FAILURES = 1000
 
 
-@dataclass
-class _ClassSums:
-    name: str
-    count: int = 0
-    score: float = 0.0
-    inside: float = 0.0
-    shares: int = 0
-    converged: int = 0
-    judged: int = 0
-    labels: int = 0
-    missed: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
-    verdicts: Counter[str] = field(default_factory=Counter)
-    grids: GridSums = field(default_factory=GridSums)
-
-    def add(self, detection: records.DetectionRecord) -> None:
-        self.count += 1
-        self.score += detection.score
-        if detection.match is not None:
-            self.statuses[detection.match.status] += 1
-        if detection.evidence is not None:
-            self.verdicts[detection.evidence.verdict] += 1
-        own = next((a for a in detection.attributions if a.target == "class" and not a.as_class), None)
-        if own is not None:
-            self.grids.add(own.grid.values)
-        for a in detection.attributions:
-            if a.inside_share is not None:
-                self.inside, self.shares = self.inside + a.inside_share, self.shares + 1
-            if a.converged is not None:
-                self.converged, self.judged = self.converged + a.converged, self.judged + 1
-
-
-def gate(verdicts: Collection[str]) -> ranking.Worst:
-    """Reported boxes with one of the `verdicts` that --fail-on names."""
-    return ranking.Worst(lambda f: f.kind == "detection" and f.verdict in verdicts)
-
-
-@dataclass
-class Tally:
-    """What a run has seen; `codes` are all the exit codes that hold."""
-
-    ok: int = 0
-    failed: int = 0
-    skipped: int = 0
-    detections: int = 0
-    candidates: int = 0
-    labelled: int = 0
-    attributions: int = 0
-    unconverged: int = 0
-    evaluations: int = 0
-    look: ranking.Worst = field(default_factory=ranking.Worst)
-    gate: ranking.Worst = field(default_factory=lambda: gate(()))
-    codes: set[ExitCode] = field(default_factory=set)
-    failures: list[records.Failure] = field(default_factory=list)
-    _sums: dict[int, _ClassSums] = field(default_factory=dict)
-
-    @property
-    def done(self) -> int:
-        return self.ok + self.failed + self.skipped
-
-    def add(self, record: records.Record, skipped: bool) -> None:
-        """Count one image."""
-        if record.status == "failed":
-            self.failed += 1
-            self.codes.add(ExitCode.SOME_FAILED)
-            if record.error is not None and len(self.failures) < KEPT_FAILURES:
-                self.failures.append(
-                    records.Failure(path=record.image.path, code=record.error.code, message=record.error.message)
-                )
-            return
-        self.skipped, self.ok = self.skipped + skipped, self.ok + (not skipped)
-        self.labelled += record.labels is not None
-        for label in record.labels or ():
-            if label.class_id is not None and label.status != "not-asked":
-                sums = self._of(label.class_id, label.class_name)
-                sums.labels, sums.missed = sums.labels + 1, sums.missed + (label.status == "missed")
-        for detection in record.detections or ():
-            self.candidates += detection.kind == "candidate"
-            if detection.kind == "detection":
-                self.detections += 1
-                self._of(detection.class_id, detection.class_name).add(detection)
-            for attribution in detection.attributions:
-                self.attributions += 1
-                self.unconverged += attribution.converged is False
-                self.evaluations += 0 if skipped else attribution.evaluations
-        for worst_of in (self.look, self.gate):
-            worst_of.add(ranking.findings(record))
-        if self.gate.count:
-            self.codes.add(ExitCode.GATE)
-
-    def _of(self, class_id: int, name: str) -> _ClassSums:
-        return self._sums.setdefault(class_id, _ClassSums(name))
-
-    def matches(self) -> dict[str, int]:
-        """Detections by how they meet the labels, and labels that were missed."""
-        total = sum((sums.statuses for sums in self._sums.values()), Counter[str]())
-        return dict(sorted(total.items())) | {"missed": sum(sums.missed for sums in self._sums.values())}
-
-    def statistics(self) -> tuple[records.ClassStatistics, ...]:
-        """Per class: how many, how sure, where the evidence lies."""
-        return tuple(
-            records.ClassStatistics(
-                class_id=class_id,
-                class_name=sums.name,
-                detections=sums.count,
-                mean_score=sums.score / sums.count if sums.count else None,
-                mean_inside_share=sums.inside / sums.shares if sums.shares else None,
-                converged_share=sums.converged / sums.judged if sums.judged else None,
-                verdicts=dict(sorted(sums.verdicts.items())) or None,
-                mean_grid=tuple(map(tuple, sums.grids.mean.tolist())) if sums.grids.count else None,
-                grid_spread=tuple(map(tuple, sums.grids.spread.tolist())) if sums.grids.count else None,
-                labels=sums.labels if self.labelled else None,
-                true=sums.statuses["true"] if self.labelled else None,
-                false=sums.statuses.total() - sums.statuses["true"] if self.labelled else None,
-                missed=sums.missed if self.labelled else None,
-            )
-            for class_id, sums in sorted(self._sums.items())
-        )
-
-
-class Job:
+class ExplainRun:
     """Runs one configuration over one set of sources."""
 
     def __init__(self, config: RunConfig, console: Console) -> None:
@@ -340,6 +217,8 @@ class Job:
             self._warn(f"the classes of {info.name} have no names: their ids are shown. Give them with --names FILE")
 
     def _summary(self, explainer: Any, found: Found, seconds: float) -> records.Summary:
+        from detxai.run.results import model_record
+
         t, info, timings = self.tally, explainer.plan.info, explainer.timings
         return records.Summary(
             images=records.ImageCounts(ok=t.ok, failed=t.failed, skipped=t.skipped, ignored=found.ignored),
@@ -361,13 +240,7 @@ class Job:
             exit_code=int(worst(t.codes)),
             stopped=self.stopped,
             device=str(explainer.plan.device),
-            model=records.ModelInfo(
-                name=info.name,
-                sha256=info.sha256,
-                family=info.family,
-                head=info.head,
-                imgsz=explainer.plan.size,
-            ),
+            model=model_record(info, explainer.plan.size, explainer.plan.fit),
             versions=versions() | ({"trust_pickle": "used"} if info.trusted else {}),
             config=self.config.plain(),
             classes=t.statistics(),

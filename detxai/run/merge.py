@@ -12,7 +12,7 @@ from detxai.errors import ExitCode, NoInputError, UsageError, worst
 from detxai.output import records
 from detxai.output.store import Store
 from detxai.output.tree import Tree
-from detxai.run.explain import Tally
+from detxai.run.tally import Tally
 
 #: So many paths are named where trees disagree.
 NAMED = 5

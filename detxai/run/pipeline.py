@@ -12,39 +12,36 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from detxai.attribution import baselines
 from detxai.attribution.engine import Engine, out_of_memory
 from detxai.attribution.methods import METHODS
 from detxai.attribution.points import Segment, TargetMap
 from detxai.config import settings
-from detxai.config.fingerprint import fingerprint
 from detxai.config.settings import RunConfig
 from detxai.errors import DeviceError, ImageError, UsageError
-from detxai.inputs import decode, given
+from detxai.inputs import given
 from detxai.inputs.budget import Budget
-from detxai.inputs.labels import Drawn
-from detxai.inputs.letterbox import boxes_to_letterbox, fitted
 from detxai.models.detector import Detector
 from detxai.output import records, store
 from detxai.parchgrad.session import Masks
-from detxai.run import assess
+from detxai.run.assess import TrialPlan
 from detxai.run.engine import engine as engine_of
-from detxai.run.plan import Plan
-from detxai.run.publish import Explained, Part, Prepared, Result, Variant, part, publish
-from detxai.run.select import selected
-from detxai.values import Checkpoint, Detection, ImageRef, Letterbox, Pixels, Target
-from detxai.vocabulary import EXPECTED_BASELINES
+from detxai.run.plan import make_plan
+from detxai.run.prepare import prepared_image
+from detxai.run.publish import Publisher
+from detxai.run.results import MapGroup, PreparedImage, PublishedGroup, Result
+from detxai.run.select import Selector
+from detxai.run.targets import Variant, groups, wanted_targets
+from detxai.values import Checkpoint, Detection, ImageRef, Letterbox, Target
+from detxai.vocabulary import EDGES
 
-#: What trials show beside the baseline, and what instead where that is the baseline.
-FILLS = ("blur", "gray")
 #: Bytes that decoding ahead may hold, by the headers of the files; a picture that takes more is decoded alone.
 AHEAD_BYTES = 2**30
 
@@ -61,12 +58,16 @@ class Timings:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
-    """An image behind the device: what is kept of its detections is being made."""
+class MappedImage:
+    """An image behind the device: what is kept of its detections is being made, group by group."""
 
-    prepared: Prepared
+    prepared: PreparedImage
     detections: tuple[Detection, ...]
-    parts: tuple[Future[Part], ...]
+    groups: tuple[Future[PublishedGroup], ...]
+
+
+#: Turns the maps of a group into what is kept of them, behind the device.
+Publish = Callable[[MapGroup], Future[PublishedGroup]]
 
 
 class Explainer:
@@ -74,7 +75,7 @@ class Explainer:
 
     `model`: a checkpoint or name as for `--model`, or a whole RunConfig. `options`: those of `detxai explain`, with
     underscores, checked as there. `checkpoint` or `detector` may be given for a model that is already in memory.
-    Raises UsageError and ModelError as `Plan` does.
+    Raises UsageError and ModelError as `make_plan` does.
     """
 
     def __init__(
@@ -86,12 +87,14 @@ class Explainer:
         **options: Any,
     ) -> None:
         with torch.inference_mode(False):  # which turns gradients on too
-            self.plan = Plan(_configured(model, options), checkpoint, detector)
+            self.plan = plan = make_plan(_configured(model, options), checkpoint, detector)
         self.timings = Timings()
         self._engine_at_work: Engine | None = None
         self._waiting: dict[int, Future[Result]] = {}
         self._detecting = 0.0
         self.workers = max(1, min(4, os.cpu_count() or 1))
+        self._select = Selector(plan.config.detection, plan.info.names, plan.classes)
+        self._trials = TrialPlan(plan.level, plan.network is None, plan.settings, plan.targets_at_once)
 
     # -- the flow -------------------------------------------------------------------------------
 
@@ -139,11 +142,12 @@ class Explainer:
         with ThreadPoolExecutor(self.workers) as readers, ThreadPoolExecutor(self.workers) as writers:
             budget = Budget(AHEAD_BYTES)
             prepared = enumerate(self._ahead(readers, refs, tree, 2 * in_flight, over, budget))
-            kept = partial(part, self.plan, files=tree is not None)
-            jobs = ((index, self._job(item, partial(writers.submit, kept))) for index, item in prepared)
+            publisher = self._publisher(files=tree is not None)
+            publish: Publish = lambda group: writers.submit(publisher.group, group)  # noqa: E731
+            jobs = ((index, self._job(item, publish)) for index, item in prepared)
             try:
                 for index, outcome in engine.run(jobs, in_flight):
-                    waiting[index] = writers.submit(self._finish, outcome, tree)
+                    waiting[index] = writers.submit(self._finish, outcome, publisher, tree)
                     self._account(engine)
                     # A slow image holds back those behind it, but not more of them than this.
                     while turn in waiting and (waiting[turn].done() or len(waiting) > 4 * in_flight):
@@ -183,10 +187,10 @@ class Explainer:
         depth: int,
         over: Callable[[], bool],
         budget: Budget,
-    ) -> Iterator[Prepared | Result]:
+    ) -> Iterator[PreparedImage | Result]:
         """Prepared images in order, `depth` of them being read and decoded ahead of the device within `budget`."""
         source = enumerate(refs)
-        queue: deque[tuple[int, Future[Prepared | Result]]] = deque()
+        queue: deque[tuple[int, Future[PreparedImage | Result]]] = deque()
         for number, ref in islice(source, depth):
             queue.append((number, pool.submit(self._within, budget, number, ref, tree)))
         while queue and not over():
@@ -197,12 +201,12 @@ class Explainer:
                 queue.append((number, pool.submit(self._within, budget, number, ref, tree)))
             yield ready
 
-    def _within(self, budget: Budget, number: int, ref: ImageRef, tree: store.Store | None) -> Prepared | Result:
-        """`_prepare`, decoding when `budget` has room for the picture and all before it have theirs."""
+    def _within(self, budget: Budget, number: int, ref: ImageRef, tree: store.Store | None) -> PreparedImage | Result:
+        """`prepared_image`, decoding when `budget` has room for the picture and all before it have theirs."""
         held = 0
         try:
-            ready = self._prepare(ref, tree, partial(budget.take, number))
-            held = ready.image.pixels.nbytes if isinstance(ready, Prepared) else 0
+            ready = prepared_image(self.plan, ref, tree, partial(budget.take, number))
+            held = ready.image.pixels.nbytes if isinstance(ready, PreparedImage) else 0
             return ready
         finally:
             budget.skip(number)
@@ -225,114 +229,51 @@ class Explainer:
 
     def forecast(self, ref: ImageRef, tree: store.Store) -> tuple[str, str]:
         """What would be done with an image, and why: ("explain" | "skip" | "fail on", reason)."""
-        ready = self._prepare(ref, tree)
-        if isinstance(ready, Prepared):
+        ready = prepared_image(self.plan, ref, tree)
+        if isinstance(ready, PreparedImage):
             return "explain", ""
         return ("skip", "done already") if ready.record.error is None else ("fail on", ready.record.error.message)
 
-    # -- before the device ----------------------------------------------------------------------
-
-    def _prepare(
-        self, ref: ImageRef, tree: store.Store | None, admit: Callable[[int], None] = lambda size: None
-    ) -> Prepared | Result:
-        image = None
-        try:
-            labels, given = self._drawn(ref)
-            digests = [None if d is None else d.digest for d in (labels, given)]
-            if tree is not None and not self.plan.config.run.force and (done := self._done(ref, tree, digests)):
-                return Result(ref, done, skipped=True)
-            wanted = self.plan.config.images
-            image = decode.load(ref, wanted.window, wanted.max_pixels, admit)
-            square, box = self.plan.letterboxed(image.pixels)
-            compared = self._baselines(square, box)
-            name, b = next(iter(compared.items()))
-            x = torch.from_numpy(square).permute(2, 0, 1).float() / 255
-            fills, soft, ground = self._fills(square, box, name, b)
-            mark = self._fingerprint(image.sha256, digests)
-            drawn, boxes = (None if d is None else d.at(image.width, image.height) for d in (labels, given))
-            return Prepared(
-                ref, image, box, x, compared, mark, fills=fills, softened=soft, ground=ground, labels=drawn, given=boxes
-            )
-        except ImageError as error:
-            return Result(ref, records.failed_record(ref, error, None if image is None else records.image_info(image)))
-
-    def _baselines(self, square: Pixels, box: Letterbox) -> dict[str, torch.Tensor]:
-        """The pictures that show nothing by name, the one asked for first; more than one for `expected` only."""
-        wanted, given = self.plan.config.attribution, self.plan.baseline_images
-        found = {n: baselines.baseline(n, square, box, fitted(p, box))[0] for n, p in given.items()}
-        if not given:
-            b, name = baselines.baseline(wanted.baseline, square, box)
-            found[name] = b
-        if "expected" in wanted.method and not Path(wanted.baseline).is_dir():
-            for name in EXPECTED_BASELINES:
-                if name not in {known.removeprefix("auto:") for known in found}:
-                    found[name], _ = baselines.baseline(name, square, box)
-        return found
-
-    def _fills(
-        self, square: Pixels, box: Letterbox, name: str, b: torch.Tensor
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, tuple[int, int, int] | None]:
-        """What takes the place of parts of the picture in trials, the picture softened, its empty ground's colour."""
-        if self.plan.config.attribution.evidence == "none":
-            return {}, b, None
-        other = next(fill for fill in FILLS if fill != name)
-        inner = square[box.top : box.top + box.inner_height, box.left : box.left + box.inner_width]
-        fills = {name: b, other: baselines.baseline(other, square, box)[0]}
-        return fills, baselines.softened(square, box), baselines.ground_of(name, inner)
-
-    def _drawn(self, ref: ImageRef) -> tuple[Drawn | None, Drawn | None]:
-        """The image's labels, if it has any, and the boxes given for it. Raises ImageError for malformed ones."""
-        labels, given = self.plan.labels, self.plan.given
-        return None if labels is None else labels.read(ref), None if given is None else given.read(ref) or Drawn()
-
-    def _done(self, ref: ImageRef, tree: store.Store, drawn: Sequence[str | None]) -> records.Record | None:
-        """The record of an earlier run if it still holds: the same bytes, model and settings."""
-        known = tree.existing(ref.path)
-        if known is None or known.status != "ok":
-            return None
-        digest = decode.digest(ref, self.plan.config.images.max_pixels)
-        if digest is None:
-            return None
-        return tree.done(ref.path, self._fingerprint(digest, drawn))
-
-    def _fingerprint(self, image_sha256: str, drawn: Sequence[str | None]) -> str:
-        used = [made.sha256 for made in (self.plan.keeping, self.plan.calibrated) if made is not None]
-        plan = self.plan
-        schema = records.RECORD_SCHEMA
-        return fingerprint(plan.config, image_sha256, plan.info.sha256, schema, drawn, used, plan.counted_fit)
+    def _publisher(self, *, files: bool) -> Publisher:
+        plan, config = self.plan, self.plan.config
+        together = EDGES if "box" in config.attribution.target else ()
+        alone = frozenset(k for k in EDGES if k not in together or k in config.attribution.target)
+        return Publisher(
+            plan.info, plan.size, plan.fit, plan.dtype, config.output, plan.level, plan.calibration, alone, files=files
+        )
 
     # -- on the device --------------------------------------------------------------------------
 
-    def _job(
-        self, item: Prepared | Result, keep: Callable[[Explained], Future[Part]]
-    ) -> Generator[Any, Any, Outcome | Result]:
+    def _job(self, item: PreparedImage | Result, publish: Publish) -> Generator[Any, Any, MappedImage | Result]:
         """Coroutine of one image: detect, then ask every method for the maps of a few detections at a time.
 
-        `keep` turns maps into what is kept of them, behind the device; two groups of maps are in memory at most.
+        `publish` turns maps into what is kept of them, behind the device; two groups of maps are in memory at most.
         """
         if isinstance(item, Result):
             return item
         try:
             x = item.x.to(self.plan.device)
+            detections, context, outputs = self._detect(x, item)
+            wanted = tuple(
+                wanted_targets(
+                    detections, item.letterbox, context, self.plan.targets, self.plan.as_class,
+                    contrasts=self.plan.contrasts,
+                )
+            )  # fmt: skip
+            masks = self._masks([w.target for w in wanted], outputs, item.letterbox)
+            outputs.clear()
             paths = [Segment(x, b.to(self.plan.device)) for b in item.baselines.values()]
-            keeping, shown = self.plan.keeping, self.plan.config.attribution
-            nobody: contextlib.AbstractContextManager[dict[int, torch.Tensor]] = contextlib.nullcontext({})
-            with keeping.watching(shown.gradient) if keeping else nobody as seen:
-                detections, context = self._detect(x, item)
-            wanted = tuple(self._wanted(detections, item.letterbox, context))
-            masks = self._masks(tuple(target for _, target, _ in wanted), seen, item.letterbox)
-            seen.clear()
             fills = {name: fill.to(self.plan.device) for name, fill in item.fills.items()}
-            soft = item.softened.to(self.plan.device)
-            parts: list[Future[Part]] = []
-            for group in _groups(wanted, self.plan.targets_at_once):
-                maps = yield from self._maps(paths, [target for _, target, _ in group], masks)
-                tried = yield from assess.tried(self.plan, x, fills, soft, detections, group, maps)
-                again = yield from assess.again(self.plan, x, fills, group, maps)
-                if parts:
-                    self._waited(parts[-1].result)
-                parts.append(keep(Explained(item, detections, group, maps, tried, again)))
-            return Outcome(item, detections, tuple(parts))
+            softened = item.softened.to(self.plan.device)
+            published: list[Future[PublishedGroup]] = []
+            for group in groups(wanted, self.plan.targets_at_once):
+                maps = yield from self._maps(paths, [w.target for w in group], masks)
+                trials = yield from self._trials.trials(x, fills, softened, detections, group, maps)
+                second = yield from self._trials.second_maps(x, fills, group, maps)
+                if published:
+                    self._waited(published[-1].result)
+                published.append(publish(MapGroup(item, detections, group, maps, trials, second)))
+            return MappedImage(item, detections, tuple(published))
         except ImageError as error:
             return _failed(item, error)
         except MemoryError:
@@ -349,84 +290,62 @@ class Explainer:
         self, paths: Sequence[Segment], wanted: Sequence[Target], masks: dict[str, Masks]
     ) -> Generator[Any, Any, dict[Variant, list[TargetMap]]]:
         """Coroutine: the maps of the targets `wanted` by every method with every gradient."""
-        keeping, shown = self.plan.keeping, self.plan.config.attribution
-        maps: dict[Variant, list[TargetMap]] = {(m, g): [] for m in shown.method for g in shown.gradient}
+        session, a, settings = self.plan.parchgrad, self.plan.config.attribution, self.plan.settings
+        maps: dict[Variant, list[TargetMap]] = {(m, g): [] for m in a.method for g in a.gradient}
         for start in range(0, len(wanted), self.plan.targets_at_once):
             targets = wanted[start : start + self.plan.targets_at_once]
-            for (method, gradient), found in maps.items():
-                if keeping and gradient != "plain":
-                    found += yield from keeping.ask(
-                        method, gradient, paths, targets, self.plan.settings, masks[gradient]
-                    )
+            for (method, gradient), column in maps.items():
+                if session is not None and gradient != "plain":
+                    column += yield from session.ask(method, gradient, paths, targets, settings, masks[gradient])
                 else:
-                    found += yield from METHODS[method](paths, targets, self.plan.settings)
+                    column += yield from METHODS[method](paths, targets, settings)
         return maps
 
-    def _masks(self, targets: Sequence[Target], seen: dict[int, torch.Tensor], box: Letterbox) -> dict[str, Masks]:
+    def _masks(self, targets: Sequence[Target], outputs: dict[int, torch.Tensor], box: Letterbox) -> dict[str, Masks]:
         """What each of ParchGrad's gradients keeps for `targets`."""
-        keeping, gradients = self.plan.keeping, self.plan.config.attribution.gradient
-        if keeping is None:
+        session, gradients = self.plan.parchgrad, self.plan.config.attribution.gradient
+        if session is None:
             return {}
         picture = (box.left, box.top, box.left + box.inner_width, box.top + box.inner_height)
-        return {g: keeping.masks(g, targets, seen, picture) for g in gradients if g != "plain"}
+        return {g: session.masks(g, targets, outputs, picture) for g in gradients if g != "plain"}
 
     @torch.no_grad()
-    def _detect(self, x: torch.Tensor, item: Prepared) -> tuple[tuple[Detection, ...], Any]:
-        start = time.perf_counter()
-        try:
-            found = self.plan.detector.predict(x[None].contiguous(memory_format=torch.channels_last))[0]
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            raise MemoryError from error
-        detections = selected(self.plan, found, item.letterbox, item.labels, item.given)
+    def _detect(
+        self, x: torch.Tensor, item: PreparedImage
+    ) -> tuple[tuple[Detection, ...], Any, dict[int, torch.Tensor]]:
+        """The detections, what pins them beside their numbers, and the outputs that ParchGrad asks for."""
+        start, session = time.perf_counter(), self.plan.parchgrad
+        nobody: contextlib.AbstractContextManager[dict[int, torch.Tensor]] = contextlib.nullcontext({})
+        with session.watching(self.plan.config.attribution.gradient) if session else nobody as outputs:
+            try:
+                candidates = self.plan.detector.predict(x[None].contiguous(memory_format=torch.channels_last))[0]
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                raise MemoryError from error
+            detections = self._select(candidates, item.letterbox, item.labels, item.given)
         self._detecting += time.perf_counter() - start
-        return detections, found.context
-
-    def _wanted(
-        self, detections: Sequence[Detection], box: Letterbox, context: Any
-    ) -> Iterator[tuple[int, Target, bool]]:
-        """(detection, target, asked as another class) of everything that is to be explained."""
-        scale = {"left": box.width / box.inner_width, "top": box.height / box.inner_height}
-        scale |= {"right": scale["left"], "bottom": scale["top"]}
-        shift = {"left": box.left, "right": box.left, "top": box.top, "bottom": box.top}
-        for i, d in enumerate(detections):
-            own: Any = tuple(boxes_to_letterbox([d.box], box)[0].tolist())
-            pinned = Target(d.anchor, d.level, "class", d.class_id, context=context, box=own)
-            for kind in self.plan.targets:
-                if kind == "contrast":
-                    continue
-                factor = scale.get(kind, 1.0)
-                offset = -shift.get(kind, 0) * factor
-                yield i, Target(d.anchor, d.level, kind, d.class_id, factor, offset, context, own), False
-            for other in self.plan.as_class:
-                if other != d.class_id and "class" in self.plan.targets:
-                    yield i, replace(pinned, class_id=other), True
-            if self.plan.contrasts:
-                others = [c.class_id for c in d.classes if c.class_id != d.class_id][:1] + self.plan.as_class
-                for other in dict.fromkeys(others):
-                    if other != d.class_id:
-                        yield i, replace(pinned, kind="contrast", other=other), False
+        return detections, candidates.context, outputs
 
     # -- behind the device ----------------------------------------------------------------------
 
-    def _finish(self, outcome: Outcome | Result, tree: store.Store | None) -> Result:
-        """The record and pictures of one image, written if there is a tree."""
-        result: Result | Outcome = outcome
-        pictures: dict[str, bytes] = {}
-        if isinstance(outcome, Outcome):
+    def _finish(self, outcome: MappedImage | Result, publisher: Publisher, tree: store.Store | None) -> Result:
+        """The record and files of one image, written if there is a tree."""
+        files: dict[str, bytes] = {}
+        if isinstance(outcome, Result):
+            result = outcome
+        else:
             try:
-                parts = [one.result() for one in outcome.parts]
-                result, pictures = publish(self.plan, outcome.prepared, outcome.detections, parts)
+                kept = [group.result() for group in outcome.groups]
+                result, files = publisher.image(outcome.prepared, outcome.detections, kept)
             except ImageError as error:
                 result = _failed(outcome.prepared, error)
             except (ValueError, IndexError, KeyError, ArithmeticError) as error:
                 result = _bug(outcome.prepared.ref, error)
-        assert isinstance(result, Result)
         if tree is None or result.skipped:
             return result
         try:
-            tree.write_image(result.ref.path, pictures, result.record)
+            tree.write_image(result.ref.path, files, result.record)
         except ImageError as error:
             result = Result(result.ref, records.failed_record(result.ref, error))
             tree.write_image(result.ref.path, {}, result.record)
@@ -443,20 +362,7 @@ def _configured(model: RunConfig | str | Path | None, options: dict[str, Any]) -
     return settings.load(options={k: str(v) if isinstance(v, Path) else v for k, v in words.items()})
 
 
-def _groups(wanted: Sequence[assess.Wanted], most: int) -> Iterator[tuple[assess.Wanted, ...]]:
-    """`wanted` in groups of whole detections with at most `most` targets; more only where one detection has them."""
-    group: tuple[assess.Wanted, ...] = ()
-    for _, of_one in groupby(wanted, lambda w: w[0]):
-        own = tuple(of_one)
-        if group and len(group) + len(own) > most:
-            yield group
-            group = ()
-        group += own
-    if group:
-        yield group
-
-
-def _failed(item: Prepared, error: ImageError) -> Result:
+def _failed(item: PreparedImage, error: ImageError) -> Result:
     return Result(item.ref, records.failed_record(item.ref, error, records.image_info(item.image), item.fingerprint))
 
 

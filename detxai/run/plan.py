@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,19 +14,22 @@ from detxai.attribution.engine import PROGRAM_ROWS, ROWS, rows_for
 from detxai.attribution.memory import saved_bytes
 from detxai.attribution.methods import Settings
 from detxai.config.selectors import class_ids
-from detxai.config.settings import RunConfig
+from detxai.config.settings import AttributionConfig, ModelConfig, RunConfig
 from detxai.errors import ImageError, ModelError, UsageError
-from detxai.evidence.calibration import SUFFIX, Calibration
+from detxai.evidence.calibration import SUFFIX, EvidenceCalibration
 from detxai.evidence.calibration import read as read_calibration
-from detxai.inputs import decode, labels, sources
+from detxai.evidence.model import EvidenceLevel
+from detxai.inputs import decode, sources
+from detxai.inputs.labels import Folder, Results
 from detxai.inputs.letterbox import letterboxed
 from detxai.models import checkpoints, detectors
-from detxai.models.detector import Detector, Differentiable
+from detxai.models.detector import Detector, DetectorInfo, Differentiable, differentiable
 from detxai.parchgrad import statistics
-from detxai.parchgrad.session import Keeping
-from detxai.run.budget import budget
+from detxai.parchgrad.session import ParchGradSession
+from detxai.run import checks
+from detxai.run.budget import Budget, budget
 from detxai.values import Checkpoint, ImageRef, Letterbox, Pixels, Target
-from detxai.vocabulary import BASELINES, BLACK_BOX_METHODS, EDGES, GRADIENT_METHODS, LAYER_METHODS, METHODS
+from detxai.vocabulary import BASELINES, BLACK_BOX_METHODS, LAYER_METHODS, METHODS
 
 #: A gradient behind the first convolution is kept where it has no more numbers than this times the picture's pixels.
 MOST_KEPT = 4
@@ -44,19 +48,185 @@ SMALLEST, LARGEST = 32, 8192
 SEED = 0
 
 
-def device_of(name: str) -> torch.device:
-    """The torch device for `--device`; raises UsageError for one that is not there."""
-    if name == "auto":
-        mps = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    device = torch.device(name)
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a run does: the detector on its device, class ids, targets, arithmetic, and how much at once.
+
+    `size`: side of the network's input; `fit`: how a picture becomes that square; `targets`: kinds, edges by name;
+    `contrasts`: whether differences of logits are explained; `labels`, `given`: who reads labels and given boxes;
+    `calibration`: of the evidence; `warnings`: what the user should know; `parchgrad`: None where every gradient is
+    plain.
+    """
+
+    config: RunConfig
+    device: torch.device
+    detector: Detector
+    size: int
+    fit: str
+    classes: list[int] | None
+    as_class: list[int]
+    targets: tuple[str, ...]
+    contrasts: bool
+    level: EvidenceLevel
+    labels: Folder | None
+    given: Folder | Results | None
+    calibration: EvidenceCalibration | None
+    warnings: tuple[str, ...]
+    parchgrad: ParchGradSession | None
+    baseline_images: dict[str, Pixels]
+    settings: Settings
+    budget: Budget
+
+    def letterboxed(self, pixels: Pixels) -> tuple[Pixels, Letterbox]:
+        """The square that the network sees of `pixels` (height, width, 3)."""
+        shape = self.info.shape if self.size == self.info.imgsz else None
+        return letterboxed(pixels, self.size, self.fit, shape)
+
+    @property
+    def counted_fit(self) -> str | None:
+        """`fit` for the fingerprint. That of legacy models was another once, and what was made so is done again."""
+        return None if self.fit == "letterbox" and self.info.head != "anchors" else self.fit
+
+    @property
+    def in_flight(self) -> int:
+        """Images on the device at a time."""
+        return self.budget.in_flight
+
+    @property
+    def targets_at_once(self) -> int:
+        """Targets of one image that are explained together."""
+        return self.budget.targets_at_once
+
+    @property
+    def info(self) -> DetectorInfo:
+        return self.detector.info
+
+    @property
+    def network(self) -> Differentiable | None:
+        """The detector, where it has gradients."""
+        return _network(self.detector)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The arithmetic of the network below the head."""
+        return self.settings.dtype
+
+
+def make_plan(config: RunConfig, checkpoint: Checkpoint | None = None, detector: Detector | None = None) -> Plan:
+    """The plan of a run: loads and checks the model, and runs it on a gray picture where methods need to know it.
+
+    Raises UsageError for what the model or the machine does not have, ModelError for a model that cannot be used.
+    """
+    device, a = checks.device_of(config.run.device), config.attribution
+    set_arithmetic(device)
+    detector = detector or _detector(config.model, checkpoint)
+    info, network = detector.info, _network(detector)
+    if network is not None:
+        network.module.to(device)
+    size, rounded = _size(config, info)
+    classes = class_ids(config.detection.classes or (), info.names, "--classes")
+    as_class = class_ids(a.as_class, info.names, "--as-class")
+    targets = checks.target_kinds(a.target, info)
+    checks.check_boxes(config.detection)
+    drawn, given = _readers(config, info)
+    checks.check_gate(config, targets)
+    calibration, warnings = _calibration(config, info, size)
+    checks.check_methods(a.method, targets, info, black_box=network is None)
+    activations, whole = _tested(detector, a.method, size, device)
+    info = detector.info
+    parchgrad = _parchgrad(config, detector, size, device)
+    checks.check_baseline_folder(a.baseline, a.method)
+    settings, numbers = _settings(config, network, size, device)
+    return Plan(
+        config=config,
+        device=device,
+        detector=detector,
+        size=size,
+        fit=_fit(config, info),
+        classes=classes or None,
+        as_class=as_class,
+        targets=targets,
+        contrasts="contrast" in targets or _full_evidence(a, info),
+        level=EvidenceLevel(a.evidence),
+        labels=drawn,
+        given=given,
+        calibration=calibration,
+        warnings=rounded + warnings + whole,
+        parchgrad=parchgrad,
+        baseline_images=_baseline_images(a.baseline),
+        settings=settings,
+        budget=_budget(config, device, settings, size=size, activations=activations, numbers=numbers),
+    )
+
+
+def _budget(
+    config: RunConfig, device: torch.device, settings: Settings, *, size: int, activations: int, numbers: int
+) -> Budget:
+    """The memory of the run, and what fits into it: `activations` bytes a picture, `numbers` of a gradient kept."""
+    rows = rows_for(device, size, PROGRAM_ROWS if device.type in PROGRAM_ROWS else ROWS)
+    return budget(
+        None if config.run.memory == "auto" else config.run.memory,
+        device,
+        size=size,
+        pack=activations * settings.dtype.itemsize // 4 * rows,
+        gradient=4 * numbers,
+        in_flight=None if config.run.batch == "auto" else int(config.run.batch),
+        targets=TARGETS_AT_ONCE,
+    )
+
+
+def _size(config: RunConfig, info: DetectorInfo) -> tuple[int, tuple[str, ...]]:
+    """Pixels a side, rounded up to whole cells as ultralytics does, and a warning where they were.
+
+    Raises ModelError for a size that is none.
+    """
+    wanted, stride = config.detection.imgsz or info.imgsz, info.stride
+    if not SMALLEST <= wanted <= LARGEST:
+        raise ModelError(f"{info.name} says it was trained at {wanted} pixels.", "Give the size with --imgsz, as 640.")
+    size = -(-wanted // stride) * stride
+    if size == wanted:
+        return size, ()
+    return size, (f"{wanted} pixels became {size}: the coarsest cells of {info.name} are {stride} pixels.",)
+
+
+def _fit(config: RunConfig, info: DetectorInfo) -> str:
+    """How a picture becomes the network's square."""
+    wanted = config.detection.letterbox
+    fit = info.fit if wanted == "auto" else wanted
+    if fit != "letterbox" and info.rotated:
+        raise UsageError(f"--letterbox {fit}: stretched, a rotated box is none any more.", "Leave it out.")
+    return fit
+
+
+def _tested(
+    detector: Detector, methods: Sequence[str], size: int, device: torch.device
+) -> tuple[int, tuple[str, ...]]:
+    """The bytes that a forward pass of one picture keeps for its backward pass, 0 without gradients, and warnings.
+
+    Raises ModelError for a model that is broken.
+    """
+    # Noise: on a picture of one colour a layer that is off by some cells gives what it should.
+    noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(SEED)).to(device)
+    network, sparse = _network(detector), detector.info.sparse
+    if network is None or all(name in BLACK_BOX_METHODS for name in methods):
+        detectors.sound(detector, noise)
+        return 0, ()
+    with saved_bytes(network.module) as kept:
+        detectors.self_test(network, noise)
+    if network.info.sparse == sparse:
+        return kept[0], ()
+    return kept[0], (
+        f"Parts of {network.info.name} do not give what the whole gives: all of it is run for every target, which "
+        "takes longer.",
+    )
+
+
+def set_arithmetic(device: torch.device) -> None:
+    """Switch TF32 off, which would call itself float32, and kernels that give other bytes the second time."""
     if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise UsageError(f"--device {name}: this machine has {count} CUDA devices.", "Use --device cpu.")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps: not available on this machine.", "Use --device cpu.")
-    return device
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        # The same bytes twice: not the fastest kernel of the moment, and none that adds in any order.
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
 
 
 def evidence_beside(model: str | None) -> Path:
@@ -65,292 +235,162 @@ def evidence_beside(model: str | None) -> Path:
     return file.with_name(file.stem + SUFFIX)
 
 
-class Plan:
-    """What a run does: the detector on its device, class ids, targets, arithmetic, and how much at once.
+def gives_verdicts(a: AttributionConfig) -> bool:
+    """Whether the first map of a detection is one that verdicts are made for: an integral of the class."""
+    return METHODS[a.method[0]].promise and a.gradient[0] == "plain" and "class" in a.target
 
-    Raises UsageError for what the model or the machine does not have, ModelError for a model that cannot be used.
+
+def _network(detector: Detector) -> Differentiable | None:
+    return detector if isinstance(detector, Differentiable) else None
+
+
+def _detector(model: ModelConfig, checkpoint: Checkpoint | None) -> Detector:
+    loaded = checkpoint or checkpoints.load(
+        model.path,
+        sha256=model.sha256,
+        trust_pickle=model.trust_pickle,
+        module_path=model.module_path,
+        names=model.names,
+    )
+    return detectors.build(loaded, None if model.head == "auto" else model.head)
+
+
+def _gray(size: int, device: torch.device) -> torch.Tensor:
+    return torch.full((1, 3, size, size), 0.5, device=device)
+
+
+def _full_evidence(a: AttributionConfig, info: DetectorInfo) -> bool:
+    """Whether there is evidence that costs more maps: contrasts."""
+    gradients = not any(name in BLACK_BOX_METHODS for name in a.method)
+    full = EvidenceLevel(a.evidence) is EvidenceLevel.FULL
+    return full and gradients and "class" in a.target and len(info.names) > 1
+
+
+def _readers(config: RunConfig, info: DetectorInfo) -> tuple[Folder | None, Folder | Results | None]:
+    """Who reads labels and given predictions."""
+    d = config.detection
+    drawn = None if d.labels is None else Folder(d.labels, info.names)
+    if d.predictions is None:
+        return drawn, None
+    if d.predictions.is_dir():
+        return drawn, Folder(d.predictions, info.names, scored=True)
+    return drawn, Results(d.predictions, info.names, d.predictions_base)
+
+
+def _calibration(
+    config: RunConfig, info: DetectorInfo, size: int
+) -> tuple[EvidenceCalibration | None, tuple[str, ...]]:
+    """The evidence calibration of this model, a given one or what lies beside it, and warnings.
+
+    Raises UsageError for a given one that was made with another model, size, method or baseline.
     """
+    a = config.attribution
+    given = [file for file in a.calibration if file.suffix != ".safetensors"]
+    beside = evidence_beside(config.model.path)
+    if EvidenceLevel(a.evidence) is EvidenceLevel.NONE or not (given or beside.is_file()):
+        return None, ()
+    problems = []
+    for file in given or [beside]:
+        calibration = read_calibration(file)
+        problem = _difference(calibration, a, info, size)
+        if problem is None:
+            return calibration, ()
+        problems.append(f"{file} was made {problem}.")
+    if given:
+        raise UsageError(problems[0], "Make a new one: detxai calibrate evidence SOURCE --labels DIR.")
+    return None, (f"{problems[0]} It is not used, and verdicts are not calibrated.",)
 
-    def __init__(
-        self,
-        config: RunConfig,
-        checkpoint: Checkpoint | None = None,
-        detector: Detector | None = None,
-    ) -> None:
-        self.config = config
-        self.device = device_of(self.config.run.device)
-        self.detector = detector or self._detector(checkpoint)
-        self.network = self.detector if isinstance(self.detector, Differentiable) else None
-        if self.network:
-            self.network.module.to(self.device)
-        self.info = self.detector.info
-        self.warnings: tuple[str, ...] = ()
-        self.size = self._size()
-        self.fit = self._fit()
-        self.classes = self._class_ids(self.config.detection.classes, "--classes")
-        self.as_class = self._class_ids(self.config.attribution.as_class, "--as-class") or []
-        self.targets = self._target_kinds()
-        self.contrasts = "contrast" in self.targets or self._full()
-        self.labels, self.given = self._drawn()
-        self._check_evidence()
-        self.calibrated = self._calibrated()
-        self.dtype = self._dtype()
-        activations = self._check_methods()
-        self.keeping = self._keeping()
-        self.baseline_images = self._baseline_images()
-        a = self.config.attribution
-        layer_of, early = self._layers()
-        stem, kept = self._stem()
-        self.settings = Settings(
-            a.tolerance, a.max_evaluations, self.dtype, SEED, layer_of=layer_of, early=early, stem=stem
-        )
-        run = self.config.run
-        rows = rows_for(self.device, self.size, PROGRAM_ROWS if self.device.type in PROGRAM_ROWS else ROWS)
-        self.budget = budget(
-            None if run.memory == "auto" else run.memory,
-            self.device,
-            size=self.size,
-            pack=activations * self.dtype.itemsize // 4 * rows,
-            gradient=4 * kept,
-            in_flight=None if run.batch == "auto" else int(run.batch),
-            targets=TARGETS_AT_ONCE,
-        )
-        self.in_flight, self.targets_at_once = self.budget.in_flight, self.budget.targets_at_once
 
-    def _size(self) -> int:
-        """Pixels a side, rounded up to whole cells as ultralytics does. Raises ModelError for a size that is none."""
-        wanted, stride = self.config.detection.imgsz or self.info.imgsz, self.info.stride
-        if not SMALLEST <= wanted <= LARGEST:
-            raise ModelError(
-                f"{self.info.name} says it was trained at {wanted} pixels.", "Give the size with --imgsz, as 640."
-            )
-        size = -(-wanted // stride) * stride
-        if size != wanted:
-            why = f"the coarsest cells of {self.info.name} are {stride} pixels"
-            self.warnings += (f"{wanted} pixels became {size}: {why}.",)
-        return size
+def _difference(made: EvidenceCalibration, a: AttributionConfig, info: DetectorInfo, size: int) -> str | None:
+    """How a calibration differs from this run, None where it fits."""
+    if made.model_sha256 != info.sha256:
+        return f"with another model than {info.name} (sha256 {made.model_sha256[:12]}…, not {info.sha256[:12]}…)"
+    if made.imgsz != size:
+        return f"at {made.imgsz} pixels, and this run is at {size}"
+    if (made.method, made.baseline) != (a.method[0], a.baseline) or not gives_verdicts(a):
+        return f"with --method {made.method} --baseline {made.baseline}"
+    return None
 
-    def _fit(self) -> str:
-        wanted = self.config.detection.letterbox
-        fit = self.info.fit if wanted == "auto" else wanted
-        if fit != "letterbox" and self.info.rotated:
-            raise UsageError(f"--letterbox {fit}: stretched, a rotated box is none any more.", "Leave it out.")
-        return fit
 
-    @property
-    def counted_fit(self) -> str | None:
-        """`fit` for the fingerprint. That of legacy models was another once, and what was made so is done again."""
-        return None if self.fit == "letterbox" and self.info.head != "anchors" else self.fit
-
-    def letterboxed(self, pixels: Pixels) -> tuple[Pixels, Letterbox]:
-        """The square that the network sees of `pixels` (height, width, 3)."""
-        shape = self.info.shape if self.size == self.info.imgsz else None
-        return letterboxed(pixels, self.size, self.fit, shape)
-
-    def _dtype(self) -> torch.dtype:
-        wanted = self.config.run.precision
-        if self.device.type == "cuda":  # TF32 would call itself float32
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-            # The same bytes twice: not the fastest kernel of the moment, and none that adds in any order.
-            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-        if wanted != "auto":
-            return DTYPES[wanted]
-        exact = self.config.attribution.tolerance < HALF_TOLERANCE
-        return torch.float32 if exact else AUTO_DTYPE.get(self.device.type, torch.float32)
-
-    def _detector(self, checkpoint: Checkpoint | None) -> Detector:
-        model = self.config.model
-        loaded = checkpoint or checkpoints.load(
-            model.path,
-            sha256=model.sha256,
-            trust_pickle=model.trust_pickle,
-            module_path=model.module_path,
-            names=model.names,
-        )
-        return detectors.build(loaded, None if model.head == "auto" else model.head)
-
-    def _class_ids(self, wanted: Sequence[int | str] | None, option: str) -> list[int] | None:
-        if not wanted:
-            return None
-        return class_ids(wanted, self.info.names, option)
-
-    def _check_evidence(self) -> None:
-        """Raise UsageError for a policy gate on verdicts that nobody gives."""
-        a = self.config.attribution
-        if self.config.run.fail_on and (a.evidence == "none" or "class" not in self.targets):
-            raise UsageError("--fail-on needs verdicts.", "Leave out --evidence none, and keep class among --target.")
-
-    @property
-    def judges(self) -> bool:
-        """Whether the first map of a detection is one that verdicts are made for: an integral of the class."""
-        a = self.config.attribution
-        return METHODS[a.method[0]].promise and a.gradient[0] == "plain" and "class" in self.targets
-
-    def _calibrated(self) -> Calibration | None:
-        """The evidence calibration of this model: a given one, else what lies beside it.
-
-        Raises UsageError for a given one that was made with another model, size, method or baseline.
-        """
-        a = self.config.attribution
-        given = [file for file in a.calibration if file.suffix != ".safetensors"]
-        beside = evidence_beside(self.config.model.path)
-        if a.evidence == "none" or not (given or beside.is_file()):
-            return None
-        problems = []
-        for file in given or [beside]:
-            found = read_calibration(file)
-            problem = self._unlike(found)
-            if problem is None:
-                return found
-            problems.append(f"{file} was made {problem}.")
-        if given:
-            raise UsageError(problems[0], "Make a new one: detxai calibrate evidence SOURCE --labels DIR.")
-        self.warnings += (f"{problems[0]} It is not used, and verdicts are not calibrated.",)
+def _parchgrad(config: RunConfig, detector: Detector, size: int, device: torch.device) -> ParchGradSession | None:
+    """ParchGrad's part of the run, None where every gradient is plain."""
+    a, info = config.attribution, detector.info
+    if all(name == "plain" for name in a.gradient):
         return None
+    checks.check_gradients(a)
+    made = statistics.found_for(config.model.path, info.name, info.sha256, size, a.calibration)
+    return ParchGradSession(config.parchgrad, made, differentiable(detector), size, device)
 
-    def _unlike(self, found: Calibration) -> str | None:
-        """How a calibration differs from this run, None where it fits."""
-        a, info = self.config.attribution, self.info
-        if found.model_sha256 != info.sha256:
-            return f"with another model than {info.name} (sha256 {found.model_sha256[:12]}…, not {info.sha256[:12]}…)"
-        if found.imgsz != self.size:
-            return f"at {found.imgsz} pixels, and this run is at {self.size}"
-        if (found.method, found.baseline) != (a.method[0], a.baseline) or not self.judges:
-            return f"with --method {found.method} --baseline {found.baseline}"
-        return None
 
-    def _full(self) -> bool:
-        """Whether there is evidence that costs more maps: contrasts, and a second baseline."""
-        a = self.config.attribution
-        gradients = not any(name in BLACK_BOX_METHODS for name in a.method)
-        return a.evidence == "full" and gradients and "class" in a.target and len(self.info.names) > 1
+def _settings(
+    config: RunConfig, network: Differentiable | None, size: int, device: torch.device
+) -> tuple[Settings, int]:
+    """What methods are told, and how many numbers of a gradient are kept a node and target."""
+    layer_of, early = _layers(config.attribution, network, size, device)
+    stem, numbers = _stem(network, size)
+    settings = Settings(
+        config.attribution.tolerance,
+        config.attribution.max_evaluations,
+        _dtype(config, device),
+        SEED,
+        layer_of=layer_of,
+        early=early,
+        stem=stem,
+    )
+    return settings, numbers
 
-    def _target_kinds(self) -> tuple[str, ...]:
-        wanted = self.config.attribution.target
-        expanded = [k for name in wanted for k in (EDGES if name == "box" else (name,))]
-        for kind in expanded:
-            if kind == "contrast" and len(self.info.names) == 1:
-                raise UsageError("--target contrast: the model has one class, and nothing to tell it from.")
-            if kind not in (*self.info.targets, "contrast"):
-                raise UsageError(
-                    f"--target {kind}: a {self.info.family} model with its {self.info.head} head has none.",
-                    f"It has: {', '.join(self.info.targets)}.",
-                )
-        return tuple(dict.fromkeys(expanded))
 
-    def _drawn(self) -> tuple[labels.Folder | None, labels.Folder | labels.Results | None]:
-        """Who reads labels and given predictions. Raises UsageError where they or --candidates make no sense."""
-        d, names = self.config.detection, self.info.names
-        if d.candidates is not None and d.predictions is not None:
-            raise UsageError("--candidates asks the model for boxes, --predictions brings its own.", "Leave one out.")
-        if d.candidates is not None and d.candidates >= d.conf:
-            raise UsageError(f"--candidates {d.candidates:g} must be below --conf {d.conf:g}.")
-        folder = labels.Folder(d.labels, names) if d.labels is not None else None
-        if d.predictions is None or not d.predictions.is_dir():
-            return folder, labels.Results(
-                d.predictions, names, d.predictions_base
-            ) if d.predictions is not None else None
-        return folder, labels.Folder(d.predictions, names, scored=True)
+def _dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    if config.run.precision != "auto":
+        return DTYPES[config.run.precision]
+    exact = config.attribution.tolerance < HALF_TOLERANCE
+    return torch.float32 if exact else AUTO_DTYPE.get(device.type, torch.float32)
 
-    def _check_methods(self) -> int:
-        """The bytes that a forward pass of one picture keeps for its backward pass, 0 where no gradient is wanted.
 
-        Raises UsageError for methods that make no sense here, ModelError for a model that is broken.
-        """
-        for name in self.config.attribution.method:
-            if name in BLACK_BOX_METHODS and self.targets != ("class",):
-                raise UsageError(f"--method {name} sees detections only: it explains --target class, nothing else.")
-            if name not in BLACK_BOX_METHODS and self.network is None:
-                raise UsageError(
-                    f"--method {name} needs gradients, and {self.info.name} is a black box ({self.info.family}).",
-                    f"These methods work for it: --method {', '.join(BLACK_BOX_METHODS)}.",
-                )
-            if METHODS[name].one_sided and any(kind in EDGES for kind in self.targets):
-                raise UsageError(
-                    f"--method {name} keeps what pushes a score up, and an edge has no up.",
-                    "For edges: --method gradcam or odam.",
-                )
-        # Noise: on a picture of one colour a layer that is off by some cells gives what it should.
-        noise = torch.rand(1, 3, self.size, self.size, generator=torch.Generator().manual_seed(SEED)).to(self.device)
-        if self.network is None or all(name in BLACK_BOX_METHODS for name in self.config.attribution.method):
-            detectors.sound(self.detector, noise)
-            return 0
-        sparse = self.info.sparse
-        with saved_bytes(self.network.module) as found:
-            detectors.self_test(self.network, noise)
-        self.info = self.network.info
-        if self.info.sparse != sparse:
-            self.warnings += (
-                f"Parts of {self.info.name} do not give what the whole gives: all of it is run for every target, "
-                "which takes longer.",
-            )
-        return found[0]
+def _stem(network: Differentiable | None, size: int) -> tuple[nn.Conv2d | None, int]:
+    """The first convolution, where integrals are taken behind it, and how many numbers of a gradient are kept."""
+    stem, pixels = network.trunk.stem if network and network.info.sparse else None, size**2
+    if stem is None:
+        return None, pixels
+    kept = stem.out_channels * pixels // (stem.stride[0] * stem.stride[1])
+    return (stem, kept) if kept <= MOST_KEPT * pixels else (None, pixels)
 
-    def _stem(self) -> tuple[nn.Conv2d | None, int]:
-        """The first convolution, where integrals are taken behind it, and how many numbers of a gradient are kept."""
-        stem, pixels = self.network.trunk.stem if self.network and self.info.sparse else None, self.size**2
-        if stem is None:
-            return None, pixels
-        kept = stem.out_channels * pixels // (stem.stride[0] * stem.stride[1])
-        return (stem, kept) if kept <= MOST_KEPT * pixels else (None, pixels)
 
-    def _keeping(self) -> Keeping | None:
-        """ParchGrad's part of the run, None where every gradient is plain. Raises UsageError where there is none."""
-        wanted = self.config.attribution
-        gradients = [name for name in wanted.gradient if name != "plain"]
-        if not gradients:
-            return None
-        for name in wanted.method:
-            if name not in GRADIENT_METHODS:
-                raise UsageError(
-                    f"--gradient {gradients[0]} changes the gradient at the picture; --method {name} shows none.",
-                    f"It goes with --method {', '.join(GRADIENT_METHODS)}.",
-                )
-        made = statistics.found_for(
-            self.config.model.path, self.info.name, self.info.sha256, self.size, wanted.calibration
+@torch.no_grad()
+def _layers(
+    a: AttributionConfig, network: Differentiable | None, size: int, device: torch.device
+) -> tuple[Callable[[Target], int] | None, dict[int, int]]:
+    """Where activation methods look, see `Settings`. Raises UsageError for a --layer without a feature map."""
+    wanted = a.layer
+    if network is None:
+        return None, {}
+    if not any(name in LAYER_METHODS for name in a.method):
+        return network.layer_of, {}
+    gray = _gray(size, device)
+    if wanted is None:
+        return network.layer_of, network.trunk.early(gray)
+    with network.trunk.tap(wanted) as tapped:
+        network.predict(gray)
+    if not tapped:
+        raise UsageError(
+            f"--layer {wanted}: below its head the {network.info.family} model has no such layer with a feature map.",
+            "Without --layer it is chosen by the prediction's scale.",
         )
-        assert self.network is not None, "methods with a gradient are refused for black boxes"
-        return Keeping(self.config.parchgrad, made, self.network, self.size, self.device)
+    return lambda _: wanted, {}
 
-    @torch.no_grad()
-    def _layers(self) -> tuple[Callable[[Target], int] | None, dict[int, int]]:
-        """Where activation methods look, see `Settings`. Raises UsageError for a --layer without a feature map."""
-        detector, wanted = self.network, self.config.attribution.layer
-        if detector is None:
-            return None, {}
-        if not any(name in LAYER_METHODS for name in self.config.attribution.method):
-            return detector.layer_of, {}
-        gray = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)
-        if wanted is None:
-            return detector.layer_of, detector.trunk.early(gray)
-        with detector.trunk.tap(wanted) as found:
-            detector.predict(gray)
-        if not found:
-            raise UsageError(
-                f"--layer {wanted}: below its head the {self.info.family} model has no such layer with a feature map.",
-                "Without --layer it is chosen by the prediction's scale.",
-            )
-        return lambda _: wanted, {}
 
-    def _baseline_images(self) -> dict[str, Pixels]:
-        """The picture of --baseline FILE by its name, or a seeded choice of those in --baseline FOLDER."""
-        name, methods = self.config.attribution.baseline, self.config.attribution.method
-        if name in BASELINES:
-            return {}
-        files = [Path(name)]
-        if Path(name).is_dir():
-            if methods != ("expected",):
-                other = next(m for m in methods if m != "expected")
-                raise UsageError(
-                    f"--baseline {name} is a folder: only --method expected averages over pictures, {other} takes one.",
-                    "Give a file, or only --method expected.",
-                )
-            known = sources.IMAGE_SUFFIXES
-            files = sorted(f for f in Path(name).iterdir() if f.suffix.lower() in known and f.is_file())
-            if not files:
-                raise UsageError(f"--baseline {name}: the folder has no image in it.")
-            files = sorted(random.Random(SEED).sample(files, min(MOST_BASELINES, len(files))))
-        try:
-            return {file.name: decode.load(ImageRef(file.name, file)).pixels for file in files}
-        except ImageError as error:
-            raise UsageError(f"--baseline {name}: {error}") from error
+def _baseline_images(name: str) -> dict[str, Pixels]:
+    """The picture of --baseline FILE by its name, or a seeded choice of those in --baseline FOLDER."""
+    if name in BASELINES:
+        return {}
+    files = [Path(name)]
+    if Path(name).is_dir():
+        known = sources.IMAGE_SUFFIXES
+        files = sorted(f for f in Path(name).iterdir() if f.suffix.lower() in known and f.is_file())
+        if not files:
+            raise UsageError(f"--baseline {name}: the folder has no image in it.")
+        files = sorted(random.Random(SEED).sample(files, min(MOST_BASELINES, len(files))))
+    try:
+        return {file.name: decode.load(ImageRef(file.name, file)).pixels for file in files}
+    except ImageError as error:
+        raise UsageError(f"--baseline {name}: {error}") from error

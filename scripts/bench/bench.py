@@ -32,8 +32,9 @@ from detxai.attribution.points import Segment
 from detxai.config.settings import RunConfig
 from detxai.models import checkpoints, detectors
 from detxai.models.detector import Detector
+from detxai.run.checks import device_of
 from detxai.run.console import keep_freed_memory
-from detxai.run.plan import Plan, device_of
+from detxai.run.plan import Plan, make_plan
 from detxai.vocabulary import BASELINES
 
 #: Steps a batch that the rivals try.
@@ -75,7 +76,7 @@ def planned(options: argparse.Namespace, detector: Detector, size: int | None) -
     """What `detxai explain` would run with."""
     run = {"device": options.device, "precision": options.precision}
     config = RunConfig.model_validate({"run": run, "detection": {"imgsz": size}})
-    return Plan(config, None, detector)
+    return make_plan(config, None, detector)
 
 
 def on_model(options: argparse.Namespace) -> dict[str, Any]:

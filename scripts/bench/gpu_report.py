@@ -45,9 +45,10 @@ from detxai.inputs import sources
 from detxai.models import detectors
 from detxai.models.detector import differentiable
 from detxai.output.store import Store
+from detxai.run.checks import device_of
 from detxai.run.engine import engine
 from detxai.run.pipeline import Explainer
-from detxai.run.plan import DTYPES, Plan, device_of
+from detxai.run.plan import DTYPES, Plan, make_plan
 from detxai.values import Target
 
 #: Networks whose rows are timed, at NETWORK_SIZE pixels.
@@ -88,7 +89,7 @@ class Report:
         sections: dict[str, Any] = {"run": {"device": where} | run, "model": {"path": self.model}}
         sections["attribution"] = {"baseline": self.options.baseline, "evidence": "none"}
         sections["detection"] = {"imgsz": self.options.imgsz}
-        return Plan(RunConfig.model_validate(sections))
+        return make_plan(RunConfig.model_validate(sections))
 
     def work(self, plan: Plan, count: int) -> list[Case]:
         """The first pictures with detections, and these, on the plan's device."""

@@ -24,7 +24,7 @@ from detxai import RunConfig
 from detxai.errors import ExitCode
 from detxai.evaluation.files import Files
 from detxai.evaluation.options import Options
-from detxai.evaluation.run import Job
+from detxai.evaluation.run import EvaluationRun
 from detxai.evaluation.tables import by_image, interval
 from detxai.inputs.sources import Found
 from detxai.parchgrad.statistics import SUFFIX
@@ -85,7 +85,7 @@ class Study:
         })  # fmt: skip
         folder = a.work / f"{half} {setting.name}".replace(",", "").replace(" ", "-")
         options = Options(folder, a.steps, baselines=baselines, **setting.judged)
-        code = Job(config, options, self.console).run(Found(refs))
+        code = EvaluationRun(config, options, self.console).run(Found(refs))
         if code not in (ExitCode.OK, ExitCode.SOME_FAILED):
             raise SystemExit(code)
         found = (Files(folder).read(ref.path) for ref in refs)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from detxai import Explainer, RunConfig
-from detxai.evidence.verdict import DEFAULTS, RULES, Rule, verdict
+from detxai.evidence.verdict import DEFAULTS, RULES, VerdictRule, verdict
 
 #: The kind of wrong detection that a measure is there to see, and whether its thresholds are read off these pictures.
 SEES = {
@@ -58,7 +58,7 @@ def rows(model: Path | None, images: Path, labels: Path | None, as_class: Iterab
     return found
 
 
-def derived(rule: Rule, right: np.ndarray, wrong: np.ndarray) -> tuple[float, float]:
+def derived(rule: VerdictRule, right: np.ndarray, wrong: np.ndarray) -> tuple[float, float]:
     """(weak, unsupported) of a measure by the procedure above."""
     side = -1.0 if rule.high else 1.0
     weak = min(float(np.quantile(side * right, ALARMS)), float(np.quantile(side * wrong, CAUGHT)))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from detxai.errors import ModelError
-from detxai.models.detector import Address, Candidates, ModelInfo, Pin, levels_of, scaled
+from detxai.models.detector import Address, Candidates, DetectorInfo, Pin, levels_of, scaled
 from detxai.models.trunk import Trunk, freeze, fuse
 from detxai.models.windows import Windows
 from detxai.values import Checkpoint, Target
@@ -73,7 +73,7 @@ class AnchorBased:
         self.module = freeze(fuse(network))
         self.trunk = Trunk(self.module.layers)  # type: ignore[arg-type]
         self.heads: list[AnchorHead] = list(self.module.heads)  # type: ignore[arg-type]
-        self.info = ModelInfo(
+        self.info = DetectorInfo(
             checkpoint.name,
             checkpoint.sha256,
             checkpoint.family,

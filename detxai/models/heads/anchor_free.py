@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detxai.errors import ModelError
-from detxai.models.detector import Address, Candidates, ModelInfo, Pin, levels_of, scaled
+from detxai.models.detector import Address, Candidates, DetectorInfo, Pin, levels_of, scaled
 from detxai.models.trunk import Trunk, freeze, fuse
 from detxai.models.windows import Windows
 from detxai.values import Checkpoint, Target
@@ -50,7 +50,7 @@ class AnchorFree:
         self.feeds: list[int] = list(head.f)
         self.strides = [int(s) for s in head.stride]
         self.parts: dict[str, Any] = {"class": heads[0], "box": heads[1], "angle": heads[2]}
-        self.info = ModelInfo(
+        self.info = DetectorInfo(
             checkpoint.name,
             checkpoint.sha256,
             checkpoint.family,

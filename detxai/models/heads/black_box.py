@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from detxai.errors import ImageError, ModelError
-from detxai.models.detector import Candidates, ModelInfo, scores_of
+from detxai.models.detector import Candidates, DetectorInfo, scores_of
 from detxai.models.onnx import Onnx, first_line
 from detxai.values import Checkpoint
 
@@ -55,7 +55,7 @@ class BlackBox:
         said = f"{about.get('head', '')} {about.get('description', '')}".lower().replace("-", "")
         self.transformer = "rtdetr" in said
         self.nms = bool(about.get("end2end")) or bool(_dict(about.get("args")).get("nms"))
-        self.info = ModelInfo(
+        self.info = DetectorInfo(
             checkpoint.name,
             checkpoint.sha256,
             checkpoint.family,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from detxai.errors import ModelError
-from detxai.models.detector import Address, Candidates, ModelInfo, Pin, scaled, scores_of
+from detxai.models.detector import Address, Candidates, DetectorInfo, Pin, scaled, scores_of
 from detxai.models.trunk import Trunk, freeze, fuse
 from detxai.values import Checkpoint, Target
 from detxai.vocabulary import EDGES
@@ -37,7 +37,7 @@ class RTDETR:
         self.head: Any = head
         self.trunk = Trunk(layers)
         self.feeds: list[int] = list(head.f)
-        self.info = ModelInfo(
+        self.info = DetectorInfo(
             checkpoint.name,
             checkpoint.sha256,
             checkpoint.family,
