@@ -209,7 +209,7 @@ def by_reference(
 def through_engine(f: Any, parchgrad: ParchGrad, name: str, path: Segment, kept: dict[Target, Tensor]) -> list[Any]:
     """The maps of the method `name` for all targets at once."""
     settings = Settings(modified=True)
-    ask = with_channels(METHODS[name]([path], list(kept), settings), {id(t): m for t, m in kept.items()})
+    ask = with_channels(METHODS[name]([path], list(kept), settings), kept)
     engine = Engine(f, torch.device("cpu"), 4, parchgrad=parchgrad)
     return next(iter(engine.run([(None, ask)], 1)))[1]
 

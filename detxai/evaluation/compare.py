@@ -229,10 +229,13 @@ class Judge:
         found: dict[str, list[float | None]] = {}
         for variant in self.variants:
             try:
-                explainer = self._explainer(variant, disturbed.Reporting(other, self.plan.detector), **changes)
+                explainer = self._explainer(variant, other, **changes)
             except ModelError:  # no gradient is left: there is no map to compare
                 found[variant.label] = [None] * len(image.subjects)
                 continue
+            # Only now: a network is tested at load by its own predictions.
+            pinned: Differentiable = disturbed.Reporting(other, self.plan.detector)
+            explainer.plan = replace(explainer.plan, detector=pinned)
             found[variant.label] = self._correlations(image, variant, explainer)
         return found
 

@@ -60,7 +60,8 @@ class Reporting:
     def __init__(self, other: Differentiable, original: Detector) -> None:
         self.info, self.module, self.trunk = other.info, other.module, other.trunk
         self.values, self.entered, self.full_values = other.values, other.entered, other.full_values
-        self.scores, self.layer_of = other.scores, other.layer_of
+        self.scores, self.layer_of, self.in_precision = other.scores, other.layer_of, other.in_precision
+        self.address, self.pinned = other.address, other.pinned
         self.predict = original.predict
 
 
