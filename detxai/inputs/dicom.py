@@ -52,7 +52,7 @@ def header(stream: BufferedReader | BytesIO) -> Header:
         width, height = int(dataset.Columns), int(dataset.Rows)
         pictures = int(dataset.get("NumberOfFrames") or 1)
         sample = int(dataset.get("SamplesPerPixel", 1)) * (int(dataset.BitsAllocated) + 7) // 8
-    except (AttributeError, TypeError, ValueError) as error:
+    except _errors() as error:  # elements are read only here, and any of them may be damaged
         raise ImageError("unsupported", "this DICOM file holds no picture") from error
     # A frame takes a byte at least: a file cannot hold more of them than bytes.
     return Header(width, height, max(1, min(pictures, size)), sample)

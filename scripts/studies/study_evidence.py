@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -301,18 +301,33 @@ def report(figures: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", tools.table(rows, ("alone", "right is", "AUROC", "average precision"))])
 
 
-def collected(args: argparse.Namespace, tree: Path) -> list[Seen]:
-    """All detections that count."""
+def with_records(args: argparse.Namespace, tree: Path) -> Iterator[tuple[dict[str, Any], list[Seen]]]:
+    """Every labelled record with its detections that count."""
     drawn = labels.Folder(args.labels, detectors.build(checkpoints.load(args.model)).info.names)
     origins = {} if args.sources is None else {m["picture"]: m for m in json.loads(args.sources.read_text())}
     files = {ref.path: ref for ref in find([str(args.images)]).refs}
-    records = explained(args, tree)
-    return [
-        s
-        for record in records
-        if (path := record["image"]["path"]) in files
-        for s in seen(record, drawn.read(files[path]), args.against, args.below, origins.get(path, {}))
-    ]
+    for record in explained(args, tree):
+        if (path := record["image"]["path"]) in files:
+            own = seen(record, drawn.read(files[path]), args.against, args.below, origins.get(path, {}))
+            if own:
+                yield record, own
+
+
+def collected(args: argparse.Namespace, tree: Path) -> list[Seen]:
+    """All detections that count."""
+    return [one for _, own in with_records(args, tree) for one in own]
+
+
+def every_report(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of a study of all reports of a model, with those of this one at their defaults."""
+    parser.add_argument("--images", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--labels", type=Path, required=True, help="folder of YOLO labels")
+    parser.add_argument("--model", help="a model file; default: the bundled one")
+    parser.add_argument("--conf", type=float, default=0.25, help="boxes from this score")
+    parser.add_argument("--tree", type=Path, help="output tree of `detxai explain` to keep or to continue")
+    parser.set_defaults(imgsz=None, classes=None, sources=None, below=1.0)
+    parser.set_defaults(against="all", baseline="auto", evidence="basic")
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detxai.config.settings import VERDICTS
-from detxai.inputs import decode, labels
+from detxai.inputs import decode
 from detxai.inputs.letterbox import boxes_to_letterbox, letterboxed
 from detxai.inputs.sources import find
 from detxai.models import checkpoints, detectors
@@ -133,7 +133,7 @@ def doubts(
 ) -> list[dict[str, dict[str, float]]]:
     """By report, by rival: its numbers. One forward on the picture and one on each alteration."""
     pixels = decode.load(file).pixels
-    square, frame = letterboxed(pixels, detector.info.imgsz, detector.info.antialias, detector.info.stretch)
+    square, frame = letterboxed(pixels, detector.info.imgsz, detector.info.fit)
     altered = alterations(square)
     first, *others = detector.predict(torch.stack([tensor(square), *(a.x for a in altered)]))
     rows = []
@@ -215,32 +215,19 @@ def compare(
 def collected(args: argparse.Namespace, tree: Path) -> tuple[list[study.Seen], list[dict[str, dict[str, float]]]]:
     """Every report that counts, and what its rivals say of it."""
     detector = detectors.build(checkpoints.load(args.model))
-    drawn = labels.Folder(args.labels, detector.info.names)
     files = {ref.path: ref for ref in find([str(args.images)]).refs}
     reports: list[study.Seen] = []
     doubted: list[dict[str, dict[str, float]]] = []
-    for record in study.explained(args, tree):
-        if (path := record["image"]["path"]) not in files or record["status"] != "ok":
-            continue
-        record["detections"] = [d for d in record["detections"] if d["kind"] == "detection" and d["score"] >= args.conf]
-        own = study.seen(record, drawn.read(files[path]), "all", 1.0, {})
-        if own:
-            reports += own
-            doubted += doubts(detector, files[path], own, [d["box"] for d in record["detections"]])
+    for record, own in study.with_records(args, tree):
+        reports += own
+        doubted += doubts(detector, files[record["image"]["path"]], own, [d["box"] for d in record["detections"]])
     return reports, doubted
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, required=True, help="folder of pictures")
-    parser.add_argument("--labels", type=Path, required=True, help="folder of YOLO labels")
-    parser.add_argument("--model", help="a model file; default: the bundled one")
-    parser.add_argument("--conf", type=float, default=0.25, help="detections from this score")
-    parser.add_argument("--tree", type=Path, help="output tree of `detxai explain` to keep or to continue")
     parser.add_argument("--json", type=Path, help="write all figures here")
-    args = parser.parse_args(argv)
-    args.imgsz = args.classes = None
-    args.against, args.baseline, args.evidence = "all", "auto", "basic"
+    args = study.every_report(parser, argv)
     with tempfile.TemporaryDirectory() as spare:
         reports, doubted = collected(args, args.tree or Path(spare))
     right = sum(r.right for r in reports)
