@@ -15,9 +15,14 @@ from typing import Any
 # Tiny networks are quickest on one thread; torch reads this when it starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
+
+#: A law holds on a busy machine too.
+hypothesis.settings.register_profile("detxai", deadline=None)
+hypothesis.settings.load_profile("detxai")
 
 ROOT = Path(__file__).parents[1]
 #: Data and weights that are not part of the project; tests of them skip where they are absent.

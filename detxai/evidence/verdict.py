@@ -43,33 +43,39 @@ class VerdictRule:
 RULES: tuple[VerdictRule, ...] = (
     VerdictRule(
         "lead_only_box",
-        "with only the box kept it leads {other} by {v:.1f} logits",
-        "with only the box kept its lead over {other} is {v:.1f} logits",
+        "shown alone, the box is no {other} (lead {v:.1f} logits)",
+        "shown alone, the box could as well be {other} (lead {v:.1f} logits)",
     ),
     VerdictRule(
         "lead_softened",
-        "when the picture is softened it leads by {v:.1f} logits",
-        "when the picture is softened its lead is {v:.1f} logits",
+        "slightly blurred, it is still the same class (lead {v:.1f} logits)",
+        "slightly blurred, it could as well be another class (lead {v:.1f} logits)",
     ),
     VerdictRule(
         "outside_share",
-        "{w:.0%} of the net evidence is in the box",
-        "{v:.0%} of the net evidence is outside the box",
+        "what speaks for it lies in the box ({w:.0%})",
+        "much of what speaks for it lies outside the box ({v:.0%})",
         True,
     ),
     VerdictRule(
         "one_sidedness",
-        "the parts of the box agree ({v:.2f})",
-        "the parts of the box contradict each other ({v:.2f})",
+        "the parts of the object agree ({v:.2f})",
+        "some parts of the object speak against it ({v:.2f})",
     ),
-    VerdictRule("sufficiency", "the box alone keeps {v:.0%} of the score", "the box alone keeps {v:.0%} of the score"),
     VerdictRule(
-        "necessity", "without the box {v:.0%} of the score goes", "without the box only {v:.0%} of the score goes"
+        "sufficiency",
+        "the box alone keeps its score ({v:.0%})",
+        "the box alone keeps hardly any of its score ({v:.1%})",
+    ),
+    VerdictRule(
+        "necessity",
+        "without the box the score goes ({v:.0%})",
+        "without the box most of the score stays ({v:.0%} goes)",
     ),
     VerdictRule(
         "coherence",
         "neighbouring pixels agree ({v:.2f})",
-        "neighbouring pixels contradict each other ({v:.2f})",
+        "its evidence flickers from pixel to pixel ({v:.2f})",
     ),
     VerdictRule(
         "typicality",
@@ -85,8 +91,8 @@ RULES: tuple[VerdictRule, ...] = (
     ),
     VerdictRule(
         "ground_share",
-        "{v:.0%} of the attribution is on empty ground",
-        "{v:.0%} of the attribution is on empty ground",
+        "little of the attribution is on empty ground ({v:.0%})",
+        "much of the attribution is on empty ground ({v:.0%})",
         True,
         fitted=False,
     ),
@@ -100,10 +106,10 @@ RULES: tuple[VerdictRule, ...] = (
     ),
 )
 #: Leads: unsupported where another class is ahead by a factor e in odds, by meaning; weak by
-#: `scripts/studies/study_alarms.py` on generated X-rays of a harder kind. `outside_share` and `sufficiency` are read off
-#: generated X-rays and a detector that cheats (`verdict_thresholds.py`); what those pictures cannot show (necessity, lift,
-#: ground, padding) is set by meaning. Coherence, typicality and one-sidedness have none without a calibration: the last
-#: objects to nearly as many right boxes of real scans (30 %) as wrong ones (41 %).
+#: `scripts/studies/study_alarms.py` on generated X-rays of a harder kind. `outside_share` and `sufficiency` are read
+#: off generated X-rays and a detector that cheats (`verdict_thresholds.py`); what those pictures cannot show
+#: (necessity, lift, ground, padding) is set by meaning. Coherence, typicality and one-sidedness have none without a
+#: calibration: the last objects to nearly as many right boxes of real scans (30 %) as wrong ones (41 %).
 DEFAULTS: Thresholds = {
     "lead_only_box": (3.0, -1.0),
     "lead_softened": (0.5, -1.0),
