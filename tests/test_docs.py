@@ -77,7 +77,7 @@ def test_the_table_of_methods_is_complete() -> None:
 
 
 def test_the_table_of_rules_is_that_of_the_verdict() -> None:
-    shown = re.findall(r"^\| `(\w+)` \| .* \| (\w+ [\d.]+) \| (\w+ [\d.]+) \|$", page("evidence"), re.MULTILINE)
+    shown = re.findall(r"^\| `(\w+)` \| .* \| (\w+ -?[\d.]+) \| (\w+ -?[\d.]+) \|$", page("evidence"), re.MULTILINE)
     sides = {rule.measure: "above" if rule.high else "below" for rule in RULES}
     assert shown == [(name, *(f"{sides[name]} {limit:g}" for limit in limits)) for name, limits in DEFAULTS.items()]
     for told in (section("Read a verdict"), page("evidence").partition("<!-- rules -->")[0]):

@@ -358,8 +358,8 @@ def test_the_gate_holds_for_fresh_and_for_resumed_images(tiny: Path, pictures: P
     arguments = (pictures, "-m", tiny, "-o", tmp_path / "out", "--no-overlays", *FAST)
     assert explain(*arguments) == 0
     words = {d["evidence"]["verdict"] for record in read(tmp_path / "out") for d in record["detections"]}
-    absent = next(w for w in ("supported", "weak", "unsupported", "unknown") if w not in words)
-    assert explain(*arguments, "--fail-on", absent) == 0
+    for absent in {"supported", "weak", "unsupported", "unknown"} - words:
+        assert explain(*arguments, "--fail-on", absent) == 0
     for word in words:
         assert explain(*arguments, "--fail-on", word) == 10, "all images are done already"
     assert explain(*arguments, "--fail-on", ",".join(words), "--force") == 10

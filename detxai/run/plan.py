@@ -198,9 +198,7 @@ def _fit(config: RunConfig, info: DetectorInfo) -> str:
     return fit
 
 
-def _tested(
-    detector: Detector, methods: Sequence[str], size: int, device: torch.device
-) -> tuple[int, tuple[str, ...]]:
+def _tested(detector: Detector, methods: Sequence[str], size: int, device: torch.device) -> tuple[int, tuple[str, ...]]:
     """The bytes that a forward pass of one picture keeps for its backward pass, 0 without gradients, and warnings.
 
     Raises ModelError for a model that is broken.
