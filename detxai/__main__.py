@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 
 
@@ -11,8 +13,15 @@ def main() -> None:
 
     install()
     from detxai.cli.app import run
+    from detxai.errors import ExitCode
 
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED, ExitCode.OUT_OF_TIME):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)  # all is written; Python would wait for pictures that are still being decoded
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,10 @@ sys.path.insert(0, str(ROOT / "scripts" / "checks"))
 
 import attacks
 
+from detxai import Explainer
 from detxai.cli.app import run
+from detxai.inputs import decode
+from detxai.run.console import Stopped
 
 CHOSEN = [*itertools.islice(attacks.picture_attacks(1), 0, 65, 16)]
 MODELS = ("Linear", "million repeats", "300,000 names", "8192 px", "2 ** 60", "FIFO")
@@ -52,3 +58,26 @@ def test_a_folder_with_escapes_in_its_name_does_not_steer_the_terminal(
     said = "".join(capsys.readouterr())
     assert said.count("\\x1b[1m[/y]") == 3
     assert "\x1b" not in said
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_a_slow_decode(
+    tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    monkeypatch.setattr(decode, "load", lambda *_: go.wait(20))
+    results = Explainer(str(tiny)).explain([pictures / "a.png"])
+
+    def stop(*_: object) -> None:
+        raise Stopped(143)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(2)
+    started = time.monotonic()
+    try:
+        with pytest.raises(Stopped):
+            next(results)
+        assert time.monotonic() - started < 12
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        go.set()

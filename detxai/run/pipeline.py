@@ -139,7 +139,8 @@ class Explainer:
         self._detecting = 0.0
         waiting = self._waiting = {}
         turn = 0
-        with ThreadPoolExecutor(self.workers) as readers, ThreadPoolExecutor(self.workers) as writers:
+        readers = ThreadPoolExecutor(self.workers)  # a run that is stopped does not wait for what is being decoded
+        with ThreadPoolExecutor(self.workers) as writers:
             budget = Budget(AHEAD_BYTES)
             prepared = enumerate(self._ahead(readers, refs, tree, 2 * in_flight, over, budget))
             publisher = self._publisher(files=tree is not None)
