@@ -164,6 +164,21 @@ def test_raw_maps_as_png_can_be_read_back(tiny: Path, pictures: Path, tmp_path: 
     np.testing.assert_allclose(read, exact, rtol=0, atol=scale / 32767)
 
 
+def test_overlays_are_of_the_type_that_was_asked_for(tiny: Path, tmp_path: Path) -> None:
+    """Names and records follow, another type is another run, and what it replaces is swept; raw maps stay PNG."""
+    line = (SAMPLES / "bag-01.jpg", "-m", tiny, "-o", tmp_path, "--maps", "png", "--evidence", "none", *FAST)
+    for kind, form in (("jpg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")):
+        assert explain(*line, "--overlay-format", kind) == 0
+        record = json.loads((tmp_path / "bag-01.jpg.json").read_bytes())
+        named = {a[part] for d in record["detections"] for a in d["attributions"] for part in ("overlay", "map")}
+        assert named == {file.name for file in tmp_path.glob("*.d[0-9]*")}
+        overlays = [name for name in named if not name.endswith(".map.png")]
+        assert overlays and all(name.endswith(f".{kind}") for name in overlays)
+        with Image.open(tmp_path / overlays[0]) as picture:
+            assert picture.format == form
+            assert picture.width >= 400
+
+
 def test_overlays_show_the_scan_at_its_size_and_a_strip_both(tiny: Path, tmp_path: Path) -> None:
     sizes = []
     for options in ((), ("--strip",)):

@@ -253,6 +253,13 @@ ROWS: tuple[Option, ...] = (
         "write one picture an attribution",
         shorthands=(Shorthand(("--no-overlays",), False, "write no picture"),),
     ),
+    Option(
+        "output.overlay_format",
+        "png",
+        "file type of overlays; jpg and webp are quicker to write and a fifth of the size",
+        "png|jpg|webp",
+        words=("png", "jpg", "webp"),
+    ),
     Option("output.strip", False, "put the plain picture beside the heat map in overlays"),
     Option(
         "output.maps",

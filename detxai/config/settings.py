@@ -153,6 +153,7 @@ class OutputConfig(_Section):
 
     dir: Annotated[Path, BeforeValidator(parse.given)] = _field("output")
     overlays: bool = _field("overlays")
+    overlay_format: Literal["png", "jpg", "webp"] = _field("overlay_format")
     strip: bool = _field("strip")
     maps: Literal["none", "npz", "png"] = _field("maps")
     report: bool = _field("report")

@@ -38,7 +38,7 @@ MAP_SUFFIX = {"npz": ".npz", "png": ".map.png"}
 
 _TEMPORARY = re.compile(r"\.detxai-[0-9a-f]{16}\.tmp")
 # Greedy: the last `.dNN.` ends the image's name, so `a.jpg.d00.x.png` may itself be an image.
-_PICTURE = re.compile(r"(.+)\.(d\d{2,}\..+\.(?:png|npz))", re.DOTALL)
+_PICTURE = re.compile(r"(.+)\.(d\d{2,}\..+\.(?:png|jpg|webp|npz))", re.DOTALL)
 _RECORD_START = b'{"schema":"' + records.RECORD_SCHEMA.encode() + b'",'
 _BAD_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EILSEQ, errno.ELOOP}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}

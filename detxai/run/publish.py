@@ -179,7 +179,8 @@ class Publisher:
             a, asked = item.attribution, _asked_class(d, item)
             names = self._file_names(group.prepared.ref.path, number, item, asked)
             if names.overlay is not None and names.overlay not in kept.files:
-                kept.files[names.overlay] = self._overlay(image.pixels, d, self._shown_with(item, explained))
+                shown = self._shown_with(item, explained)
+                kept.files[names.overlay] = self._overlay(image.pixels, d, shown, self.output.overlay_format)
             if names.map is not None:
                 kept.files[names.map] = store.encode_map(a.map, self.output.maps)
             row = records.attribution_record(
@@ -208,9 +209,8 @@ class Publisher:
         stem = store.picture_stem(path, number, a.method, a.gradient, shown, asked)
         own = store.picture_stem(path, number, a.method, a.gradient, a.target.kind, asked)
         maps = self.output.maps
-        return FileNames(
-            f"{stem}.png" if self.output.overlays else None, None if maps == "none" else own + store.MAP_SUFFIX[maps]
-        )
+        overlay = f"{stem}.{self.output.overlay_format}" if self.output.overlays else None
+        return FileNames(overlay, None if maps == "none" else own + store.MAP_SUFFIX[maps])
 
     def _together(self, item: Explanation) -> bool:
         """Whether the map is of an edge that shares its picture with the other edges."""
@@ -229,7 +229,9 @@ class Publisher:
             if other.attribution.target.kind in EDGES and (other.attribution.method, other.attribution.gradient) == made
         ]
 
-    def _overlay(self, pixels: NDArray[np.uint8], d: Detection, shown: Sequence[Explanation]) -> bytes:
+    def _overlay(
+        self, pixels: NDArray[np.uint8], d: Detection, shown: Sequence[Explanation], kind: str = "png"
+    ) -> bytes:
         first = shown[0].attribution
         other = None if first.target.other is None else self.info.names[first.target.other]
         common: dict[str, Any] = {
@@ -244,8 +246,8 @@ class Publisher:
         }
         if len(shown) > 1:
             edges = {e.attribution.target.kind: e.attribution.map for e in shown}
-            return overlays.encode(overlays.draw_edges(pixels, edges, **common))
-        return overlays.encode(overlays.draw(pixels, first.map, **common))
+            return overlays.encode(overlays.draw_edges(pixels, edges, **common), kind)
+        return overlays.encode(overlays.draw(pixels, first.map, **common), kind)
 
 
 @dataclass(frozen=True)
