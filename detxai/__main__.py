@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+from typing import Any
+
+#: Commands that end by themselves what a signal stops; see `detxai.run.console.Signals`.
+STOPPABLE = ("explain", "evaluate", "calibrate")
+
+
+def _leave(number: int, _: Any) -> None:
+    os._exit(128 + number)
 
 
 def main() -> None:
     """Run the command line and leave with one of the documented exit codes."""
+    if sys.argv[1:2] and sys.argv[1] in STOPPABLE:
+        # Nothing is begun yet. An exception may be swallowed by what is being imported, and the signal lost.
+        signal.signal(signal.SIGINT, _leave)
     from detxai.run.streams import install
 
     install()

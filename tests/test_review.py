@@ -45,7 +45,7 @@ def test_the_worst_comes_first(night: Path, capfd: pytest.CaptureFixture[str]) -
     assert len(found) > 10 and {f["kind"] for f in found} == {"detection"}
     order = [(ranking.VERDICTS.index(f["verdict"]), f["score"]) for f in found]
     assert order == sorted(order)
-    assert {f["verdict"] for f in found} == {"unsupported", "weak"}
+    assert {f["verdict"] for f in found} <= {"unsupported", "weak"}
     assert all(f["reasons"] and (night / f["overlay"]).is_file() for f in found)
 
 
