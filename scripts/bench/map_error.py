@@ -23,7 +23,7 @@ from compare_rules import Case, cases, dense, detector_of
 from detxai.attribution.engine import Engine
 from detxai.attribution.integral import integrated_gradients
 from detxai.attribution.points import Entered
-from detxai.evidence.measures import rank_correlation
+from detxai.statistics import rank_correlation
 
 #: A map further than this from the reference is a bad one.
 BAD = 0.1
