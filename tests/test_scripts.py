@@ -43,4 +43,5 @@ def test_every_command_names_options_that_its_script_has(
     found = commands(readme)
     assert found
     for script, rest in found:
-        assert set(re.findall(r"(?<!\S)--[a-z][\w-]*", rest.partition("#")[0])) <= options(script), (script, rest)
+        own = re.sub(r'"[^"]*"', "", rest.partition("#")[0])  # what is quoted is said to detxai
+        assert set(re.findall(r"(?<!\S)--[a-z][\w-]*", own)) <= options(script), (script, rest)
