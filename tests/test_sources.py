@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from detxai.config import settings
 from detxai.errors import ExitCode, UsageError
 from detxai.inputs import naming
-from detxai.inputs.sources import Found, find, parse_shard
+from detxai.inputs.sources import Found, find
 from detxai.values import ImageRef
 
 
@@ -216,11 +217,12 @@ def test_shard_membership_is_fixed_for_ever() -> None:
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3", ""])
 def test_bad_shards(text: str) -> None:
     with pytest.raises(UsageError, match="shard"):
-        parse_shard(text)
+        settings.load(options={"shard": text})
 
 
 def test_good_shards() -> None:
-    assert parse_shard("2/8") == (2, 8) and parse_shard(" 1 / 1 ") == (1, 1)
+    for text, part in (("2/8", (2, 8)), ("1/1", (1, 1))):
+        assert settings.load(options={"shard": text}).run.part == part
 
 
 def test_nothing_found_is_for_the_caller_to_judge(tmp_path: Path) -> None:

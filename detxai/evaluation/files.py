@@ -7,19 +7,18 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
 from detxai.errors import OutputError
+from detxai.output.atomic import TEMPORARY, temporary
 
 #: Figures of images and rows of the contact sheet, each in a folder of their own.
 IMAGES, ROWS, LOCK = "images", "rows", ".detxai.lock"
-_TEMPORARY = re.compile(r"\.detxai-[0-9a-f]{16}\.tmp")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -42,7 +41,7 @@ class Files:
                 ) from error
             for folder in (self.output, self.output / IMAGES, self.output / ROWS):
                 for file in folder.iterdir():  # left by a run that was killed
-                    if _TEMPORARY.fullmatch(file.name):
+                    if TEMPORARY.fullmatch(file.name):
                         file.unlink(missing_ok=True)
         return self
 
@@ -80,16 +79,8 @@ class Files:
         """Replace the file `name` at once."""
         with self._explained():
             file = self.output / name
-            temporary = file.parent / f".detxai-{secrets.token_hex(8)}.tmp"
-            try:
-                with open(temporary, "xb") as stream:
-                    stream.write(content)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(temporary, file)
-            finally:
-                with suppress(FileNotFoundError):
-                    temporary.unlink()
+            with temporary(file.parent, [content]) as written:
+                os.replace(written, file)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

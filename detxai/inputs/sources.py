@@ -19,7 +19,7 @@ from detxai.inputs.naming import digest, printable, unused
 from detxai.inputs.piped import piped
 from detxai.values import ImageRef
 
-__all__ = ["IMAGE_SUFFIXES", "STDIN_NAME", "Found", "Shard", "find", "parse_shard"]
+__all__ = ["IMAGE_SUFFIXES", "STDIN_NAME", "Found", "Shard", "find"]
 
 STDIN_NAME = "stdin"
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
@@ -53,14 +53,6 @@ class Found:
         if self.shard is None:
             return True
         return int(digest(path)[:16], 16) % self.shard[1] == self.shard[0] - 1
-
-
-def parse_shard(text: str) -> Shard:
-    """(i, n) of `i/n`, 1 <= i <= n; UsageError for anything else."""
-    match = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text)
-    if match and 1 <= int(match[1]) <= int(match[2]):
-        return int(match[1]), int(match[2])
-    raise UsageError(f"--shard {text!r} is not a shard.", "Write i/n with 1 <= i <= n, as 2/8.")
 
 
 def find(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from detxai.errors import ImageError, ModelError
 from detxai.models.trunk import Trunk
-from detxai.values import Target
+from detxai.values import Checkpoint, Target
 
 #: (level, part) of a head, and the numbers that say which of its scalars is meant.
 Address = tuple[tuple[int, str], tuple[int, ...]]
@@ -46,6 +46,21 @@ class DetectorInfo:
     stride: int = 32
     rotated: bool = False
     shape: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, head: str, targets: tuple[str, ...], **more: Any) -> Self:
+        """The info of a network built from `checkpoint`; `more`: the fields that its kind of head decides."""
+        return cls(
+            checkpoint.name,
+            checkpoint.sha256,
+            checkpoint.family,
+            head,
+            checkpoint.imgsz or 640,
+            checkpoint.names,
+            targets,
+            trusted=checkpoint.trusted,
+            **more,
+        )
 
 
 @dataclass(frozen=True, eq=False)

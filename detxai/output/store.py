@@ -12,7 +12,6 @@ import hashlib
 import io
 import os
 import re
-import secrets
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from detxai.errors import ImageError, OutputError
 from detxai.output import records
+from detxai.output.atomic import TEMPORARY, temporary
 from detxai.values import Map
 
 SUMMARY, LINES, LOCK = "summary.json", "records.jsonl", ".detxai.lock"
@@ -36,7 +36,6 @@ NAME_BYTES, PATH_BYTES = 255, 1024
 PNG_ZERO, PNG_RANGE = 32768, 32767
 MAP_SUFFIX = {"npz": ".npz", "png": ".map.png"}
 
-_TEMPORARY = re.compile(r"\.detxai-[0-9a-f]{16}\.tmp")
 # Greedy: the last `.dNN.` ends the image's name, so `a.jpg.d00.x.png` may itself be an image.
 _PICTURE = re.compile(r"(.+)\.(d\d{2,}\..+\.(?:png|jpg|webp|npz))", re.DOTALL)
 _RECORD_START = b'{"schema":"' + records.RECORD_SCHEMA.encode() + b'",'
@@ -92,7 +91,7 @@ def require_writable(file: Path) -> None:
     place = Store(file.parent)
     with place._explained():
         file.parent.mkdir(parents=True, exist_ok=True)
-        with place._temporary(file.parent, [b"probe"]):
+        with temporary(file.parent, [b"probe"]):
             pass
 
 
@@ -127,7 +126,7 @@ class Store:
                     "Wait for it (--lock-timeout SECONDS) or choose another folder with -o.",
                 ) from error
             try:
-                with self._temporary(self.output, [b"probe"]):
+                with temporary(self.output, [b"probe"]):
                     pass
                 self._tidy()
             except BaseException:
@@ -237,23 +236,10 @@ class Store:
 
     def _put(self, file: Path, chunks: Iterable[bytes]) -> None:
         """Replace `file` at once; a file that holds these bytes already is left alone."""
-        with self._temporary(file.parent, chunks) as temporary:
+        with temporary(file.parent, chunks) as written:
             same = file.is_file() and not file.is_symlink()
-            if not (same and filecmp.cmp(temporary, file, shallow=False)):
-                os.replace(temporary, file)
-
-    @contextmanager
-    def _temporary(self, folder: Path, chunks: Iterable[bytes]) -> Iterator[Path]:
-        """A synced file with a name that only detxai uses, gone afterwards unless renamed."""
-        file = folder / f".detxai-{secrets.token_hex(8)}.tmp"
-        try:
-            with open(file, "xb") as stream:
-                stream.writelines(chunks)
-                stream.flush()
-                os.fsync(stream.fileno())
-            yield file
-        finally:
-            file.unlink(missing_ok=True)
+            if not (same and filecmp.cmp(written, file, shallow=False)):
+                os.replace(written, file)
 
     def _sweep(self, path: str, keep: set[str]) -> None:
         """Remove the pictures of `path` that its record, now in place, does not name."""
@@ -279,7 +265,7 @@ class Store:
     def _tidy(self) -> None:
         """Remove the temporaries of a killed run and learn which pictures there are."""
         for prefix, name in self._walk():
-            if _TEMPORARY.fullmatch(name):
+            if TEMPORARY.fullmatch(name):
                 (self.output / prefix / name).unlink(missing_ok=True)
             elif match := _PICTURE.fullmatch(name):
                 image = prefix + match[1]

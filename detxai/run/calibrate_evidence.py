@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 from detxai.config.settings import RunConfig
@@ -12,6 +12,7 @@ from detxai.evidence.calibration import EvidenceCalibration
 from detxai.evidence.fitting import LabelledDetection, fit
 from detxai.inputs.sources import Found
 from detxai.output import records, store
+from detxai.run import checks
 from detxai.run.console import Console, Signals, Stopped
 from detxai.run.pipeline import Explainer
 from detxai.run.plan import evidence_beside, gives_verdicts
@@ -26,12 +27,7 @@ def evidence(
     """
     if config.detection.labels is None:
         raise UsageError("Evidence is calibrated on labelled images.", "Give their folder with --labels DIR.")
-    refs = iter(found.refs)
-    first = next(refs, None)
-    if first is None:
-        raise NoInputError(
-            f"No image was found ({found.ignored} other files).", "Give a folder with images, or a quoted glob."
-        )
+    refs = checks.some_images(found)
     file = output or evidence_beside(config.model.path)
     # What an earlier calibration says must not count, and one map a detection is enough.
     settings = config.attribution.model_copy(update={"calibration": (), "evidence": "basic", "as_class": ()})
@@ -43,7 +39,7 @@ def evidence(
     images = failed = unlabelled = 0
     try:
         with Signals(), console.progress(found.count if limit is None else None):
-            for result in explainer.explain(islice(chain([first], refs), limit)):
+            for result in explainer.explain(islice(refs, limit)):
                 record = result.record
                 if record.error is not None:
                     failed += 1

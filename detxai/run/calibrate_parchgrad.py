@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from detxai.output import store
 from detxai.parchgrad.channels import gap, in_order, outputs
 from detxai.parchgrad.session import Selection
 from detxai.parchgrad.statistics import REGIONS, ChannelCalibration, Gathering, beside
+from detxai.run import checks
 from detxai.run.console import Console, Signals, Stopped
 from detxai.run.plan import make_plan
 from detxai.values import Box, ImageRef, Letterbox
@@ -113,19 +114,14 @@ def parchgrad(
 
     Raises UsageError, ModelError, OutputError, and NoInputError where no image could be used.
     """
-    refs = iter(found.refs)
-    first = next(refs, None)
-    if first is None:
-        raise NoInputError(
-            f"No image was found ({found.ignored} other files).", "Give a folder with images, or a quoted glob."
-        )
+    refs = checks.some_images(found)
     file = output or beside(config.model.path)
     work = Pass(config)
     store.require_writable(file)
     failed = unlabelled = 0
     try:
         with Signals(), console.progress(found.count if limit is None else None):
-            for ref in islice(chain([first], refs), limit):
+            for ref in islice(refs, limit):
                 try:
                     unlabelled += not work.add(ref)
                 except ImageError as error:

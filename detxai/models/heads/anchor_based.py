@@ -73,16 +73,11 @@ class AnchorBased:
         self.module = freeze(fuse(network))
         self.trunk = Trunk(self.module.layers)  # type: ignore[arg-type]
         self.heads: list[AnchorHead] = list(self.module.heads)  # type: ignore[arg-type]
-        self.info = DetectorInfo(
-            checkpoint.name,
-            checkpoint.sha256,
-            checkpoint.family,
+        self.info = DetectorInfo.of(
+            checkpoint,
             self.branch,
-            checkpoint.imgsz or 640,
-            checkpoint.names,
             ("class", "objectness", *EDGES),
-            True,
-            checkpoint.trusted,
+            sparse=True,
             fit="darknet" if checkpoint.kind == "darknet" else "letterbox",
             stride=max(head.stride for head in self.heads),
         )

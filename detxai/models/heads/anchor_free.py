@@ -50,16 +50,11 @@ class AnchorFree:
         self.feeds: list[int] = list(head.f)
         self.strides = [int(s) for s in head.stride]
         self.parts: dict[str, Any] = {"class": heads[0], "box": heads[1], "angle": heads[2]}
-        self.info = DetectorInfo(
-            checkpoint.name,
-            checkpoint.sha256,
-            checkpoint.family,
+        self.info = DetectorInfo.of(
+            checkpoint,
             self.branch,
-            checkpoint.imgsz or 640,
-            checkpoint.names,
             ("class", *EDGES),
-            self._sparse(),
-            checkpoint.trusted,
+            sparse=self._sparse(),
             stride=max(32, *self.strides),
             rotated=bool(self.angle_heads),
         )

@@ -37,16 +37,11 @@ class RTDETR:
         self.head: Any = head
         self.trunk = Trunk(layers)
         self.feeds: list[int] = list(head.f)
-        self.info = DetectorInfo(
-            checkpoint.name,
-            checkpoint.sha256,
-            checkpoint.family,
+        self.info = DetectorInfo.of(
+            checkpoint,
             self.branch,
-            checkpoint.imgsz or 640,
-            checkpoint.names,
             ("class", *EDGES),
             sparse=False,
-            trusted=checkpoint.trusted,
             fit="stretch",
         )
 
