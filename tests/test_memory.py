@@ -1,4 +1,4 @@
-"""Memory does not grow with the number of detections."""
+"""Memory does not grow with the number of detections, and a checkpoint takes little more than its weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from ultralytics.nn.tasks import DetectionModel
 
 pytestmark = pytest.mark.slow
 SAMPLE = Path(__file__).parents[1] / "samples" / "images" / "bag-01.jpg"
@@ -40,3 +42,30 @@ def test_two_hundred_detections_take_hardly_more_memory_than_two(tmp_path: Path)
     few, many = (most_mib(tmp_path, count, *options) for count in (2, 200))
     print(f"2 detections: {few} MiB, 200: {many} MiB")
     assert many - few < 150
+
+
+LOADED = """
+import os, re, sys
+from detxai.models import checkpoints
+import ultralytics.nn.tasks
+
+def kib(name):
+    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+checkpoints.load(sys.argv[1])  # what is imported for the first time
+open("/proc/self/clear_refs", "w").write("5")
+before = kib("VmRSS")
+checkpoints.load(sys.argv[2])
+print((kib("VmHWM") - before) * 1024 / os.path.getsize(sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_checkpoint_of_halves_takes_less_than_three_times_its_file(tmp_path: Path) -> None:
+    """Its weights in float32 are twice the file."""
+    for name, yaml in (("small.pt", "yolov8n.yaml"), ("large.pt", "yolov8m.yaml")):
+        torch.save({"model": DetectionModel(yaml, nc=2, verbose=False).half()}, tmp_path / name)
+    line = [sys.executable, "-c", LOADED, str(tmp_path / "small.pt"), str(tmp_path / "large.pt")]
+    times = float(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    print(f"{times:.2f} times the file")
+    assert 1.5 < times < 2.5

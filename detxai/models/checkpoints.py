@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import mmap
 import os
 import pickle
 import re
@@ -16,6 +17,7 @@ import stat
 import struct
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +72,13 @@ def load(
     parts = [path, _weights_of(path)] if suffix == ".cfg" else [path]
     if openvino := os.path.isdir(path) and path.name.endswith(OPENVINO):
         parts = sorted(file for file in path.iterdir() if file.is_file())
-    data = [_read(part) for part in parts]
-    digest = hashlib.sha256(b"".join(data)).hexdigest()
+    # What is read in pages is given back to the system part by part; a pickle that may be run is needed whole.
+    pages = suffix in PICKLED and not trust_pickle
+    data: list[Any] = [_read(part, _pages if pages else Path.read_bytes) for part in parts]
+    hashed = hashlib.sha256()
+    for content in data:
+        hashed.update(content)
+    digest = hashed.hexdigest()
     pinned = sha256 or (BUNDLED_SHA256 if model is None else None)
     if pinned and digest != pinned.lower():
         raise ModelError(
@@ -140,21 +147,33 @@ def _weights_of(cfg: Path) -> Path:
     return next((file for file in cfg.parent.glob(f"{cfg.stem}.*") if file.suffix.lower() == ".weights"), beside)
 
 
-def _read(path: Path) -> bytes:
-    """The bytes of a regular file; devices, pipes and folders are refused before they are opened."""
+def _read(path: Path, read: Callable[[Path], Any] = Path.read_bytes) -> Any:
+    """What `read` makes of a regular file; devices, pipes and folders are refused before they are opened."""
     try:
         kind = path.stat()
         if not stat.S_ISREG(kind.st_mode):
             raise ModelError(f"{path} is not a file.", "Check --model; leave it out for the bundled detector.")
         if kind.st_size > MOST_BYTES:
             raise ModelError(f"{path} has {kind.st_size} bytes: no detector is that large.")
-        return path.read_bytes()
+        return read(path)
     except FileNotFoundError:
         if path.suffix == ".weights":
             raise ModelError(f"A Darknet model needs its weights beside the cfg: no {path}.") from None
         raise ModelError(f"No model at {path}.", "Check --model; leave it out for the bundled detector.") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"Cannot read the model {str(path)[:500]!r}: {_first_line(error)}.") from None
+
+
+def _pages(path: Path) -> bytes | mmap.mmap:
+    """The bytes of a file in memory that can be given back page by page."""
+    with path.open("rb") as file:
+        if not (size := os.fstat(file.fileno()).st_size):
+            return b""
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        memory = mmap.mmap(-1, size, **private)
+        if file.readinto(memory) != size:
+            raise OSError("it changes while it is read")
+        return memory
 
 
 # -- Darknet: text and numbers, no code -----------------------------------------------------------

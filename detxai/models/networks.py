@@ -69,7 +69,7 @@ def network(content: Any, size: int) -> Stored:
     """
     node = root(content)
     task = node.name.rpartition(".")[2]
-    builder = Builder(2 * size)
+    builder = Builder(4 * size)  # halves are twice as large in float32, and a layer may have two places
     yaml = plain(node.state.get("yaml") or {})
     if not isinstance(yaml, dict):
         raise ValueError("its yaml is not a mapping")

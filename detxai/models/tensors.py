@@ -5,10 +5,15 @@ Tensors are made of bytes that the file holds and of no others: dtype, offset, s
 
 from __future__ import annotations
 
+import bisect
 import io
+import itertools
 import math
+import mmap
+import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any, final
 
@@ -34,35 +39,76 @@ OLD_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 @final
 class Storage:
-    """`data` (n,): the numbers that tensors of a checkpoint are views of."""
+    """`data` (n,): the numbers that tensors of a checkpoint are views of, fractions in float32; `dtype`: as stored."""
 
-    __slots__ = ("data",)
+    __slots__ = ("data", "dtype")
 
-    def __init__(self, data: Tensor) -> None:
-        self.data = data
+    def __init__(self, data: Tensor, dtype: torch.dtype) -> None:
+        self.data, self.dtype = data, dtype
 
 
-def read(data: bytes) -> Any:
-    """The content of a torch checkpoint: plain values, tensors, `Node`s and `Name`s.
+def read(data: bytes | mmap.mmap) -> Any:
+    """The content of a torch checkpoint: plain values, tensors (fractions in float32), `Node`s and `Name`s.
 
-    Raises Refused for what would run code; ValueError, EOFError, KeyError, … for damage, and for bytes in none of the
-    two formats.
+    Of a `mmap` each part is given back to the system once it is read: `data` is of no more use then. Raises Refused for
+    what would run code; ValueError, EOFError, KeyError, … for damage, and for bytes in none of the two formats.
     """
-    if data.startswith(b"PK"):
+    if data[:2] == b"PK":
         return _from_zip(data)
-    if data.startswith(OLD_MAGIC):
-        return _from_stream(data)
+    if data[: len(OLD_MAGIC)] == OLD_MAGIC:
+        return _from_stream(bytes(data))
     raise ValueError("it is not a torch checkpoint")
 
 
-def _from_zip(data: bytes) -> Any:
-    if data.count(b"PK\x01\x02") > MOST_ENTRIES:
-        raise ValueError("it has too many entries")
-    archive = zipfile.ZipFile(io.BytesIO(data))
-    entries = {entry.filename: entry for entry in archive.infolist()}
-    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values())
-    if compressed or sum(entry.file_size for entry in archive.infolist()) > len(data):
-        raise ValueError("it declares more data than it holds")
+class _Archive:
+    """The entries of a zip in `data`, by name."""
+
+    def __init__(self, data: bytes | mmap.mmap) -> None:
+        self.data, self.view = data, memoryview(data)
+        directory = re.finditer(rb"PK\x01\x02", data)
+        if next(itertools.islice(directory, MOST_ENTRIES, None), None):
+            raise ValueError("it has too many entries")
+        infos = zipfile.ZipFile(io.BytesIO(data) if isinstance(data, bytes) else data).infolist()  # type: ignore[arg-type]
+        compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in infos)
+        if compressed or sum(entry.file_size for entry in infos) > len(data):
+            raise ValueError("it declares more data than it holds")
+        self.entries = {entry.filename: entry for entry in infos}
+        self.places = [*sorted(entry.header_offset for entry in infos), len(data)]
+        if len({*self.places}) != len(infos) + 1 or self.places[0] < 0:
+            raise ValueError("its entries lie one upon the other")
+
+    def span(self, name: str) -> tuple[int, int]:
+        """Where the bytes of an entry begin and end; they have their checksum."""
+        entry = self.entries[name]
+        header = bytes(self.view[entry.header_offset :][:30])
+        if not header.startswith(b"PK\x03\x04") or len(header) < 30:
+            raise ValueError("its entries are not where its directory says")
+        start = entry.header_offset + 30 + sum(struct.unpack_from("<HH", header, 26))
+        end = start + entry.file_size
+        if end > self.places[bisect.bisect(self.places, entry.header_offset)]:
+            raise ValueError("it declares more data than it holds")
+        if zlib.crc32(self.view[start:end]) != entry.CRC:
+            raise ValueError(f"its entry {name:.100} is damaged")
+        return start, end
+
+    def read(self, name: str) -> bytes:
+        return bytes(self.view[slice(*self.span(name))])
+
+    def numbers(self, name: str, dtype: torch.dtype) -> Tensor:
+        """(n,) of an entry; where they are copies, its own bytes are let go."""
+        start, end = self.span(name)
+        numbers = _numbers(self.view[start:end], dtype)
+        copied = dtype.is_floating_point and dtype != torch.float32
+        if copied and isinstance(self.data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+            if last > first:
+                self.data.madvise(mmap.MADV_DONTNEED, first, last - first)
+        return numbers
+
+
+def _from_zip(data: bytes | mmap.mmap) -> Any:
+    archive = _Archive(data)
+    entries = archive.entries
     if any(name.endswith("constants.pkl") for name in entries):
         raise ValueError("it is a TorchScript archive: give the .pt checkpoint that it was exported from")
     streams = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -75,16 +121,11 @@ def _from_zip(data: bytes) -> Any:
 
     def storage(dtype: torch.dtype, key: str, count: int) -> Storage:
         if key not in known:
-            entry = entries[f"{folder}data/{key}"]
-            content = bytearray(entry.file_size)
-            with archive.open(entry) as file:
-                file.readinto(content)  # type: ignore[attr-defined]
-                file.read(1)  # at the end the checksum is compared
-            known[key] = Storage(_numbers(content, dtype))
-        found = known[key]
-        if found.data.dtype != dtype or not 0 <= count <= len(found.data):
+            known[key] = Storage(archive.numbers(f"{folder}data/{key}", dtype), dtype)
+        stored = known[key]
+        if stored.dtype != dtype or not 0 <= count <= len(stored.data):
             raise ValueError("it declares more data than it holds")
-        return found
+        return stored
 
     return Reader(archive.read(streams[0]), functions(), _persistent(storage)).load()
 
@@ -100,8 +141,8 @@ def _from_stream(data: bytes) -> Any:
             left -= count * dtype.itemsize
             if count < 0 or left < 0:
                 raise ValueError("it declares more data than it holds")
-            known[key] = Storage(torch.empty(count, dtype=dtype))
-        if known[key].data.dtype != dtype or len(known[key].data) < count:
+            known[key] = Storage(torch.empty(count, dtype=torch.float32 if dtype.is_floating_point else dtype), dtype)
+        if known[key].dtype != dtype or len(known[key].data) < count:
             raise ValueError("its storages disagree")
         return known[key]
 
@@ -116,20 +157,25 @@ def _from_stream(data: bytes) -> Any:
     if not isinstance(keys, list) or len(keys) != len(known) or {*map(str, keys)} != set(known):
         raise ValueError("its storages are not those that it names")
     for key in keys:
-        own = known[key].data
+        own = known[key]
         (count,) = struct.unpack_from("<q", data, at)
-        at, end = at + 8, at + 8 + own.nbytes
-        if count != len(own) or end > len(data):
+        at, end = at + 8, at + 8 + len(own.data) * own.dtype.itemsize
+        if count != len(own.data) or end > len(data):
             raise EOFError("it ends early")
-        own.copy_(_numbers(bytearray(data[at:end]), own.dtype))
+        own.data.copy_(_numbers(memoryview(data)[at:end], own.dtype))
         at = end
     return content
 
 
-def _numbers(content: bytearray, dtype: torch.dtype) -> Tensor:
-    """(n,) of the little-endian bytes `content`, whose memory it takes over."""
+def _numbers(content: memoryview, dtype: torch.dtype) -> Tensor:
+    """(n,) of the little-endian bytes `content`, fractions in float32; a view of them where it can be one."""
     whole = len(content) // dtype.itemsize
-    return torch.frombuffer(content, dtype=dtype, count=whole) if whole else torch.empty(0, dtype=dtype)
+    if not whole:
+        return torch.empty(0, dtype=torch.float32 if dtype.is_floating_point else dtype)
+    if content.readonly or np.frombuffer(content, np.uint8).ctypes.data % dtype.itemsize:
+        content = memoryview(bytearray(content))
+    numbers = torch.frombuffer(content, dtype=dtype, count=whole)
+    return numbers.float() if dtype.is_floating_point else numbers
 
 
 def _persistent(storage: Callable[[torch.dtype, str, int], Storage]) -> Callable[[Any], Any]:
