@@ -21,7 +21,6 @@ MACHINE_PATHS = re.compile(rb"(?<![\w/.])/(?:work|opt|root|home)/\w")
 #: Longer than LINES or deeper than LEVELS, each with the reason why it is better so. Only ever to be shortened.
 LINES, LEVELS = 50, 4
 EXCEPTIONS = {
-    "detxai/run/calibrate_evidence.py evidence": "waits to be cut: one pass over the images, then the fit",
     "scripts/samples/make_xrays.py main": "a flat list of options",
     "scripts/samples/train_sample.py train": "one training loop from top to bottom, as papers print it",
     "scripts/samples/xraysim/items.py _pistol": "coordinates of a drawing",

@@ -483,19 +483,56 @@ def labelled(tiny: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactor
     return model, folder / "labels"
 
 
-def test_calibrated_on_labels_and_found_beside_the_model(
-    labelled: tuple[Path, Path], tiny: Path, pictures: Path, tmp_path: Path, capsys: Any
-) -> None:
+@pytest.fixture(scope="module")
+def calibrated(labelled: tuple[Path, Path], pictures: Path) -> tuple[list[str], Path]:
+    """The command line that made a calibration with a promise beside the model, and that file."""
     model, labels = labelled
-    fast = ("--set", "detection.max_det=8", "--set", "attribution.tolerance=0.5")
-    line = ["calibrate", "evidence", pictures, "--labels", labels, "-m", model, *fast, "-q"]
-    assert run(list(map(str, line))) == 0
-    file = model.with_name("tiny.evidence.json")
+    fast = ("--set", "detection.max_det=8", "--set", "attribution.tolerance=0.5", "--recall", 0.7)
+    line = list(map(str, ["calibrate", "evidence", pictures, "--labels", labels, "-m", model, *fast, "-q"]))
+    assert run(line) == 0
+    return line, model.with_name("tiny.evidence.json")
+
+
+def test_a_list_with_a_promise(
+    labelled: tuple[Path, Path], calibrated: tuple[list[str], Path], pictures: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (model, _), (_, file), out = labelled, calibrated, tmp_path / "out"
+    promise = read_calibration(file).promise
+    assert promise is not None and promise.recall == 0.7
+    boxes = ("--max-det", 8, "--candidates", promise.threshold)
+    quick = ("-m", model, "--tolerance", 0.5, "--no-overlays")
+    assert explain(pictures / "b.png", "-o", out, *boxes, *quick) == 0
+    (record,) = read(out)
+    listed = [d["score"] > promise.threshold for d in record["detections"]]
+    assert [d["listed"] for d in record["detections"]] == listed
+    assert record["promise"] == {"recall": 0.7, "threshold": promise.threshold}
+    assert json.loads((out / "summary.json").read_bytes())["listed"] == sum(listed) > 0
+    capsys.readouterr()
+    assert run(["list", str(out), "--promise", "--json"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == sum(listed)
+    assert run(["list", str(out), "--promise", "--kind", "detection"]) == 2
+    assert "less than it promises" in capsys.readouterr().err
+    # A run that looks at fewer boxes cannot keep it: it says so, and its tree is not taken for one that does.
+    assert explain(pictures / "b.png", "-o", tmp_path / "less", "--max-det", 1, *quick) == 0
+    assert "--max-det 8" in json.loads((tmp_path / "less" / "summary.json").read_bytes())["warnings"][0]
+    assert all("promise" not in one for one in read(tmp_path / "less"))
+    assert run(["list", str(tmp_path / "less"), "--promise"]) == 2
+    assert "without a promise" in capsys.readouterr().err
+
+
+def test_calibrated_on_labels_and_found_beside_the_model(
+    labelled: tuple[Path, Path],
+    calibrated: tuple[list[str], Path],
+    pictures: Path,
+    tmp_path: Path,
+    capsys: Any,
+) -> None:
+    (model, _), (line, file) = labelled, calibrated
     found = read_calibration(file)
     assert found.quality.right >= 10 and found.quality.wrong >= 10
     assert found.model_sha256 == hashlib.sha256(model.read_bytes()).hexdigest()
     # A second run starts from the same place: what lies beside the model does not count.
-    assert run([*map(str, line), "-o", str(tmp_path / "again.json")]) == 0
+    assert run([*line, "-o", str(tmp_path / "again.json")]) == 0
     assert (tmp_path / "again.json").read_bytes() == file.read_bytes()
 
     more = ("--no-overlays", *FAST)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detxai.cli.options import OUTPUT, Limit, Note, Null, Sources, configured, images_of, option
+from detxai.cli.options import JUDGING, OUTPUT, Limit, Note, Null, Sources, configured, images_of, option
 
 if TYPE_CHECKING:
     from detxai.config.settings import RunConfig
@@ -57,6 +57,15 @@ def evidence(
     sources: Sources,
     null: Null = False,
     limit: Limit = None,
+    recall: Annotated[
+        float | None,
+        option(
+            "--recall",
+            panel=JUDGING,
+            help="promise a list that holds this share of the items, as 0.95: see detxai list --promise",
+            metavar="SHARE",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, option("-o", "--output", panel=OUTPUT, help="default: MODEL.evidence.json", metavar="FILE")
     ] = None,
@@ -69,4 +78,4 @@ def evidence(
     images = images_of(sources, null=null)
     from detxai.run.calibrate_evidence import evidence as fitted
 
-    return int(fitted(settings, images, Console.of(settings.talk), output, limit, note))
+    return int(fitted(settings, images, Console.of(settings.talk), output, limit, note, recall))

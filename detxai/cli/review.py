@@ -27,22 +27,30 @@ Kind = Annotated[
     list[str] | None, option("--kind", panel=CHOICE, help="detection, candidate, missed, all. [detection]")
 ]
 
+Sort = Annotated[
+    str,
+    option(
+        "--sort",
+        panel=CHOICE,
+        help="severity (worst first), score, trust, path, class or a measure of evidence; -KEY turns it round",
+        metavar="KEY",
+    ),
+]
+Limit = Annotated[int | None, option("--limit", panel=CHOICE, help="only the first N", metavar="N", min=1)]
+Promised = Annotated[
+    bool,
+    option("--promise", panel=CHOICE, help="all that the list of calibrate evidence --recall holds, and nothing less"),
+]
+
 
 def list_(
     tree: Tree,
     verdict: Verdict = None,
     class_: Class = None,
     kind: Kind = None,
-    sort: Annotated[
-        str,
-        option(
-            "--sort",
-            panel=CHOICE,
-            help="severity (worst first), score, trust, path, class or a measure of evidence; -KEY turns it round",
-            metavar="KEY",
-        ),
-    ] = "severity",
-    limit: Annotated[int | None, option("--limit", panel=CHOICE, help="only the first N", metavar="N", min=1)] = None,
+    sort: Sort = "severity",
+    limit: Limit = None,
+    promise: Promised = False,
     json_lines: Annotated[bool, option("--json", panel=OUTPUT, help="one JSON line a box")] = False,
     by_class: Annotated[
         bool,
@@ -57,11 +65,17 @@ def list_(
     from detxai.output.tree import Tree
     from detxai.review.behaviour import behaviours
     from detxai.review.class_text import describe
-    from detxai.review.listing import Choice, select, unique_paths
+    from detxai.review.listing import PROMISED, Choice, select, unique_paths
 
+    if promise and (verdict or class_ or kind or limit):
+        raise UsageError(
+            "--promise with --verdict, --class, --kind or --limit would hold less than it promises.",
+            "Leave them out.",
+        )
     if json_lines and paths0:
         raise UsageError("--json and --paths0 cannot both be printed.", "Give one of them.")
-    chosen = select(Tree(tree), Choice.of(verdict or (["all"] if by_class else None), class_, kind), sort)
+    choice = PROMISED if promise else Choice.of(verdict or (["all"] if by_class else None), class_, kind)
+    chosen = select(Tree(tree), choice, sort)
     _warn(chosen.warnings)
     found = chosen.found[:limit]
     if paths0:

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from detxai.errors import UsageError
 from detxai.evidence.measures import sigmoid
+from detxai.evidence.promise import Promise
 from detxai.evidence.typicality import typicality
 from detxai.evidence.verdict import Numbers
 from detxai.schema import Number, Part, Text
@@ -69,6 +70,8 @@ class Quality(Part):
 class EvidenceCalibration(Part):
     """The file of `detxai calibrate evidence`."""
 
+    left_out = frozenset({"promise"})
+
     schema_: Literal["detxai.evidence/1"] = Field(default=FORMAT, alias="schema", description="name of this format")
     model: Text = Field(description="file name of the model")
     model_sha256: str = Field(description="of the model's bytes")
@@ -80,6 +83,7 @@ class EvidenceCalibration(Part):
     thresholds: dict[str, tuple[Number, Number]] = Field(description="of the verdict: weak, unsupported")
     classes: tuple[Usual, ...] = Field(description="how the evidence of each class usually looks")
     quality: Quality = Field(description="on held-out images")
+    promise: Promise | None = Field(default=None, description="of a list of boxes, with --recall")
     note: Text = Field(default="", description="where the images came from")
 
     def typicality(self, class_id: int, grid: ArrayLike) -> float | None:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from detxai.errors import ImageError
 from detxai.evidence.maps import GRID, MapSums
 from detxai.evidence.model import Evidence, Rival
+from detxai.evidence.promise import Promise
 from detxai.schema import Number, Score, Text, require_written
 from detxai.schema import Part as _Part
 from detxai.values import Attribution, Detection, Image, ImageRef, Label
@@ -171,7 +172,7 @@ class NearestRecord(_Part):
 class DetectionRecord(_Part):
     """One box."""
 
-    left_out = frozenset({"obb", "match", "nearest"})
+    left_out = frozenset({"obb", "match", "nearest", "listed"})
 
     id: int = Field(description="number in this image: detections by falling score, then candidates, then misses")
     kind: Literal["detection", "candidate", "missed"] = Field(
@@ -188,6 +189,10 @@ class DetectionRecord(_Part):
     )
     match: MatchRecord | None = Field(default=None, description="labelled images only")
     nearest: NearestRecord | None = Field(default=None, description="misses and given boxes only")
+    listed: bool | None = Field(
+        default=None,
+        description="whether it is on the list that holds the promised share of items; not of misses",
+    )
     attributions: tuple[AttributionRecord, ...] = Field(description="one for each map")
     evidence: Evidence | None = Field(
         default=None, description="for the predicted class under the first method; null: --evidence none"
@@ -213,10 +218,17 @@ class ErrorInfo(_Part):
     message: Text = Field(description="a sentence for people")
 
 
+class PromiseRecord(_Part):
+    """The list with a promise that an image's boxes were held against."""
+
+    recall: Score = Field(description="share of a picture's items that the listed boxes are expected to hold")
+    threshold: Score = Field(description="boxes with a higher score are listed")
+
+
 class Record(_Part):
     """One image: what was detected and why, or why it failed."""
 
-    left_out = frozenset({"fingerprint", "model", "error", "labels", "detections"})
+    left_out = frozenset({"fingerprint", "model", "error", "labels", "promise", "detections"})
 
     schema_: Literal["detxai.record/1"] = Field(
         default=RECORD_SCHEMA, alias="schema", description="name and number of this format"
@@ -227,6 +239,9 @@ class Record(_Part):
     model: ModelInfo | None = Field(default=None, description="the detector; not in failed records")
     error: ErrorInfo | None = Field(default=None, description="failed records only")
     labels: tuple[LabelRecord, ...] | None = Field(default=None, description="labelled images only")
+    promise: PromiseRecord | None = Field(
+        default=None, description="only with a calibration made with --recall, in a run that can keep it"
+    )
     detections: tuple[DetectionRecord, ...] | None = Field(
         default=None, description="detections, candidates, misses, each by falling score; not in failed records"
     )
@@ -287,12 +302,17 @@ class Failure(_Part):
 class Summary(_Part):
     """One run."""
 
+    left_out = frozenset({"listed"})
+
     schema_: Literal["detxai.summary/1"] = Field(
         default=SUMMARY_SCHEMA, alias="schema", description="name and number of this format"
     )
     images: ImageCounts = Field(default_factory=lambda: ImageCounts(), description="images by end")
     detections: int = Field(default=0, description="reported or given boxes in this run")
     candidates: int = Field(default=0, description="boxes below the threshold that were explained")
+    listed: int | None = Field(
+        default=None, description="boxes on the list that holds the promised share of items; runs with a promise only"
+    )
     labelled: int | None = Field(default=None, description="images with labels; null: no labels were asked for")
     matches: dict[str, int] | None = Field(
         default=None, description="detections on labelled images by match.status, and labels that were missed"
@@ -344,6 +364,7 @@ def detection_record(
     number: int,
     attributions: Sequence[AttributionRecord],
     evidence: Evidence | None = None,
+    listed: bool | None = None,
 ) -> DetectionRecord:
     """The record of one box with its `attributions`."""
     top = (
@@ -362,9 +383,15 @@ def detection_record(
         obb=detection.obb,
         match=MatchRecord(**vars(detection.match)) if detection.match else None,
         nearest=NearestRecord(**vars(detection.nearest)) if detection.nearest else None,
+        listed=listed,
         attributions=tuple(attributions),
         evidence=evidence,
     )
+
+
+def promise_record(promise: Promise | None) -> PromiseRecord | None:
+    """What a record says of the promise of its run, if there is one."""
+    return None if promise is None else PromiseRecord(recall=promise.recall, threshold=promise.threshold)
 
 
 def label_records(drawn: Sequence[Label] | None, detections: Sequence[Detection]) -> tuple[LabelRecord, ...] | None:

@@ -12,6 +12,7 @@ from detxai.errors import UsageError
 from detxai.evidence.model import Evidence
 from detxai.output import ranking
 from detxai.output.ranking import Finding
+from detxai.output.records import PromiseRecord, Record
 from detxai.output.tree import Mixture, Tree
 
 #: Sort keys besides the measures of `evidence`.
@@ -29,11 +30,12 @@ MEASURES = tuple(
 
 @dataclass(frozen=True)
 class Choice:
-    """Which findings are wanted. `classes` are ids or names; none: all."""
+    """Which findings are wanted. `classes` are ids or names; none: all. `promised`: those that a promise lists."""
 
     verdicts: tuple[str, ...] = ranking.LOOK
     classes: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ("detection",)
+    promised: bool = False
 
     @classmethod
     def of(cls, verdicts: Any, classes: Any, kinds: Any) -> Choice:
@@ -46,6 +48,8 @@ class Choice:
 
     def takes(self, f: Finding) -> bool:
         """Whether `f` is wanted."""
+        if self.promised:
+            return bool(f.detection.listed)
         named = not self.classes or f.class_name in self.classes or str(f.class_id) in self.classes
         return named and f.kind in self.kinds and f.verdict in self.verdicts
 
@@ -55,6 +59,10 @@ class Choice:
         for word in self.classes:
             if word not in known:
                 raise _unknown("--class", word, [word for word in sorted(known) if not word.isdecimal()])
+
+
+#: Everything on the list that a calibration with --recall promises, whatever its verdict.
+PROMISED = Choice(promised=True)
 
 
 def _words(option: str, given: Any, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -108,15 +116,45 @@ class Selection:
 def select(tree: Tree, choice: Choice, key: str = "severity") -> Selection:
     """The findings of `tree` that `choice` takes, by `key`. Raises UsageError and NoInputError."""
     ordered((), key)  # a wrong key is told before the tree is read
-    mixture, total = Mixture(), 0
+    mixture, promises, total = Mixture(), Promises(), 0
     seen: set[tuple[int, str]] = set()
     found = []
     for record in tree.read():
         mixture.add(record)
+        if choice.promised:
+            promises.add(record)
         for f in ranking.findings(record):
             seen.add((f.class_id, f.class_name))
             total += 1
             if choice.takes(f):
                 found.append(f)
     choice.require_classes(seen)
-    return Selection(ordered(found, key), total, tree.warnings() + mixture.warnings())
+    return Selection(ordered(found, key), total, tree.warnings() + mixture.warnings() + promises.warnings())
+
+
+@dataclass
+class Promises:
+    """What the records of one tree promise of their listed boxes: all of them the same."""
+
+    made: PromiseRecord | None = None
+    failed: int = 0
+
+    def add(self, record: Record) -> None:
+        """Learn what `record` promises. Raises UsageError where that is nothing, or not what those before it do."""
+        if record.status == "failed":
+            self.failed += 1
+            return
+        self.made = self.made or record.promise
+        if record.promise is None or record.promise != self.made:
+            what = "with another promise than others" if record.promise else "without a promise"
+            raise UsageError(
+                f"{record.image.path} was explained {what}: no list of this tree holds a known share of the items.",
+                "Explain with the file of `detxai calibrate evidence --recall 0.95`, and the --candidates it names.",
+            )
+
+    def warnings(self) -> list[str]:
+        """What the list holds, and what it does not."""
+        said = []
+        if self.made is not None:
+            said = [f"expected to hold {self.made.recall:.4g} of the items: all boxes above {self.made.threshold:.4g}"]
+        return said + [f"{self.failed} images failed: their items are on no list"] * (self.failed > 0)

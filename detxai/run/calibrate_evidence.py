@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -10,24 +11,36 @@ from detxai.config.settings import RunConfig
 from detxai.errors import ExitCode, NoInputError, UsageError
 from detxai.evidence.calibration import EvidenceCalibration
 from detxai.evidence.fitting import LabelledDetection, fit
+from detxai.evidence.promise import Promise, require_possible
 from detxai.inputs.sources import Found
 from detxai.output import records, store
 from detxai.run import checks
+from detxai.run.calibrated import evidence_beside, gives_verdicts
 from detxai.run.console import Console, Signals, Stopped
 from detxai.run.pipeline import Explainer
-from detxai.run.plan import evidence_beside, gives_verdicts
+from detxai.run.promise import promised
+from detxai.values import ImageRef
 
 
 def evidence(
-    config: RunConfig, found: Found, console: Console, output: Path | None, limit: int | None, note: str
+    config: RunConfig,
+    found: Found,
+    console: Console,
+    output: Path | None,
+    limit: int | None,
+    note: str,
+    recall: float | None = None,
 ) -> ExitCode:
     """Fit on the detections of `found` (its first `limit` images) and write to `output`, else beside the model.
 
-    Raises UsageError (no labels, too few of them, no scikit-learn), ModelError, OutputError, NoInputError.
+    `recall`: also promise a list that holds this share of the items. Raises UsageError (no labels, too few of them, no
+    scikit-learn), ModelError, OutputError, NoInputError.
     """
     if config.detection.labels is None:
         raise UsageError("Evidence is calibrated on labelled images.", "Give their folder with --labels DIR.")
-    refs = checks.some_images(found)
+    if recall is not None:
+        require_possible(recall)
+    refs = list(islice(checks.some_images(found), limit))
     file = output or evidence_beside(config.model.path)
     # What an earlier calibration says must not count, and one map a detection is enough.
     settings = config.attribution.model_copy(update={"calibration": (), "evidence": "basic", "as_class": ()})
@@ -35,44 +48,67 @@ def evidence(
     if not gives_verdicts(explainer.plan.config.attribution):
         raise UsageError("Evidence is calibrated on integrals.", "Leave out --method, --gradient and --target.")
     store.require_writable(file)
-    rows: list[LabelledDetection] = []
-    images = failed = unlabelled = 0
     try:
-        with Signals(), console.progress(found.count if limit is None else None):
-            for result in explainer.explain(islice(refs, limit)):
-                record = result.record
-                if record.error is not None:
-                    failed += 1
-                    console.say(f"{result.ref.path}: {record.error.message} ({record.error.code})", kind="warning")
-                elif record.labels is None:
-                    unlabelled += 1
-                else:
-                    images += 1
-                    rows += labelled_detections(record)
-                console.advance(images, f"{len(rows)} detections")
+        with Signals():
+            promise = None if recall is None else promised(explainer.plan, refs, recall)
+            seen = _gathered(explainer, refs, console)
     except Stopped as stop:
         console.say(f"{stop}; nothing was written", level=-1, kind="error")
         return ExitCode(stop.code)
-    if not images:
+    if not seen.images:
         raise NoInputError(
-            f"No image could be used: {failed} failed, {unlabelled} have no label file.", "Check SOURCE and --labels."
+            f"No image could be used: {seen.failed} failed, {seen.unlabelled} have no label file.",
+            "Check SOURCE and --labels.",
         )
-    fitted = fit(rows, images)
-    info = explainer.plan.info
-    made = EvidenceCalibration(
-        model=info.name,
-        model_sha256=info.sha256,
-        imgsz=explainer.plan.size,
-        method=settings.method[0],
-        baseline=settings.baseline,
-        note=note,
-        **vars(fitted),
-    )
+    made = _calibration(explainer, seen, promise, note)
     store.write_file(file, made.packed())
     _report(console, made, file)
-    if unlabelled:
-        console.say(f"{unlabelled} images without a label file were passed over")
-    return ExitCode.SOME_FAILED if failed else ExitCode.OK
+    if seen.unlabelled:
+        console.say(f"{seen.unlabelled} images without a label file were passed over")
+    return ExitCode.SOME_FAILED if seen.failed else ExitCode.OK
+
+
+def _calibration(explainer: Explainer, seen: _Seen, promise: Promise | None, note: str) -> EvidenceCalibration:
+    """What `seen` says of the model of `explainer`."""
+    plan, fitted = explainer.plan, fit(seen.rows, seen.images)
+    return EvidenceCalibration(
+        model=plan.info.name,
+        model_sha256=plan.info.sha256,
+        imgsz=plan.size,
+        method=plan.config.attribution.method[0],
+        baseline=plan.config.attribution.baseline,
+        note=note,
+        promise=promise,
+        **vars(fitted),
+    )
+
+
+@dataclass
+class _Seen:
+    """The judged detections of labelled images, and how many images there were of each kind."""
+
+    rows: list[LabelledDetection] = field(default_factory=list)
+    images: int = 0
+    failed: int = 0
+    unlabelled: int = 0
+
+
+def _gathered(explainer: Explainer, refs: list[ImageRef], console: Console) -> _Seen:
+    """What the explained images say; failures are told as they come."""
+    seen = _Seen()
+    with console.progress(len(refs)):
+        for result in explainer.explain(refs):
+            record = result.record
+            if record.error is not None:
+                seen.failed += 1
+                console.say(f"{result.ref.path}: {record.error.message} ({record.error.code})", kind="warning")
+            elif record.labels is None:
+                seen.unlabelled += 1
+            else:
+                seen.images += 1
+                seen.rows += labelled_detections(record)
+            console.advance(seen.images, f"{len(seen.rows)} detections")
+    return seen
 
 
 def labelled_detections(record: records.Record) -> Iterator[LabelledDetection]:
@@ -92,11 +128,17 @@ def labelled_detections(record: records.Record) -> Iterator[LabelledDetection]:
 
 
 def _report(console: Console, made: EvidenceCalibration, file: Path) -> None:
-    q = made.quality
+    q, p = made.quality, made.promise
     rows: list[tuple[str, ...]] = [
         ("trust", f"{q.auroc:.3f}", f"{q.calibration_error:.3f}"),
         ("score alone", f"{q.auroc_score:.3f}", f"{q.calibration_error_score:.3f}"),
     ]
     title = f"{q.right} right and {q.wrong} wrong detections on {q.images} images, cross-validated by image"
     console.table(title, ("", "AUROC", "calibration error"), rows)
+    if p is not None:
+        console.say(
+            f"list: every box above {p.threshold:g}, {p.boxes:.1f} a picture. It is expected to hold {p.recall:.4g} of"
+            f" the items of a picture like these; here it holds {p.listed} of {p.items}, on {p.pictures} pictures."
+            f" Explain with --candidates {p.threshold:g}, then detxai list OUT --promise"
+        )
     console.say(f"trust, thresholds and the usual grids of {len(made.classes)} classes: {file}")

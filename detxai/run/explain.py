@@ -224,6 +224,7 @@ class ExplainRun:
             images=records.ImageCounts(ok=t.ok, failed=t.failed, skipped=t.skipped, ignored=found.ignored),
             detections=t.detections,
             candidates=t.candidates,
+            listed=t.listed,
             labelled=t.labelled if self.config.detection.labels is not None else None,
             matches=t.matches() if t.labelled else None,
             attributions=t.attributions,
@@ -289,6 +290,9 @@ class ExplainRun:
             self.console.say(f"look at these first ({said}):")
             for finding, line in zip(look.kept, listing.lines(look.kept), strict=True):
                 self.console.say(line.plain, path=finding.path)
+        if self.tally.listed is not None:
+            where = shlex.quote(str(output))
+            self.console.say(f"on the list with a promise: {self.tally.listed} boxes: detxai list {where} --promise")
         if look.count > len(look.kept):
             self.console.say(f"and {look.count - len(look.kept)} more: detxai list {shlex.quote(str(output))}")
         if gated.count:

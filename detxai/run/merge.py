@@ -101,6 +101,7 @@ def _summary(tally: Tally, models: Sequence[Any]) -> records.Summary:
         images=records.ImageCounts(ok=tally.ok, failed=tally.failed),
         detections=tally.detections,
         candidates=tally.candidates,
+        listed=tally.listed,
         labelled=tally.labelled or None,
         matches=tally.matches() if tally.labelled else None,
         attributions=tally.attributions,

@@ -240,8 +240,9 @@ class Explainer:
         together = EDGES if "box" in config.attribution.target else ()
         alone = frozenset(k for k in EDGES if k not in together or k in config.attribution.target)
         return Publisher(
-            plan.info, plan.size, plan.fit, plan.dtype, config.output, plan.level, plan.calibration, alone, files=files
-        )
+            plan.info, plan.size, plan.fit, plan.dtype, config.output, plan.level, plan.calibration, plan.promise,
+            alone, files=files,
+        )  # fmt: skip
 
     # -- on the device --------------------------------------------------------------------------
 

@@ -16,9 +16,9 @@ from detxai.attribution.methods import Settings
 from detxai.config.selectors import class_ids
 from detxai.config.settings import AttributionConfig, ModelConfig, RunConfig
 from detxai.errors import ImageError, ModelError, UsageError
-from detxai.evidence.calibration import SUFFIX, EvidenceCalibration
-from detxai.evidence.calibration import read as read_calibration
+from detxai.evidence.calibration import EvidenceCalibration
 from detxai.evidence.model import EvidenceLevel
+from detxai.evidence.promise import Promise
 from detxai.inputs import decode, sources
 from detxai.inputs.labels import Folder, Results
 from detxai.inputs.letterbox import letterboxed
@@ -28,8 +28,9 @@ from detxai.parchgrad import statistics
 from detxai.parchgrad.session import ParchGradSession
 from detxai.run import checks
 from detxai.run.budget import Budget, budget
+from detxai.run.calibrated import calibration_of, promise_of
 from detxai.values import Checkpoint, ImageRef, Letterbox, Pixels, Target
-from detxai.vocabulary import BASELINES, BLACK_BOX_METHODS, LAYER_METHODS, METHODS
+from detxai.vocabulary import BASELINES, BLACK_BOX_METHODS, LAYER_METHODS
 
 #: A gradient behind the first convolution is kept where it has no more numbers than this times the picture's pixels.
 MOST_KEPT = 4
@@ -54,8 +55,8 @@ class Plan:
 
     `size`: side of the network's input; `fit`: how a picture becomes that square; `targets`: kinds, edges by name;
     `contrasts`: whether differences of logits are explained; `labels`, `given`: who reads labels and given boxes;
-    `calibration`: of the evidence; `warnings`: what the user should know; `parchgrad`: None where every gradient is
-    plain.
+    `calibration`: of the evidence; `promise`: of its list, where this run can keep it; `warnings`: what the user should
+    know; `parchgrad`: None where every gradient is plain.
     """
 
     config: RunConfig
@@ -71,6 +72,7 @@ class Plan:
     labels: Folder | None
     given: Folder | Results | None
     calibration: EvidenceCalibration | None
+    promise: Promise | None
     warnings: tuple[str, ...]
     parchgrad: ParchGradSession | None
     baseline_images: dict[str, Pixels]
@@ -123,14 +125,15 @@ def make_plan(config: RunConfig, checkpoint: Checkpoint | None = None, detector:
     info, network = detector.info, _network(detector)
     if network is not None:
         network.module.to(device)
-    size, rounded = _size(config, info)
+    (size, rounded), fit = _size(config, info), _fit(config, info)
     classes = class_ids(config.detection.classes or (), info.names, "--classes")
     as_class = class_ids(a.as_class, info.names, "--as-class")
     targets = checks.target_kinds(a.target, info)
     checks.check_boxes(config.detection)
     drawn, given = _readers(config, info)
     checks.check_gate(config, targets)
-    calibration, warnings = _calibration(config, info, size)
+    calibration, warnings = calibration_of(config, info, size)
+    promise, unkept = promise_of(calibration, config, classes, fit)
     checks.check_methods(a.method, targets, info, black_box=network is None)
     activations, whole = _tested(detector, a.method, size, device)
     info = detector.info
@@ -142,7 +145,7 @@ def make_plan(config: RunConfig, checkpoint: Checkpoint | None = None, detector:
         device=device,
         detector=detector,
         size=size,
-        fit=_fit(config, info),
+        fit=fit,
         classes=classes or None,
         as_class=as_class,
         targets=targets,
@@ -151,7 +154,8 @@ def make_plan(config: RunConfig, checkpoint: Checkpoint | None = None, detector:
         labels=drawn,
         given=given,
         calibration=calibration,
-        warnings=rounded + warnings + whole,
+        promise=promise,
+        warnings=rounded + warnings + unkept + whole,
         parchgrad=parchgrad,
         baseline_images=_baseline_images(a.baseline),
         settings=settings,
@@ -227,17 +231,6 @@ def set_arithmetic(device: torch.device) -> None:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
 
 
-def evidence_beside(model: str | None) -> Path:
-    """Where the evidence calibration of a model (None: the bundled one) is written and looked for: beside it."""
-    file = checkpoints.BUNDLED if model is None else Path(model).expanduser()
-    return file.with_name(file.stem + SUFFIX)
-
-
-def gives_verdicts(a: AttributionConfig) -> bool:
-    """Whether the first map of a detection is one that verdicts are made for: an integral of the class."""
-    return METHODS[a.method[0]].promise and a.gradient[0] == "plain" and "class" in a.target
-
-
 def _network(detector: Detector) -> Differentiable | None:
     return detector if isinstance(detector, Differentiable) else None
 
@@ -273,41 +266,6 @@ def _readers(config: RunConfig, info: DetectorInfo) -> tuple[Folder | None, Fold
     if d.predictions.is_dir():
         return drawn, Folder(d.predictions, info.names, scored=True)
     return drawn, Results(d.predictions, info.names, d.predictions_base)
-
-
-def _calibration(
-    config: RunConfig, info: DetectorInfo, size: int
-) -> tuple[EvidenceCalibration | None, tuple[str, ...]]:
-    """The evidence calibration of this model, a given one or what lies beside it, and warnings.
-
-    Raises UsageError for a given one that was made with another model, size, method or baseline.
-    """
-    a = config.attribution
-    given = [file for file in a.calibration if file.suffix != ".safetensors"]
-    beside = evidence_beside(config.model.path)
-    if EvidenceLevel(a.evidence) is EvidenceLevel.NONE or not (given or beside.is_file()):
-        return None, ()
-    problems = []
-    for file in given or [beside]:
-        calibration = read_calibration(file)
-        problem = _difference(calibration, a, info, size)
-        if problem is None:
-            return calibration, ()
-        problems.append(f"{file} was made {problem}.")
-    if given:
-        raise UsageError(problems[0], "Make a new one: detxai calibrate evidence SOURCE --labels DIR.")
-    return None, (f"{problems[0]} It is not used, and verdicts are not calibrated.",)
-
-
-def _difference(made: EvidenceCalibration, a: AttributionConfig, info: DetectorInfo, size: int) -> str | None:
-    """How a calibration differs from this run, None where it fits."""
-    if made.model_sha256 != info.sha256:
-        return f"with another model than {info.name} (sha256 {made.model_sha256[:12]}…, not {info.sha256[:12]}…)"
-    if made.imgsz != size:
-        return f"at {made.imgsz} pixels, and this run is at {size}"
-    if (made.method, made.baseline) != (a.method[0], a.baseline) or not gives_verdicts(a):
-        return f"with --method {made.method} --baseline {made.baseline}"
-    return None
 
 
 def _parchgrad(config: RunConfig, detector: Detector, size: int, device: torch.device) -> ParchGradSession | None:

@@ -20,6 +20,7 @@ from detxai.evidence.calibration import EvidenceCalibration
 from detxai.evidence.maps import map_sums
 from detxai.evidence.measures import ground_mask
 from detxai.evidence.model import Evidence, EvidenceLevel
+from detxai.evidence.promise import Promise
 from detxai.inputs.letterbox import map_to_source
 from detxai.models.detector import DetectorInfo
 from detxai.output import overlays, records, store
@@ -46,6 +47,7 @@ class Publisher:
     output: OutputConfig
     level: EvidenceLevel
     calibration: EvidenceCalibration | None
+    promise: Promise | None
     edge_pictures: frozenset[str]
     files: bool = True
 
@@ -74,12 +76,18 @@ class Publisher:
             image=records.image_info(p.image),
             model=model_record(self.info, self.size, self.fit),
             labels=records.label_records(p.labels, detections),
+            promise=records.promise_record(self.promise),
             detections=tuple(
-                records.detection_record(d, i, rows.get(i, ()), evidence.get(i)) for i, d in enumerate(detections)
+                records.detection_record(d, i, rows.get(i, ()), evidence.get(i), self._listed(d))
+                for i, d in enumerate(detections)
             ),
         )
         explanations = tuple(item for group in kept for item in group.explanations)
         return Result(p.ref, record, p.image, explanations), {k: v for group in kept for k, v in group.files.items()}
+
+    def _listed(self, d: Detection) -> bool | None:
+        """Whether a box is on the list that the calibration promises; None where there is none, and for a miss."""
+        return None if self.promise is None or d.kind == "missed" else d.score > self.promise.threshold
 
     # -- maps -------------------------------------------------------------------------------------
 

@@ -61,6 +61,7 @@ class Tally:
     skipped: int = 0
     detections: int = 0
     candidates: int = 0
+    listed: int | None = None
     labelled: int = 0
     attributions: int = 0
     unconverged: int = 0
@@ -93,6 +94,8 @@ class Tally:
                 sums.labels, sums.missed = sums.labels + 1, sums.missed + (label.status == "missed")
         for detection in record.detections or ():
             self.candidates += detection.kind == "candidate"
+            if detection.listed is not None:
+                self.listed = (self.listed or 0) + detection.listed
             if detection.kind == "detection":
                 self.detections += 1
                 self._of(detection.class_id, detection.class_name).add(detection)
