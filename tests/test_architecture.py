@@ -29,8 +29,6 @@ EXCEPTIONS = {
 FOREIGN = {"_get_encoder_input", "_generate_anchors", "_overloadpacket"}  # ultralytics, torch
 FOREIGN |= {"_reversed_padding_repeated_twice", "_get_all_tensors"}  # torch, onnx
 FOREIGN |= {"_exit"}  # os: public, whatever its name says
-#: Of this project's own, still to be cut.
-FOREIGN |= {"_ultralytics"}
 
 
 def trees(*folders: str) -> Iterator[tuple[str, ast.Module]]:
@@ -62,6 +60,23 @@ def test_functions_are_short_and_flat() -> None:
     large = {name: size for name, size in functions.items() if size[0] > LINES or size[1] > LEVELS}
     assert {name: size for name, size in large.items() if name not in EXCEPTIONS} == {}, "(lines, levels)"
     assert EXCEPTIONS.keys() - large.keys() == set(), "short and flat by now"
+
+
+#: Called by others with what they have, or with nothing that a keyword could name better.
+POSITIONAL = {"construct_mapping", "show", "__call__", "_layer_maps", "_activation"}
+
+
+def test_switches_are_keywords() -> None:
+    """`judge(refs, True, False)` tells nobody what is true."""
+    guilty = {
+        f"{path}:{node.lineno} {node.name}({argument.arg})"
+        for path, tree in trees("detxai")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name not in POSITIONAL
+        for argument in (*node.args.posonlyargs, *node.args.args)
+        if argument.annotation is not None and ast.unparse(argument.annotation) == "bool"
+    }
+    assert guilty == set()
 
 
 def test_nobody_reaches_into_anothers_private_parts() -> None:

@@ -321,7 +321,7 @@ def test_no_temporary_folder_is_left(detxai: Command) -> None:
     (place / "detxai-old").mkdir()
     (place / "detxai-new").mkdir()
     os.utime(place / "detxai-old", (0, 0))
-    code = "import detxai.models._ultralytics, os; print(sorted(os.listdir(os.environ['TMPDIR'])))"
+    code = "import detxai.models.upstream, os; print(sorted(os.listdir(os.environ['TMPDIR'])))"
     done = subprocess.run([sys.executable, "-c", code], env=detxai.env, capture_output=True, text=True)
     assert done.stdout == "['detxai-new']\n", done.stderr
 

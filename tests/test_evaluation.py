@@ -343,7 +343,7 @@ def test_sanity_of_the_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disturbed, "CASCADE", (0.0, 0.5, 1.0))
     chosen = settings.load(options={"method": ["grad"], "max_det": 1})
     judge = Judge(chosen, Options(steps=2, sanity=1, stability=1, baselines=False))
-    (judged,) = judge.judge([next(iter(find([str(SAMPLES / "bag-03.jpg")]).refs))], True, True)
+    (judged,) = judge.judge([next(iter(find([str(SAMPLES / "bag-03.jpg")]).refs))], stability=True, sanity=True)
     assert judged.figures is not None
     figures = judged.figures
     cascade = [stage["correlation"]["grad"][0] for stage in figures["cascade"]]

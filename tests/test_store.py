@@ -86,7 +86,7 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     def run() -> dict[str, int]:
         with Store(tmp_path) as tree:
             for number in range(3):
-                if not tree.is_done(f"{number}.jpg", "f"):
+                if not tree.done(f"{number}.jpg", "f"):
                     write(tree, f"{number}.jpg", 2)
             tree.write_image("bad.jpg", {}, failed("bad.jpg"))
             tree.finish(records.Summary(seconds=os.times().elapsed))
@@ -99,13 +99,13 @@ def test_done_asks_for_fingerprint_status_and_pictures(tmp_path: Path) -> None:
     with Store(tmp_path) as tree:
         write(tree, "a.jpg", 1)
         tree.write_image("bad.jpg", {}, failed("bad.jpg"))
-        assert tree.is_done("a.jpg", "f")
-        assert not tree.is_done("a.jpg", "g")
-        assert not tree.is_done("bad.jpg", "f")
-        assert not tree.is_done("none.jpg", "f")
-        assert not tree.is_done("../a.jpg", "f")
+        assert tree.done("a.jpg", "f")
+        assert not tree.done("a.jpg", "g")
+        assert not tree.done("bad.jpg", "f")
+        assert not tree.done("none.jpg", "f")
+        assert not tree.done("../a.jpg", "f")
         (tmp_path / "a.jpg.d00.ig.png").unlink()
-        assert not tree.is_done("a.jpg", "f")
+        assert not tree.done("a.jpg", "f")
         (tmp_path / "a.jpg.json").write_bytes(b'{"schema":"detxai.record/1"')
         assert tree.existing("a.jpg") is None
     assert Store(tmp_path).existing("bad.jpg") is not None
@@ -196,7 +196,7 @@ def test_names_that_are_no_unicode(tmp_path: Path) -> None:
     path = os.fsdecode(b"caf\xe9.jpg")
     with Store(tmp_path) as tree:
         tree.write_image(path, {}, record(path, []))
-        assert tree.is_done(path, "f")
+        assert tree.done(path, "f")
         tree.finish(records.Summary())
     assert b"caf" in (tmp_path / "records.jsonl").read_bytes()
 
@@ -270,7 +270,7 @@ from tests.test_store import failed, files, write
 def run(root, fingerprint, counts):
     with Store(root) as tree:
         for path, count in counts.items():
-            if not tree.is_done(path, fingerprint):
+            if not tree.done(path, fingerprint):
                 if count is None:
                     tree.write_image(path, {}, failed(path))
                 else:

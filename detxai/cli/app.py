@@ -198,7 +198,9 @@ def doctor(
     """Versions, devices, and whether a model can be explained (exit code 5 if not)."""
     from detxai.run import doctor
 
-    return int(doctor.run([*(models or ()), *(model or ())], names, device, trust_pickle, as_json=json_lines))
+    return int(
+        doctor.run([*(models or ()), *(model or ())], names, device, trust_pickle=trust_pickle, as_json=json_lines)
+    )
 
 
 @app.command()

@@ -98,7 +98,7 @@ class Judge:
     # -- one group of images --------------------------------------------------------------------
 
     def judge(
-        self, refs: Sequence[ImageRef], stability: bool = False, sanity: bool = False
+        self, refs: Sequence[ImageRef], *, stability: bool = False, sanity: bool = False
     ) -> Iterator[EvaluatedImage]:
         """The figures of a few images, in their order; `stability`, `sanity`: those tests on each of them.
 
@@ -120,7 +120,7 @@ class Judge:
                 yield failed[ref.path]
                 continue
             image = open_.pop(ref.path)
-            yield EvaluatedImage(ref, self._figures(image, stability, sanity), image)
+            yield EvaluatedImage(ref, self._figures(image, stability=stability, sanity=sanity), image)
 
     def _entered(self, result: Result, variant: Variant, open_: dict[str, Opened]) -> EvaluatedImage | None:
         """Add the readings of one result; its failure, if any."""
@@ -147,7 +147,7 @@ class Judge:
 
     # -- one image ------------------------------------------------------------------------------
 
-    def _figures(self, image: Opened, stability: bool, sanity: bool) -> dict[str, Any]:
+    def _figures(self, image: Opened, *, stability: bool, sanity: bool) -> dict[str, Any]:
         if self.options.baselines and image.subjects:
             self._add_priors(image)
         try:

@@ -97,9 +97,9 @@ class EvaluationRun:
                 else:
                     pending.append((index, ref, fingerprint or ""))
             for group in _groups(pending, judge.at_once, self._special):
-                for judged, (_, ref, fingerprint) in zip(
-                    judge.judge([ref for _, ref, _ in group], *self._special(group[0][0])), group, strict=True
-                ):
+                stability, sanity = self._special(group[0][0])
+                images = judge.judge([ref for _, ref, _ in group], stability=stability, sanity=sanity)
+                for judged, (_, ref, fingerprint) in zip(images, group, strict=True):
                     if judged.figures is None:
                         self._fail(judged)
                     else:

@@ -111,7 +111,7 @@ def _usual(rows: Sequence[LabelledDetection]) -> dict[int, Moments]:
     return sums
 
 
-def _table(rows: Sequence[LabelledDetection], usual: Mapping[int, Moments], seen: bool) -> Table:
+def _table(rows: Sequence[LabelledDetection], usual: Mapping[int, Moments], *, seen: bool) -> Table:
     """(rows, features); `seen`: a right detection is left out of the grids that it is compared with."""
     table = []
     for row in rows:

@@ -22,7 +22,7 @@ _PICTURE = re.compile(r"(.+)\.d\d{2,}\..+", re.DOTALL)
 _RECORD_START = f'{{"schema":"{RECORD_SCHEMA.partition("/")[0]}/'.encode()
 
 
-def written_by_us(name: str, folder: Path, names: Container[str] | None = None, in_output: bool = False) -> bool:
+def written_by_us(name: str, folder: Path, names: Container[str] | None = None, *, in_output: bool = False) -> bool:
     """Whether the picture `name` in `folder` is one that detxai made of another: that one's record lies beside it.
 
     `names`: what lies in the folder. `in_output`: the folder is in the output tree; there pictures of an image beside
@@ -115,7 +115,7 @@ class Walk:
             elif not self.pattern or _matches(path.split("/"), self.pattern):
                 if known_only and os.path.splitext(path)[1].lower() not in IMAGE_SUFFIXES:
                     self.ignored.append(self.prefix + printable(path))
-                elif written_by_us(name, folder, listed, in_output):
+                elif written_by_us(name, folder, listed, in_output=in_output):
                     self.own.append(self.prefix + printable(path))
                 else:
                     yield path

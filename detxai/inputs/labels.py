@@ -96,7 +96,7 @@ class Folder:
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
                 try:
-                    labels.append(self._label(*_line(line, self.scored)))
+                    labels.append(self._label(*_line(line, scored=self.scored)))
                 except ValueError as error:
                     raise ImageError(self.code, f"{file}, line {number}: {error}") from error
         return Drawn(tuple(labels), code=self.code)
@@ -132,7 +132,7 @@ def _id_of(name: str, names: Mapping[int, str]) -> int | None:
     return next((i for i, known in names.items() if known.casefold() == name.casefold()), None)
 
 
-def _line(text: str, scored: bool) -> tuple[int, Box, float | None]:
+def _line(text: str, *, scored: bool) -> tuple[int, Box, float | None]:
     """(class number, relative box, score) of one line; raises ValueError saying what is wrong."""
     try:
         first, *values = [float(word) for word in text.split()]

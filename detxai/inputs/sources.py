@@ -58,6 +58,7 @@ class Found:
 def find(
     sources: Sequence[str],
     stdin: BinaryIO | None = None,
+    *,
     null: bool = False,
     shard: Shard | None = None,
     exclude: Path | None = None,

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from detxai.errors import ModelError
-from detxai.models import _ultralytics, converted, darknet, networks, tensors  # noqa: F401  (before any ultralytics.*)
+from detxai.models import converted, darknet, networks, tensors, upstream  # noqa: F401  (before any ultralytics.*)
 from detxai.models.converted import build, metadata, packed, save
 from detxai.models.layers import Unbuildable
 from detxai.models.pickles import Refused
@@ -88,20 +88,20 @@ def load(
     if suffix == ".safetensors":
         return _from_safetensors(path.name, digest, data[0])
     if suffix in PICKLED:
-        return _from_pickle(path.name, digest, data[0], trust_pickle, module_path)
+        return _from_pickle(path.name, digest, data[0], trust=trust_pickle, module_path=module_path)
     if suffix == ".cfg":
         return _from_darknet(path, digest, data[0], data[1], names)
     if suffix in EXPORTS or openvino:
         files = {f"model{OPENVINO}/{part.name}" if openvino else f"model{suffix}": content
                  for part, content in zip(parts, data, strict=True)}  # fmt: skip
-        return _from_export(path, digest, files, trust_pickle, names)
+        return _from_export(path, digest, files, trust=trust_pickle, names=names)
     raise ModelError(
         f"{path.name}: '{path.suffix}' is not a model format that detxai reads.",
         "Give an ultralytics or legacy YOLOv5/v3 .pt, a Darknet .cfg, or a .safetensors made by detxai.",
     )
 
 
-def _from_export(path: Path, digest: str, files: dict[str, bytes], trust: bool, names: Path | None) -> Checkpoint:
+def _from_export(path: Path, digest: str, files: dict[str, bytes], *, trust: bool, names: Path | None) -> Checkpoint:
     """An exported model, to be run as a black box; those that carry code need the user's trust."""
     suffix = path.suffix.lower()
     code = suffix in (".torchscript", ".engine")
@@ -224,7 +224,7 @@ def _from_safetensors(name: str, digest: str, data: bytes) -> Checkpoint:
         raise ModelError(f"{name} is not a readable detxai model: {_first_line(error)}") from error
 
 
-def _from_pickle(name: str, digest: str, data: bytes, trust: bool, module_path: Path | None) -> Checkpoint:
+def _from_pickle(name: str, digest: str, data: bytes, *, trust: bool, module_path: Path | None) -> Checkpoint:
     try:
         stored = networks.network(tensors.read(data), len(data))
     except (Refused, Unbuildable) as reason:

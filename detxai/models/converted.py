@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from detxai.errors import ModelError
-from detxai.models import _ultralytics  # noqa: F401  (before any ultralytics.*)
+from detxai.models import upstream  # noqa: F401  (before any ultralytics.*)
 from detxai.models.layers import MOST_LAYERS, TORCH, ULTRALYTICS, WIDEST
 from detxai.models.networks import class_names, image_size
 from detxai.values import Checkpoint

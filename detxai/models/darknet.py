@@ -59,7 +59,7 @@ class Network(nn.Module):
 class Convolution(nn.Module):
     """A convolution with its activation; batch normalisation is folded in when the weights are read."""
 
-    def __init__(self, conv: nn.Conv2d, act: nn.Module, normalised: bool) -> None:
+    def __init__(self, conv: nn.Conv2d, act: nn.Module, *, normalised: bool) -> None:
         super().__init__()
         self.conv, self.act, self.normalised = conv, act, normalised
 
@@ -217,7 +217,9 @@ class _Builder:
         padding = size // 2 * dilation if section.number("pad", 0) else section.number("padding", 0, high=64)
         conv = nn.Conv2d(channels, filters, size, step, padding, dilation, groups, device="meta")
         normalised = section.number("batch_normalize", 0, high=1) == 1
-        self.add(section, Convolution(conv, section.activation("logistic"), normalised), filters, stride * step)
+        self.add(
+            section, Convolution(conv, section.activation("logistic"), normalised=normalised), filters, stride * step
+        )
 
     def maxpool(self, section: Section) -> None:
         section.refuse(antialiasing="0", maxpool_depth="0")

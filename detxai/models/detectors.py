@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detxai.errors import ImageError, ModelError
-from detxai.models import _ultralytics  # noqa: F401  (before any ultralytics.*)
+from detxai.models import upstream  # noqa: F401  (before any ultralytics.*)
 from detxai.models.detector import Candidates, Detector, Differentiable, Pin
 from detxai.models.heads.anchor_based import AnchorBased
 from detxai.models.heads.anchor_free import AnchorFree

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from detxai.models import _ultralytics, foreign  # noqa: F401  (before any ultralytics.*)
+from detxai.models import foreign, upstream  # noqa: F401  (before any ultralytics.*)
 from detxai.models.pickles import Node
 
 #: Bounds of a network, beyond the largest that is published. Layers that run several times count several times.

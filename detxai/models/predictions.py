@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detxai.models import _ultralytics  # noqa: F401  (before any ultralytics.*)
+from detxai.models import upstream  # noqa: F401  (before any ultralytics.*)
 from detxai.models.detector import Candidates, Detector
 from detxai.values import Target
 

@@ -96,7 +96,7 @@ class Trunk:
             side = shapes[i][1]
             inputs = [(shapes[j][0], Fraction(shapes[j][1], side)) for j in self.sources[i]]
             layer = self.layers[i]
-            self._reaches[i] = reach(layer, inputs, like, not isinstance(layer.f, int))
+            self._reaches[i] = reach(layer, inputs, like, many=not isinstance(layer.f, int))
         return self._reaches[i]
 
     def early(self, x: Tensor) -> dict[int, int]:

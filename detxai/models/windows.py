@@ -59,7 +59,7 @@ class Reach:
 
 @torch.no_grad()
 def reach(
-    layer: Callable[[Any], Any], inputs: Sequence[tuple[int, Fraction]], like: Tensor, many: bool = False
+    layer: Callable[[Any], Any], inputs: Sequence[tuple[int, Fraction]], like: Tensor, *, many: bool = False
 ) -> Reach | None:
     """How far `layer` reaches, over all its `inputs` (channels, cells an output cell), `many` of them in a list.
 

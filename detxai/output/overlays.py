@@ -75,7 +75,7 @@ def draw(
     xyxy, source pixels, `dashed` where nothing was reported. `strip` sets the untouched scan before
     the overlay. Raises ValueError on another shape or dtype and on values that are not finite.
     """
-    sheet = _Sheet(pixels, box, dashed)
+    sheet = _Sheet(pixels, box, dashed=dashed)
     smooth = sheet.smooth(attribution)
     ramps = (FOR, AGAINST)
     half = len(_colours(ramps)) // 2
@@ -83,7 +83,7 @@ def draw(
     key: Flow = ["against", _bar(bar, "-0+", sheet.em), "for"]
     parts = [np.maximum(smooth, 0), np.maximum(-smooth, 0)]
     layer, legend = sheet.paint(parts, ramps, key, unit)
-    return sheet.compose(layer, legend, (LIGHT,) * 4, (label, score), caption, warning, strip)
+    return sheet.compose(layer, legend, (LIGHT,) * 4, (label, score), caption, warning, strip=strip)
 
 
 def draw_edges(
@@ -98,7 +98,7 @@ def draw_edges(
     """
     if not maps or set(maps) - set(EDGES):
         raise ValueError(f"maps must be named {', '.join(EDGES)}; got {', '.join(maps) or 'none'}")
-    sheet = _Sheet(pixels, box, dashed)
+    sheet = _Sheet(pixels, box, dashed=dashed)
     used = {name: tint for name, tint in EDGES.items() if name in maps}
     key: Flow = []
     for name, tint in used.items():
@@ -106,7 +106,7 @@ def draw_edges(
     parts = [np.abs(sheet.smooth(maps[name])) for name in used]
     layer, legend = sheet.paint(parts, [(tint, tint) for tint in used.values()], key, unit)
     tints = [used.get(name, LIGHT) for name in EDGES]
-    return sheet.compose(layer, legend, tints, (label, score), caption, warning, strip)
+    return sheet.compose(layer, legend, tints, (label, score), caption, warning, strip=strip)
 
 
 def encode(image: Image.Image, kind: str = "png") -> bytes:
@@ -119,7 +119,7 @@ def encode(image: Image.Image, kind: str = "png") -> bytes:
 class _Sheet:
     """One page: its zoom, type size and smoothing, and how the parts are put together."""
 
-    def __init__(self, pixels: Pixels, box: Box, dashed: bool = False) -> None:
+    def __init__(self, pixels: Pixels, box: Box, *, dashed: bool = False) -> None:
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise ValueError(f"pixels must be (H, W, 3) uint8, got {pixels.shape} {pixels.dtype}")
         if not np.isfinite(box).all():
@@ -178,7 +178,7 @@ class _Sheet:
 
     def compose(
         self, layer: Image.Image | None, legend: Flow, tints: Sequence[RGB], tag: tuple[str, float],
-        caption: str, warning: str | None, strip: bool,
+        caption: str, warning: str | None, *, strip: bool,
     ) -> Image.Image:  # fmt: skip
         """Gray scan, layer, box and tag; before them the scan if `strip`; below them the footer."""
         scan = Image.fromarray(self.pixels).resize(self.drawn, Image.Resampling.NEAREST)

@@ -162,10 +162,6 @@ class Store:
             self._sweep(path, names)
         return record
 
-    def is_done(self, path: str, fingerprint: str) -> bool:
-        """Whether `path` needs no more work for this fingerprint."""
-        return self.done(path, fingerprint) is not None
-
     def write_image(self, path: str, pictures: Mapping[str, bytes], record: records.Record) -> None:
         """Write the files of the image `path`: `pictures` by name, then `record`.
 

@@ -56,7 +56,7 @@ def modified(gradient: Tensor, kept: Tensor, gamma: float = math.inf, variance: 
     return (gradient * factors[:, :, None, None]).to(gradient.dtype)
 
 
-def _factors(m: Tensor, n: Tensor, gamma: float, conserve: bool) -> tuple[Tensor, Tensor]:
+def _factors(m: Tensor, n: Tensor, gamma: float, *, conserve: bool) -> tuple[Tensor, Tensor]:
     """What H and L are multiplied by, (batch,) each."""
     if not conserve:
         ratio = torch.ones_like(m) if math.isinf(gamma) else gamma * _ratio(n, m).sqrt()

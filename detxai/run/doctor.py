@@ -44,7 +44,7 @@ def machine() -> Iterator[Line]:
 
 
 def model(
-    name: str | None, device: str = "auto", trust_pickle: bool = False, names: Path | None = None
+    name: str | None, device: str = "auto", *, trust_pickle: bool = False, names: Path | None = None
 ) -> Iterator[Line]:
     """What detxai makes of a model, with a gradient self-test and a timing, as (name, value).
 
@@ -109,29 +109,29 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def run(
-    paths: Sequence[str], names: Path | None = None, device: str = "auto", trust_pickle: bool = False, *, as_json: bool
+    paths: Sequence[str], names: Path | None = None, device: str = "auto", *, trust_pickle: bool = False, as_json: bool
 ) -> ExitCode:
     """Print what is known of the machine and of each model (none: the bundled one); the exit code of the worst."""
     code = ExitCode.OK
-    known = dict(_told(machine(), as_json))
+    known = dict(_told(machine(), as_json=as_json))
     models: list[dict[str, str]] = []
     for path in paths or (None,):
         if not as_json:
             print()
         models.append({})
         try:
-            for name, value in _told(model(path, device, trust_pickle, names), as_json):
+            for name, value in _told(model(path, device, trust_pickle=trust_pickle, names=names), as_json=as_json):
                 models[-1][name] = value
         except ModelError as error:
             code, models[-1]["cannot be explained"] = error.exit_code, str(error)
             if not as_json:
-                list(_told(iter([("cannot be explained", str(error))]), as_json))
+                list(_told(iter([("cannot be explained", str(error))]), as_json=as_json))
     if as_json:
         print(json.dumps({"machine": known, "models": models, "exit_code": int(code)}, indent=2, ensure_ascii=False))
     return code
 
 
-def _told(lines: Iterator[Line], as_json: bool) -> Iterator[Line]:
+def _told(lines: Iterator[Line], *, as_json: bool) -> Iterator[Line]:
     """`lines` as they come, each printed at once unless they become JSON."""
     for name, value in lines:
         if not as_json:

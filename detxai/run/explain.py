@@ -160,7 +160,7 @@ class ExplainRun:
             self._write(records.dump(result.record))
             return
         with self.signals.held():
-            self.tally.add(result.record, result.skipped)
+            self.tally.add(result.record, skipped=result.skipped)
             self._told = result
         self._warn_of_the_demo(result.record)
         self.console.advance(self.tally.done, self._standing())
@@ -316,13 +316,13 @@ def versions() -> dict[str, str]:
     import torch
 
     import detxai
-    from detxai.models import _ultralytics
+    from detxai.models import upstream
 
     return {
         "detxai": detxai.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "ultralytics": _ultralytics.VERSION,
+        "ultralytics": upstream.VERSION,
         "numpy": version("numpy"),
         "pillow": version("pillow"),
     }

@@ -35,11 +35,11 @@ def merge(trees: Sequence[Path], output: Path) -> tuple[ExitCode, records.Summar
                 if sources[path] != tree:
                     continue
                 store.write_image(path, _pictures(tree, record), record)
-                tally.add(record, False)
+                tally.add(record, skipped=False)
                 models += [record.model] if record.model and record.model not in models else []
         for record in _existing(output):
             if record.image.path not in sources:
-                tally.add(record, False)
+                tally.add(record, skipped=False)
         summary = _summary(tally, models)
         store.finish(summary)
     return worst(tally.codes), summary

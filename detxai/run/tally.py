@@ -76,7 +76,7 @@ class Tally:
     def done(self) -> int:
         return self.ok + self.failed + self.skipped
 
-    def add(self, record: records.Record, skipped: bool) -> None:
+    def add(self, record: records.Record, *, skipped: bool) -> None:
         """Count one image."""
         if record.status == "failed":
             self.failed += 1

@@ -124,7 +124,7 @@ class AnchorBased:
     def entered(self, z: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         return self._values(z, self.trunk.size_before(z), pins, entered=True)
 
-    def _values(self, x: Tensor, size: int, pins: Sequence[tuple[int, Target]], entered: bool = False) -> Tensor:
+    def _values(self, x: Tensor, size: int, pins: Sequence[tuple[int, Target]], *, entered: bool = False) -> Tensor:
         wanted = [Pin(*pin) for pin in pins]
         levels = sorted({p.target.level for p in wanted})
         windows = {i: self._windows(i, size, x) for i in levels}

@@ -186,7 +186,7 @@ class AnchorFree:
     def entered(self, z: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         return self._values(z, self.trunk.size_before(z), pins, entered=True)
 
-    def _values(self, x: Tensor, size: int, pins: Sequence[tuple[int, Target]], entered: bool = False) -> Tensor:
+    def _values(self, x: Tensor, size: int, pins: Sequence[tuple[int, Target]], *, entered: bool = False) -> Tensor:
         wanted = [Pin(*pin) for pin in pins]
         groups: dict[tuple[int, str], list[int]] = {}
         for i, pin in enumerate(wanted):
