@@ -54,10 +54,10 @@ def seeded_network(yaml: str, side: int = SIDE, classes: int = 3) -> Any:
     """
     import torch
 
-    from detxai.models import _ultralytics, checkpoints
+    from detxai.models import checkpoints, upstream
 
     torch.manual_seed(5)
-    architecture = _ultralytics.ultralytics.nn.tasks.yaml_model_load(yaml)
+    architecture = upstream.ultralytics.nn.tasks.yaml_model_load(yaml)
     network: Any = checkpoints.build(architecture, {i: f"thing {i}" for i in range(classes)})
     seen = np.stack([pixels(f"bag-{n:02d}.jpg", (side, side)) for n in range(1, 9)])
     x = torch.from_numpy(seen).permute(0, 3, 1, 2).float() / 255

@@ -20,7 +20,7 @@ from detxai.attribution.engine import solve
 from detxai.attribution.integral import integrated_gradients
 from detxai.attribution.methods import METHODS
 from detxai.attribution.points import Entered, Segment
-from detxai.models import _ultralytics  # noqa: F401  (before ultralytics itself)
+from detxai.models import upstream  # noqa: F401  (before ultralytics itself)
 from detxai.models.detector import Candidates, Detector, Pin
 from detxai.models.detectors import self_test
 from detxai.models.heads.rtdetr import RTDETR

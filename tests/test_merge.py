@@ -13,14 +13,14 @@ from detxai.cli.app import run
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shards(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`whole` and the shards `1` and `2` of the same small pictures, one of them damaged."""
     root = tmp_path_factory.mktemp("merge")
     for n in range(4):
         (root / "in" / f"d{n % 2}").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (48, 40), (255, 60 * n, 0)).save(root / "in" / f"d{n % 2}" / f"{n}.png")
     (root / "in" / "bad.png").write_bytes(b"no picture")
-    options = ("--imgsz", 64, "--max-evaluations", 4, "--evidence", "none", "--tolerance", 1, "--candidates", 0.0)
+    options = ("-m", tiny, "--max-evaluations", 4, "--evidence", "none", "--tolerance", 1, "--candidates", 0.01, "--max-det", 3)
     for name, more in (("whole", ()), ("1", ("--shard", "1/2")), ("2", ("--shard", "2/2"))):
         assert explain(root / "in", *options, *more, "-o", root / name) in (0, 3)
     return root
