@@ -20,7 +20,21 @@ def shards(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "in" / f"d{n % 2}").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (48, 40), (255, 60 * n, 0)).save(root / "in" / f"d{n % 2}" / f"{n}.png")
     (root / "in" / "bad.png").write_bytes(b"no picture")
-    options = ("-m", tiny, "--max-evaluations", 4, "--evidence", "none", "--tolerance", 1, "--candidates", 0.01, "--max-det", 3)
+    options = (
+        "-m",
+        tiny,
+        "--max-evaluations",
+        4,
+        "--evidence",
+        "none",
+        "--tolerance",
+        1,
+        "--candidates",
+        0.01,
+        "--max-det",
+        3,
+    )
+    options += ("--candidates", 0.01, "--max-det", 3)
     for name, more in (("whole", ()), ("1", ("--shard", "1/2")), ("2", ("--shard", "2/2"))):
         assert explain(root / "in", *options, *more, "-o", root / name) in (0, 3)
     return root

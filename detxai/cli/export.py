@@ -24,7 +24,7 @@ def export(
     if to not in NAMES:
         raise UsageError(f"--to {to!r} is not a format.", f"Give one of {', '.join(NAMES)}.")
     from detxai.exports import FORMATS
-    from detxai.output.store import write_file
+    from detxai.output.atomic import write_file
     from detxai.output.tree import Tree
 
     source, failed, written = Tree(tree), 0, 0

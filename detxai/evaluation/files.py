@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
-
-from detxai.errors import OutputError
-from detxai.output.atomic import TEMPORARY, temporary
+from detxai.output.atomic import TEMPORARY, explained, held, replace
 
 #: Figures of images and rows of the contact sheet, each in a folder of their own.
-IMAGES, ROWS, LOCK = "images", "rows", ".detxai.lock"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+IMAGES, ROWS = "images", "rows"
 
 
 class Files:
@@ -27,26 +20,22 @@ class Files:
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        self._lock = FileLock(output / LOCK, timeout=0)
+        self._entered = ExitStack()
 
     def __enter__(self) -> Self:
-        with self._explained():
-            for name in (IMAGES, ROWS):
-                (self.output / name).mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire()
-            except Timeout as error:
-                raise OutputError(
-                    f"Another run is writing to {self.output}.", "Wait for it or choose another folder with -o."
-                ) from error
-            for folder in (self.output, self.output / IMAGES, self.output / ROWS):
-                for file in folder.iterdir():  # left by a run that was killed
+        with ExitStack() as entered:
+            entered.enter_context(held(self.output))
+            with explained(self.output):
+                for name in (IMAGES, ROWS):
+                    (self.output / name).mkdir(exist_ok=True)
+                for file in self.output.glob("**/.detxai-*.tmp"):  # left by a run that was killed
                     if TEMPORARY.fullmatch(file.name):
                         file.unlink(missing_ok=True)
+            self._entered = entered.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    def __exit__(self, *raised: object) -> None:
+        self._entered.close()
 
     def read(self, path: str) -> dict[str, Any] | None:
         """The figures of the image `path`; None where there are none that can be read."""
@@ -72,31 +61,13 @@ class Files:
 
     def row(self, name: str) -> bytes:
         """A row of the contact sheet."""
-        with self._explained():
+        with explained(self.output):
             return (self.output / ROWS / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
         """Replace the file `name` at once."""
-        with self._explained():
-            file = self.output / name
-            with temporary(file.parent, [content]) as written:
-                os.replace(written, file)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno in (errno.EEXIST, errno.ENOTDIR):
-                message = f"The output {self.output} cannot be a folder: a file is in the way."
-                hint = "Choose another with -o."
-            elif error.errno in _FULL:
-                message = f"No space is left for the output {self.output}."
-                hint = "Make room and run the same command again: finished images stay finished."
-            else:
-                message = f"The output {self.output} is not writable: {error.strerror}."
-                hint = "Choose another folder with -o, or change its permissions."
-            raise OutputError(message, hint) from error
+        with explained(self.output):
+            replace(self.output / name, [content])
 
 
 def _name(path: str) -> str:

@@ -6,29 +6,25 @@ Pictures come first, the record last, and only then go the pictures that it supe
 
 from __future__ import annotations
 
-import errno
-import filecmp
 import hashlib
 import io
 import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from detxai.errors import ImageError, OutputError
+from detxai.errors import ImageError
 from detxai.output import records
-from detxai.output.atomic import TEMPORARY, temporary
+from detxai.output.atomic import LOCK, TEMPORARY, explained, held, replace
 from detxai.values import Map
 
-SUMMARY, LINES, LOCK = "summary.json", "records.jsonl", ".detxai.lock"
+SUMMARY, LINES = "summary.json", "records.jsonl"
 #: Failed records of images whose own path cannot be used, by a hash of that path.
 UNPLACED = "unplaced"
 NAME_BYTES, PATH_BYTES = 255, 1024
@@ -39,9 +35,6 @@ MAP_SUFFIX = {"npz": ".npz", "png": ".map.png"}
 # Greedy: the last `.dNN.` ends the image's name, so `a.jpg.d00.x.png` may itself be an image.
 _PICTURE = re.compile(r"(.+)\.(d\d{2,}\..+\.(?:png|jpg|webp|npz))", re.DOTALL)
 _RECORD_START = b'{"schema":"' + records.RECORD_SCHEMA.encode() + b'",'
-_BAD_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EILSEQ, errno.ELOOP}
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def picture_stem(
@@ -78,23 +71,6 @@ def encode_map(values: Map, kind: Literal["none", "npz", "png"]) -> bytes:
     return buffer.getvalue()
 
 
-def write_file(file: Path, content: bytes) -> None:
-    """Write a file that is no part of a tree, whole or not at all. Raises OutputError."""
-    place = Store(file.parent)
-    with place._explained():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        place._put(file, [content])
-
-
-def require_writable(file: Path) -> None:
-    """Raise OutputError where `write_file` would, before there is anything to write."""
-    place = Store(file.parent)
-    with place._explained():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary(file.parent, [b"probe"]):
-            pass
-
-
 class Store:
     """An output tree, held by this process alone while entered.
 
@@ -103,44 +79,22 @@ class Store:
 
     def __init__(self, output: Path, lock_timeout: float = 0) -> None:
         self.output = output
-        self._lock = FileLock(output / LOCK, timeout=lock_timeout)
+        self._lock_timeout, self._entered = lock_timeout, ExitStack()
         #: Image path -> endings of its pictures in the tree: 100,000 images take about 25 MB.
         self._pictures: dict[str, tuple[str, ...]] = {}
         self._folders = {""}
 
     def __enter__(self) -> Self:
         """Create, lock, probe and tidy the tree. Raises OutputError."""
-        with self._explained():
-            try:
-                self.output.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError) as error:
-                raise OutputError(
-                    f"The output {self.output} cannot be a folder: a file is in the way.",
-                    "Choose another with -o.",
-                ) from error
-            try:
-                self._lock.acquire()
-            except Timeout as error:
-                raise OutputError(
-                    f"Another run is writing to {self.output}.",
-                    "Wait for it (--lock-timeout SECONDS) or choose another folder with -o.",
-                ) from error
-            try:
-                with temporary(self.output, [b"probe"]):
-                    pass
+        with ExitStack() as entered:
+            entered.enter_context(held(self.output, self._lock_timeout))
+            with explained(self.output):
                 self._tidy()
-            except BaseException:
-                self._lock.release()
-                raise
+            self._entered = entered.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._lock.release()
+    def __exit__(self, *raised: Any) -> None:
+        self._entered.close()
 
     def existing(self, path: str) -> records.Record | None:
         """The record of the image `path`; None where there is none that can be read."""
@@ -158,7 +112,7 @@ class Store:
         names = set(record.files())
         if not all((folder / name).is_file() for name in names):
             return None
-        with self._explained():
+        with explained(self.output):
             self._sweep(path, names)
         return record
 
@@ -178,9 +132,9 @@ class Store:
 
     def finish(self, summary: records.Summary) -> None:
         """Write `records.jsonl`, untouched where nothing changed, then `summary.json`."""
-        with self._explained():
-            self._put(self.output / LINES, self._lines())
-            self._put(self.output / SUMMARY, [records.dump(summary)])
+        with explained(self.output):
+            replace(self.output / LINES, self._lines())
+            replace(self.output / SUMMARY, [records.dump(summary)])
 
     def _write(self, path: str, pictures: Mapping[str, bytes], record: records.Record) -> None:
         file = self._locate(path)
@@ -188,7 +142,7 @@ class Store:
         endings = tuple(match[2] for match in owned if match and match[1] == path.split("/")[-1])
         if set(pictures) != set(record.files()) or len(endings) != len(pictures):
             raise ValueError(f"pictures of {path} are not those of its record: {sorted(pictures)}")
-        with self._explained(path):
+        with explained(self.output, path):
             self._make_folders(path)
             for name in (file.name, *pictures):
                 if len(os.fsencode(name)) > NAME_BYTES:
@@ -202,8 +156,8 @@ class Store:
                 if picture.exists() and picture.read_bytes() != content:
                     # Killed from here on, the old record would vouch for the new picture.
                     file.unlink(missing_ok=True)
-                self._put(picture, [content])
-            self._put(file, [records.dump(record)])
+                replace(picture, [content])
+            replace(file, [records.dump(record)])
             self._sweep(path, set(pictures))
 
     def _locate(self, path: str) -> Path:
@@ -229,13 +183,6 @@ class Store:
             if not stat.S_ISDIR(os.lstat(self.output / folder).st_mode):
                 raise ImageError("bad_path", f"a file or link of the output is in the way: {folder}")
             self._folders.add(folder)
-
-    def _put(self, file: Path, chunks: Iterable[bytes]) -> None:
-        """Replace `file` at once; a file that holds these bytes already is left alone."""
-        with temporary(file.parent, chunks) as written:
-            same = file.is_file() and not file.is_symlink()
-            if not (same and filecmp.cmp(written, file, shallow=False)):
-                os.replace(written, file)
 
     def _sweep(self, path: str, keep: set[str]) -> None:
         """Remove the pictures of `path` that its record, now in place, does not name."""
@@ -277,24 +224,3 @@ class Store:
                 continue
             with suppress(ValueError):  # some other JSON, or a record that someone reformatted
                 yield records.dump(records.load(raw))
-
-    @contextmanager
-    def _explained(self, path: str = "") -> Iterator[None]:
-        """Turn the errors of the file system into what a user can act upon."""
-        try:
-            yield
-        except (OSError, UnicodeEncodeError) as error:
-            code = error.errno if isinstance(error, OSError) else errno.EILSEQ
-            reason = os.strerror(code) if code else str(error)
-            if path and code in _BAD_NAME:
-                raise ImageError("bad_path", f"no usable name in the output: {reason}") from error
-            if code in _FULL:
-                message = f"No space is left for the output {self.output}."
-                hint = "Make room and run the same command again: finished images stay finished."
-            elif code in _NOT_WRITABLE:
-                message = f"The output {self.output} is not writable: {reason}."
-                hint = "Choose another folder with -o, or change its permissions."
-            else:
-                message = f"Cannot write the output {self.output}: {reason}."
-                hint = "Check the disk, then run the same command again."
-            raise OutputError(message, hint) from error

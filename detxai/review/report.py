@@ -11,8 +11,8 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from detxai.output.atomic import write_file
 from detxai.output.ranking import Finding
-from detxai.output.store import write_file
 from detxai.output.tree import Tree
 from detxai.review import index
 from detxai.review.diff import Diff, Side, in_words

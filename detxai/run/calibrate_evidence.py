@@ -13,7 +13,7 @@ from detxai.evidence.calibration import EvidenceCalibration
 from detxai.evidence.fitting import LabelledDetection, fit
 from detxai.evidence.promise import Promise, require_possible
 from detxai.inputs.sources import Found
-from detxai.output import records, store
+from detxai.output import atomic, records
 from detxai.run import checks
 from detxai.run.calibrated import evidence_beside, gives_verdicts
 from detxai.run.console import Console, Signals, Stopped
@@ -47,7 +47,7 @@ def evidence(
     explainer = Explainer(config.model_copy(update={"attribution": settings}))
     if not gives_verdicts(explainer.plan.config.attribution):
         raise UsageError("Evidence is calibrated on integrals.", "Leave out --method, --gradient and --target.")
-    store.require_writable(file)
+    atomic.require_writable(file.parent)
     try:
         with Signals():
             promise = None if recall is None else promised(explainer.plan, refs, recall)
@@ -61,7 +61,7 @@ def evidence(
             "Check SOURCE and --labels.",
         )
     made = _calibration(explainer, seen, promise, note)
-    store.write_file(file, made.packed())
+    atomic.write_file(file, made.packed())
     _report(console, made, file)
     if seen.unlabelled:
         console.say(f"{seen.unlabelled} images without a label file were passed over")

@@ -16,7 +16,7 @@ from detxai.inputs.sources import Found
 from detxai.models.detector import Candidates
 from detxai.models.predictions import reported
 from detxai.models.trunk import convolutions
-from detxai.output import store
+from detxai.output import atomic
 from detxai.parchgrad.channels import gap, in_order, outputs
 from detxai.parchgrad.session import Selection
 from detxai.parchgrad.statistics import REGIONS, ChannelCalibration, Gathering, beside
@@ -117,7 +117,7 @@ def parchgrad(
     refs = checks.some_images(found)
     file = output or beside(config.model.path)
     work = Pass(config)
-    store.require_writable(file)
+    atomic.require_writable(file.parent)
     failed = unlabelled = 0
     try:
         with Signals(), console.progress(found.count if limit is None else None):
@@ -136,7 +136,7 @@ def parchgrad(
             f"No image could be used: {failed} failed, {unlabelled} have no label file.", "Check SOURCE and --labels."
         )
     made = work.calibration(note)
-    store.write_file(file, made.packed())
+    atomic.write_file(file, made.packed())
     _report(console, config, made)
     if unlabelled:
         console.say(f"{unlabelled} images without a label file were passed over")
