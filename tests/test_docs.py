@@ -88,7 +88,7 @@ def test_the_table_of_rules_is_that_of_the_verdict() -> None:
 def test_every_command_parses_and_every_option_key_and_file_exists(readme: Path) -> None:
     text = readme.read_text(encoding="utf-8")
     lines = [line for block in blocks("sh", text) for line in block.replace("\\\n", " ").splitlines()]
-    for found in (part for line in lines for part in re.findall(r"(?:^|[ |/])detxai (\w[^|#<&;]*)", line)):
+    for found in (part for line in lines for part in re.findall(r"(?:^|[ |/])detxai (\w[^|#<>&;]*)", line)):
         name, *arguments = shlex.split(found)
         COMMANDS[name].make_context(name, arguments)
     if "scripts" not in readme.parts and ".github" not in readme.parts:  # scripts have options of their own

@@ -1,4 +1,7 @@
-"""Every command that README and recipes show runs as it stands, in a folder with `scans/`, `labels/` and two models."""
+"""Every command that README, recipes, crontab and workflow show runs as it stands.
+
+In a folder with `scans/`, `labels/` and two models.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT, SIDE, pixels, seeded_network
 from PIL import Image
 
@@ -25,14 +29,19 @@ QUICK = {"DETXAI_MAX_DET": "1", "DETXAI_TOLERANCE": "0.5", "DETXAI_MAX_EVALUATIO
 
 
 def recipes() -> list[str]:
-    """The blocks of shell commands, cron lines without their schedule."""
-    found = []
+    """The blocks of shell commands, the crontab's command without its schedule, the steps of the workflow."""
+    texts = []
     for file in (ROOT / "README.md", ROOT / "configs" / "README.md"):
-        for language, block in re.findall(r"^```(sh|cron)\n(.*?)^```", file.read_text(encoding="utf-8"), re.M | re.S):
-            text = re.sub(r"^(\S+ ){5} *cd \S+ && ", "", block) if language == "cron" else block
-            if not any(word in text for word in SETUP):
-                found.append(text)
-    return found
+        texts += re.findall(r"^```sh\n(.*?)^```", file.read_text(encoding="utf-8"), re.M | re.S)
+    crontab = (ROOT / "configs" / "detxai.cron").read_text(encoding="utf-8")
+    texts += re.findall(r"^(?:[\d*/,-]+ ){5} *cd \S+ && (.*)$", crontab, re.M)
+    steps = yaml.safe_load((ROOT / "configs" / "github-actions.yml").read_text(encoding="utf-8"))["jobs"]["explain"][
+        "steps"
+    ]
+    # the gate itself may fail the job
+    commands = [re.sub("(--fail-on .*)", r"\1 || [ $? = 10 ]", step["run"]) for step in steps if "run" in step]
+    texts.append("\n".join(text for text in commands if "pip " not in text))
+    return [text for text in texts if not any(word in text for word in SETUP)]
 
 
 @pytest.fixture(scope="module")

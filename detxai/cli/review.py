@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +42,18 @@ Promised = Annotated[
     bool,
     option("--promise", panel=CHOICE, help="all that the list of calibrate evidence --recall holds, and nothing less"),
 ]
+Paths0 = Annotated[bool, option("--paths0", panel=OUTPUT, help="paths of their images, once, NUL after each")]
+ByClass = Annotated[
+    bool,
+    option("--by-class", panel=OUTPUT, help="how each class behaves: where its evidence lies, groups, odd ones"),
+]
+Annotate = Annotated[
+    str | None,
+    option("--annotate", panel=OUTPUT, help="for CI, with failed images: github, junit, sarif", metavar="FORMAT"),
+]
+Prefix = Annotated[
+    str, option("--prefix", panel=OUTPUT, help="with --annotate: put before the paths, as scans/", metavar="TEXT")
+]
 
 
 def list_(
@@ -52,33 +65,36 @@ def list_(
     limit: Limit = None,
     promise: Promised = False,
     json_lines: Annotated[bool, option("--json", panel=OUTPUT, help="one JSON line a box")] = False,
-    by_class: Annotated[
-        bool,
-        option("--by-class", panel=OUTPUT, help="how each class behaves: where its evidence lies, groups, odd ones"),
-    ] = False,
-    paths0: Annotated[
-        bool, option("--paths0", panel=OUTPUT, help="paths of their images, once, NUL after each")
-    ] = False,
+    by_class: ByClass = False,
+    paths0: Paths0 = False,
+    annotate: Annotate = None,
+    prefix: Prefix = "",
 ) -> int:
     """Which boxes of a finished run to look at, worst first: where, why, and the picture."""
     from detxai.output import listing as shown
     from detxai.output.tree import Tree
+    from detxai.review.annotations import FORMATS
     from detxai.review.behaviour import behaviours
     from detxai.review.class_text import describe
-    from detxai.review.listing import PROMISED, Choice, select, unique_paths
+    from detxai.review.listing import PROMISED, Choice, require_known, select, unique_paths
 
     if promise and (verdict or class_ or kind or limit):
         raise UsageError(
             "--promise with --verdict, --class, --kind or --limit would hold less than it promises.",
             "Leave them out.",
         )
-    if json_lines and paths0:
-        raise UsageError("--json and --paths0 cannot both be printed.", "Give one of them.")
+    if json_lines + paths0 + (annotate is not None) > 1:
+        raise UsageError("--json, --paths0 and --annotate cannot all be printed.", "Give one of them.")
+    if annotate is not None:
+        require_known("--annotate", annotate, tuple(FORMATS))
     choice = PROMISED if promise else Choice.of(verdict or (["all"] if by_class else None), class_, kind)
     chosen = select(Tree(tree), choice, sort)
     _warn(chosen.warnings)
     found = chosen.found[:limit]
-    if paths0:
+    if annotate is not None:
+        text = FORMATS[annotate](replace(chosen, found=found), prefix)
+        sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
+    elif paths0:
         sys.stdout.buffer.writelines(path.encode() + b"\0" for path in unique_paths(found))
     elif json_lines:
         sys.stdout.writelines(shown.json_line(f) + "\n" for f in found)

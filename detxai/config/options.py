@@ -269,6 +269,12 @@ ROWS: tuple[Option, ...] = (
         words=("none", "npz", "png"),
     ),
     Option("output.report", False, "also write the page report.html into the tree, as `detxai report` does"),
+    Option(
+        "output.metrics",
+        None,
+        "also write the run's figures as Prometheus metrics (node_exporter's textfile collector reads *.prom)",
+        "FILE",
+    ),
     Option("output.lock_timeout", 0, "seconds to wait for another run on the same tree", "SECONDS"),
     Option("run.device", "auto", "auto, cpu, mps, cuda or cuda:N", "NAME", words=("auto", "cpu", "mps", "cuda")),
     Option(

@@ -157,6 +157,7 @@ class OutputConfig(_Section):
     strip: bool = _field("strip")
     maps: Literal["none", "npz", "png"] = _field("maps")
     report: bool = _field("report")
+    metrics: Annotated[Path, BeforeValidator(parse.given)] | None = _field("metrics")
     lock_timeout: float = _field("lock_timeout", ge=0, le=86400)
 
 

@@ -12,7 +12,7 @@ from detxai.errors import UsageError
 from detxai.evidence.model import Evidence
 from detxai.output import ranking
 from detxai.output.ranking import Finding
-from detxai.output.records import PromiseRecord, Record
+from detxai.output.records import Failure, PromiseRecord, Record
 from detxai.output.tree import Mixture, Tree
 
 #: Sort keys besides the measures of `evidence`.
@@ -68,9 +68,14 @@ PROMISED = Choice(promised=True)
 def _words(option: str, given: Any, known: tuple[str, ...]) -> tuple[str, ...]:
     words = tuple(names(given) or ())
     for word in words:
-        if word not in (*known, "all"):
-            raise _unknown(option, word, (*known, "all"))
+        require_known(option, word, (*known, "all"))
     return known if "all" in words else words
+
+
+def require_known(option: str, word: str, known: Sequence[str]) -> None:
+    """Raise UsageError for a `word` of `option` that is not among those `known`."""
+    if word not in known:
+        raise _unknown(option, word, known)
 
 
 def _unknown(option: str, word: str, known: Sequence[str]) -> UsageError:
@@ -106,11 +111,12 @@ def unique_paths(found: Iterable[Finding]) -> list[str]:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen of a tree: `found` in order, of `total` boxes; `warnings` about the tree."""
+    """What was chosen of a tree: `found` in order, of `total` boxes; `warnings` about it; its failed images."""
 
     found: list[Finding]
     total: int
     warnings: list[str]
+    failures: list[Failure]
 
 
 def select(tree: Tree, choice: Choice, key: str = "severity") -> Selection:
@@ -118,9 +124,11 @@ def select(tree: Tree, choice: Choice, key: str = "severity") -> Selection:
     ordered((), key)  # a wrong key is told before the tree is read
     mixture, promises, total = Mixture(), Promises(), 0
     seen: set[tuple[int, str]] = set()
-    found = []
+    found, failures = [], []
     for record in tree.read():
         mixture.add(record)
+        if record.error:
+            failures.append(Failure(path=record.image.path, code=record.error.code, message=record.error.message))
         if choice.promised:
             promises.add(record)
         for f in ranking.findings(record):
@@ -129,7 +137,8 @@ def select(tree: Tree, choice: Choice, key: str = "severity") -> Selection:
             if choice.takes(f):
                 found.append(f)
     choice.require_classes(seen)
-    return Selection(ordered(found, key), total, tree.warnings() + mixture.warnings() + promises.warnings())
+    warnings = tree.warnings() + mixture.warnings() + promises.warnings()
+    return Selection(ordered(found, key), total, warnings, failures)
 
 
 @dataclass

@@ -68,9 +68,12 @@ class ExplainRun:
                 f"No image was found ({found.ignored} other files).",
                 "Give a folder with images, or a quoted glob that matches.",
             )
+        from detxai.output.atomic import require_writable
         from detxai.output.store import Store
 
         keep_freed_memory()
+        if self.config.output.metrics is not None:
+            require_writable(self.config.output.metrics.parent)
         explainer = self._explainer()
         self._greet(explainer)
         with Store(self.config.output.dir, self.config.output.lock_timeout) as tree:
@@ -90,6 +93,8 @@ class ExplainRun:
                 self._write(records.dump(summary))
             summary = summary.model_copy(update={"exit_code": int(worst(self.tally.codes)), "stopped": self.stopped})
             tree.finish(summary)
+            with self._ending():
+                self._write_metrics(summary)
         self._report(summary)
         return worst(self.tally.codes)
 
@@ -148,6 +153,12 @@ class ExplainRun:
             from detxai.review.report import report
 
             self.console.say(f"page: {report(self.config.output.dir)}")
+
+    def _write_metrics(self, summary: records.Summary) -> None:
+        if self.config.output.metrics is not None:
+            from detxai.run import metrics
+
+            metrics.write(self.config.output.metrics, summary, self.tally)
 
     @property
     def _failed_enough(self) -> bool:

@@ -70,17 +70,24 @@ class Tally:
     gate: ranking.Worst = field(default_factory=lambda: gate(()))
     codes: set[ExitCode] = field(default_factory=set)
     failures: list[records.Failure] = field(default_factory=list)
+    failure_codes: Counter[str] = field(default_factory=Counter)
     _sums: dict[int, _ClassSums] = field(default_factory=dict)
 
     @property
     def done(self) -> int:
         return self.ok + self.failed + self.skipped
 
+    @property
+    def verdicts(self) -> Counter[str]:
+        """Verdicts on the reported boxes."""
+        return sum((sums.verdicts for sums in self._sums.values()), Counter[str]())
+
     def add(self, record: records.Record, *, skipped: bool) -> None:
         """Count one image."""
         if record.status == "failed":
             self.failed += 1
             self.codes.add(ExitCode.SOME_FAILED)
+            self.failure_codes.update([record.error.code] if record.error else [])
             if record.error is not None and len(self.failures) < KEPT_FAILURES:
                 self.failures.append(
                     records.Failure(path=record.image.path, code=record.error.code, message=record.error.message)
