@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import recompute
 import torch
-from conftest import FAST, SHARED, explain, needs
+from conftest import FAST, ROOT, SHARED, explain, needs
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -22,10 +22,11 @@ from hypothesis.extra.numpy import arrays
 from detxai.attribution.ablation import TOP_SHARE, Case, top_part, trials, within
 from detxai.attribution.engine import solve
 from detxai.cli.app import run
+from detxai.errors import UsageError
 from detxai.evidence import measures
-from detxai.evidence.calibration import FEATURES, EvidenceCalibration, calibration_error, vector
+from detxai.evidence.calibration import FEATURES, EvidenceCalibration, calibration_error
 from detxai.evidence.calibration import read as read_calibration
-from detxai.evidence.fitting import LabelledDetection, auroc, fit, thresholds
+from detxai.evidence.fitting import LabelledDetection, auroc, fit, gain, logistic, thresholds
 from detxai.evidence.maps import map_sums, near_edge
 from detxai.evidence.model import Evidence
 from detxai.evidence.typicality import typicality
@@ -405,13 +406,12 @@ def made(rows: list[LabelledDetection]) -> EvidenceCalibration:
     return EvidenceCalibration(**known, **vars(fit(rows, 50)))
 
 
-def test_trust_is_what_was_fitted_and_needs_no_sklearn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = synthetic(400)
+def test_trust_is_what_was_fitted(tmp_path: Path) -> None:
+    rows = synthetic(800)
     calibration = made(rows)
     assert calibration.quality.auroc > calibration.quality.auroc_score + 0.05
     assert calibration.quality.calibration_error < 0.1
     (tmp_path / "m.evidence.json").write_bytes(calibration.packed())
-    monkeypatch.setitem(sys.modules, "sklearn", None)
     again = read_calibration(tmp_path / "m.evidence.json")
     assert again == calibration and again.packed() == calibration.packed()
     fresh = synthetic(200, seed=1)
@@ -428,29 +428,49 @@ def test_trust_is_what_was_fitted_and_needs_no_sklearn(tmp_path: Path, monkeypat
 
 
 def test_the_regression_is_scikit_learns() -> None:
-    from sklearn.linear_model import LogisticRegression
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    rng = np.random.default_rng(3)
+    x = np.column_stack([np.ones(300), rng.normal(size=(300, 4))])
+    y = rng.random(300) < 1 / (1 + np.exp(-x @ [0.5, 1, -2, 0, 0.3]))
+    own = logistic(x, y, np.zeros(5), np.array([0, 10.0, 10, 10, 10]))
+    reference = linear_model.LogisticRegression(C=0.1, tol=1e-8, max_iter=1000).fit(x[:, 1:], y)
+    assert own == pytest.approx([*reference.intercept_, *reference.coef_[0]], abs=1e-4)
+    mean = np.array([0.5, 1, -2, 0, 0.3])
+    assert logistic(x, y, mean, np.full(5, 1e9)) == pytest.approx(mean, abs=1e-5), "a strong prior stays where it is"
 
-    rows = synthetic(120)
-    calibration = made(rows)
-    columns, scores = [], []
-    for row in rows:
-        # A right detection was left out of the mean that it was compared with when this was fitted.
-        others = [np.array(r.grid) / np.linalg.norm(r.grid) for r in rows if r.right and r is not row]
-        values = {**row.evidence, "logit": row.logit, "typicality": typicality(row.grid, sum(others).tolist())}
-        known = vector(values, [f.name for f in calibration.features])
-        pairs = zip(calibration.features, known, strict=True)
-        columns.append([(np.clip(v, f.low, f.high) - f.mean) / f.scale for f, v in pairs])
-        scores.append(calibration.trust(values, row.logit))
-    reference = LogisticRegression(C=0.1, max_iter=1000).fit(np.array(columns), [row.right for row in rows])
-    assert scores == pytest.approx(reference.predict_proba(np.array(columns))[:, 1].tolist(), abs=1e-3)
-    assert {f.name for f in calibration.features} == set(FEATURES) - {"area_share", "lift", "necessity"}, "constants"
+
+def test_few_labels_move_little_and_many_much() -> None:
+    few, many = made(synthetic(16)), made(synthetic(800))
+    logit = {"logit": 1.3}
+    blind = LabelledDetection("x.jpg", 0, "gun", 1.3, {}, ((0.0,) * 8,) * 8, True)
+    assert few.trust({}, blind.logit) == pytest.approx(1 / (1 + math.exp(-logit["logit"])), abs=0.15), "the score"
+    for name in ("lead_only_box", "outside_share"):
+        for limit, own, other in zip(DEFAULTS[name], few.thresholds[name], many.thresholds[name], strict=True):
+            assert abs(own - limit) < abs(other - limit) / 2, name
+    assert few.thresholds["coherence"][0] < -0.1 > many.thresholds["coherence"][0], "below 0: from no limit at all"
+    with pytest.raises(UsageError, match="2 images"):
+        fit(synthetic(8), 2)
+
+
+def test_what_a_calibration_says_of_itself() -> None:
+    quality = made(synthetic(400)).quality
+    assert quality.gain is not None and quality.reliability is not None
+    assert quality.gain.low < quality.gain.value < quality.gain.high and quality.gain.low > 0
+    assert sum(b.detections for b in quality.reliability) == 400
+    error = sum(b.detections * abs(b.right - b.trust) for b in quality.reliability) / 400
+    assert error == pytest.approx(quality.calibration_error, abs=1e-4)
+    # Student's interval, by hand: three images of one detection each.
+    one = gain(np.array([1.0, 2.0, 3.0]), np.array(["a", "b", "c"]))
+    assert (one.value, one.high) == (2.0, pytest.approx(2 + 4.30265 / math.sqrt(3), abs=1e-4))
+    # Two detections of one image say hardly more than one.
+    assert gain(np.repeat([1.0, 2, 3], 2), np.repeat(["a", "b", "c"], 2)).high == pytest.approx(one.high)
 
 
 def test_thresholds_keep_their_promise() -> None:
     rng = np.random.default_rng(0)
     names = [rule.measure for rule in RULES if rule.fitted]
     right = [GOOD | {name: float(rng.normal()) for name in names} for _ in range(2000)]
-    limits = thresholds(right)
+    limits = thresholds(right, boxes=0)
     words = [verdict(row, True, thresholds=limits)[0] for row in right]
     assert 0.02 <= 1 - words.count("supported") / 2000 <= 0.05
     assert 0.002 <= words.count("unsupported") / 2000 <= 0.01
@@ -569,11 +589,29 @@ def test_what_cannot_be_calibrated(tiny: Path, pictures: Path, tmp_path: Path, c
         ((), 2, "--labels"),
         (("--labels", str(tmp_path / "labels"), "--conf", "0.9"), 2, "too few"),
         (("--labels", str(tmp_path)), 4, "label file"),
+        (("--labels", str(tmp_path / "labels"), "--plot", "trust.gif"), 2, ".svg"),
+        (("--labels", str(tmp_path / "labels"), "--recall", "1.5"), 2, "--recall 0.95"),
     ):
         assert run([*line, *more]) == code
         assert said in capsys.readouterr().err
     (tmp_path / "not.json").write_text("{}")
     assert explain(pictures, "-m", tiny, "-o", tmp_path / "o", "--calibration", tmp_path / "not.json") == 2
+
+
+@pytest.mark.slow
+def test_the_walk_through_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the README shows a newcomer, and the diagram."""
+    text = (ROOT / "detxai" / "evidence" / "README.md").read_text(encoding="utf-8")
+    block = text.partition("<!-- walk-through -->")[2].partition("```sh\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "samples").symlink_to(ROOT / "samples")
+    first, second = (shlex.split(line)[1:] for line in block.splitlines())
+    assert run([*first, "--plot", "trust.svg"]) == 0
+    made = read_calibration(tmp_path / "bags.evidence.json")
+    assert (made.quality.right, made.quality.wrong) == (20, 8), "as it says"
+    assert b"<svg" in (tmp_path / "trust.svg").read_bytes()
+    assert run([*second, "--no-overlays"]) == 0
+    assert all(d["evidence"]["calibrated"] for record in read(tmp_path / "bags") for d in record["detections"])
 
 
 # -- the article's own picture --------------------------------------------------------------------

@@ -69,6 +69,10 @@ def evidence(
     output: Annotated[
         Path | None, option("-o", "--output", panel=OUTPUT, help="default: MODEL.evidence.json", metavar="FILE")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        option("--plot", panel=OUTPUT, help="draw how often trust is right: .svg, .png, .pdf", metavar="FILE"),
+    ] = None,
     note: Note = "",
 ) -> int:
     """Trust, and thresholds of the verdict, from labelled images, beside the model. Detections count from a --conf of
@@ -78,4 +82,4 @@ def evidence(
     images = images_of(sources, null=null)
     from detxai.run.calibrate_evidence import evidence as fitted
 
-    return int(fitted(settings, images, Console.of(settings.talk), output, limit, note, recall))
+    return int(fitted(settings, images, Console.of(settings.talk), output, limit, note, recall, plot))

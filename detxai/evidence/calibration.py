@@ -35,7 +35,7 @@ LOGARITHMIC = frozenset({"area_share", "lift"})
 
 
 class Feature(Part):
-    """One feature of the regression: clipped to the range that was seen, standardised, weighted."""
+    """One feature of the regression: clipped to the range that was seen (the logit hardly), standardised, weighted."""
 
     name: str = Field(description="of the measure")
     low: Number = Field(description="1 % quantile of what was seen; lower values count as this")
@@ -55,16 +55,40 @@ class Usual(Part):
     spread: tuple[tuple[Number, ...], ...] = Field(description="standard deviation of each cell")
 
 
+class Gain(Part):
+    """A difference and its 95 % interval over images."""
+
+    value: Number = Field(description="the difference")
+    low: Number = Field(description="lower end of the interval")
+    high: Number = Field(description="its upper end")
+
+
+class Bin(Part):
+    """Detections of about the same trust: the reliability diagram is made of these."""
+
+    detections: int = Field(description="how many")
+    trust: Number = Field(description="their mean trust")
+    right: Number = Field(description="share of them that is right")
+
+
 class Quality(Part):
     """How well the trust did on images that it was not fitted on."""
+
+    left_out = frozenset({"gain", "reliability"})
 
     images: int = Field(description="labelled images")
     right: int = Field(description="detections on a label of their class")
     wrong: int = Field(description="all other detections")
     auroc: Number = Field(description="of trust, cross-validated by image")
     auroc_score: Number = Field(description="of the score alone on the same detections")
+    gain: Gain | None = Field(
+        default=None,
+        description="log loss of the score less that of trust, cross-validated, in nats a detection: above 0 trust is"
+        " the better probability",
+    )
     calibration_error: Number = Field(description="expected calibration error of trust over 10 bins, cross-validated")
     calibration_error_score: Number = Field(description="of the score taken as a probability")
+    reliability: tuple[Bin, ...] | None = Field(default=None, description="of trust, cross-validated, by tenths of it")
 
 
 class EvidenceCalibration(Part):

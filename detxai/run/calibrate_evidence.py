@@ -13,7 +13,7 @@ from detxai.evidence.calibration import EvidenceCalibration
 from detxai.evidence.fitting import LabelledDetection, fit
 from detxai.evidence.promise import Promise, require_possible
 from detxai.inputs.sources import Found
-from detxai.output import atomic, records
+from detxai.output import atomic, records, reliability
 from detxai.run import checks
 from detxai.run.calibrated import evidence_beside, gives_verdicts
 from detxai.run.console import Console, Signals, Stopped
@@ -30,16 +30,19 @@ def evidence(
     limit: int | None,
     note: str,
     recall: float | None = None,
+    plot: Path | None = None,
 ) -> ExitCode:
     """Fit on the detections of `found` (its first `limit` images) and write to `output`, else beside the model.
 
-    `recall`: also promise a list that holds this share of the items. Raises UsageError (no labels, too few of them, no
-    scikit-learn), ModelError, OutputError, NoInputError.
+    `recall`: also promise a list that holds this share of the items; `plot`: where the reliability of trust is drawn.
+    Raises UsageError (no labels, too few of them), ModelError, OutputError, NoInputError.
     """
     if config.detection.labels is None:
         raise UsageError("Evidence is calibrated on labelled images.", "Give their folder with --labels DIR.")
     if recall is not None:
         require_possible(recall)
+    if plot is not None:
+        reliability.require_drawable(plot)
     refs = list(islice(checks.some_images(found), limit))
     file = output or evidence_beside(config.model.path)
     # What an earlier calibration says must not count, and one map a detection is enough.
@@ -62,6 +65,9 @@ def evidence(
         )
     made = _calibration(explainer, seen, promise, note)
     atomic.write_file(file, made.packed())
+    if plot is not None:
+        title = f"{made.model}: trust, cross-validated"
+        atomic.write_file(plot, reliability.draw(made.quality.reliability or (), title, plot.suffix[1:].lower()))
     _report(console, made, file)
     if seen.unlabelled:
         console.say(f"{seen.unlabelled} images without a label file were passed over")
@@ -135,6 +141,14 @@ def _report(console: Console, made: EvidenceCalibration, file: Path) -> None:
     ]
     title = f"{q.right} right and {q.wrong} wrong detections on {q.images} images, cross-validated by image"
     console.table(title, ("", "AUROC", "calibration error"), rows)
+    bins: list[tuple[str, ...]] = [(f"{b.trust:.2f}", f"{b.right:.2f}", str(b.detections)) for b in q.reliability or ()]
+    console.table("how often trust keeps its word", ("mean trust", "share right", "detections"), bins)
+    if q.gain is not None:
+        shown = f"{q.gain.value:+.3f} nats a detection ({q.gain.low:+.3f} to {q.gain.high:+.3f})"
+        words = "a better probability" if q.gain.low > 0 else "not shown to be a better probability"
+        console.say(f"trust is {words} than the score: its log loss is lower by {shown}")
+    if q.auroc <= q.auroc_score:
+        console.say("it does not rank them better than the score: detxai list OUT --sort score does as well")
     if p is not None:
         console.say(
             f"list: every box above {p.threshold:g}, {p.boxes:.1f} a picture. It is expected to hold {p.recall:.4g} of"
