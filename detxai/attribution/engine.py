@@ -66,6 +66,10 @@ class ModifiedGradient(Protocol):
         ...
 
 
+class _Over(Exception):
+    """The time of the run is up within a pack."""
+
+
 @dataclass(eq=False)
 class _Job:
     """A coroutine in flight: what it is told next, how much of that is missing, and whether its points fit at all."""
@@ -109,7 +113,8 @@ class Engine:
     target is to what is detected (black-box methods);
     `parchgrad` takes over the backward pass of points that name channels; `tap` opens the network at a layer.
     `room`: for the gradients that they hold. `programs`: runs what it takes, target by target; other points go through
-    `f` with all their targets at once.
+    `f` with all their targets at once. `over`: whether to leave what is not finished; asked between packs and between
+    the targets of one.
     `seconds` computing, `points` computed, of them `padded` in vain, `halved`: how often memory ran out.
     """
 
@@ -122,6 +127,7 @@ class Engine:
     tap: Tap | None = None
     room: Room = field(default_factory=Room)
     programs: Programs | None = None
+    over: Callable[[], bool] = lambda: False
     seconds: float = 0.0
     points: int = 0
     padded: int = 0
@@ -132,12 +138,12 @@ class Engine:
     def run(
         self, jobs: Iterable[tuple[Any, Generator[list[Point], list[Reply], T]]], in_flight: int
     ) -> Iterator[tuple[Any, T]]:
-        """(tag, result) of every job as it finishes; at most `in_flight` are begun at a time.
+        """(tag, result) of every job as it finishes, until `over()`; at most `in_flight` are begun at a time.
 
         A job of which not even one point fits into memory is thrown a MemoryError.
         """
         source, exhausted, begun = iter(jobs), False, 0
-        while True:
+        while not self.over():
             while not exhausted and begun < in_flight and not self._full():
                 if exhausted := (entry := next(source, None)) is None:
                     break
@@ -147,7 +153,11 @@ class Engine:
                     yield result
             if exhausted and not begun:
                 return
-            for job in self._step():
+            try:
+                done = self._step()
+            except _Over:
+                return
+            for job in done:
                 for result in self._advance(job):
                     begun -= 1
                     yield result
@@ -328,6 +338,8 @@ class Engine:
         slopes: list[Tensor] = []
         if gradient:
             for k in range(depth):
+                if k and self.over():
+                    raise _Over
                 if layer is not None:
                     maps = _layer_maps(points, k, values[k], tapped, k + 1 < depth)
                     held.append([self.room.hold(found, needed=True) for found in maps])

@@ -304,7 +304,7 @@ ROWS: tuple[Option, ...] = (
         words=VERDICTS,
     ),
     Option("run.max_failures", None, "stop after this many failed images", "N"),
-    Option("run.max_seconds", None, "stop cleanly after this time", "SECONDS"),
+    Option("run.max_seconds", None, "stop after this time, within 10 s; boxes that are done are kept", "SECONDS"),
     Option("run.dry_run", False, "say what would be done, write nothing"),
     Option("run.json", False, "one JSON line a record on stdout, the summary last"),
     Option(

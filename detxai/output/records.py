@@ -299,10 +299,18 @@ class Failure(_Part):
     message: Text = Field(description="a sentence for people")
 
 
+class Unfinished(_Part):
+    """An image that a run began and left."""
+
+    path: Text = Field(description="of the image")
+    detections: int = Field(description="its boxes")
+    kept: int = Field(description="boxes whose explanations are kept for the next run of the same command")
+
+
 class Summary(_Part):
     """One run."""
 
-    left_out = frozenset({"listed"})
+    left_out = frozenset({"listed", "unfinished"})
 
     schema_: Literal["detxai.summary/1"] = Field(
         default=SUMMARY_SCHEMA, alias="schema", description="name and number of this format"
@@ -324,6 +332,9 @@ class Summary(_Part):
     timings: dict[str, Number] = Field(default_factory=dict, description="seconds by stage")
     exit_code: int = Field(default=0, description="of the process")
     stopped: Text | None = Field(default=None, description="why the run ended early")
+    unfinished: tuple[Unfinished, ...] | None = Field(
+        default=None, description="images that it had begun then; absent: none"
+    )
     device: Text | None = Field(default=None, description="where the network ran")
     model: ModelInfo | None = Field(default=None, description="the detector")
     versions: dict[str, Text] = Field(default_factory=dict, description="of the software")

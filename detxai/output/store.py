@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -22,6 +22,7 @@ import numpy as np
 from detxai.errors import ImageError
 from detxai.output import records
 from detxai.output.atomic import LOCK, TEMPORARY, explained, held, replace
+from detxai.output.parts import Parts
 from detxai.values import Map
 
 SUMMARY, LINES = "summary.json", "records.jsonl"
@@ -82,6 +83,7 @@ class Store:
         self._lock_timeout, self._entered = lock_timeout, ExitStack()
         #: Image path -> endings of its pictures in the tree: 100,000 images take about 25 MB.
         self._pictures: dict[str, tuple[str, ...]] = {}
+        self._parts = Parts(output)
         self._folders = {""}
 
     def __enter__(self) -> Self:
@@ -114,16 +116,40 @@ class Store:
             return None
         with explained(self.output):
             self._sweep(path, names)
+            self._parts.drop(path)
         return record
 
-    def write_image(self, path: str, pictures: Mapping[str, bytes], record: records.Record) -> None:
-        """Write the files of the image `path`: `pictures` by name, then `record`.
+    def parts(self, path: str, fingerprint: str) -> dict[int, bytes]:
+        """What an earlier run has finished of the image `path`, by number; what was made otherwise is removed."""
+        with explained(self.output):
+            return self._parts.read(path, fingerprint)
+
+    def write_part(self, path: str, fingerprint: str, number: int, pictures: Mapping[str, bytes], part: bytes) -> None:
+        """Write what is finished of the image `path`: `pictures` by name, then `part`, which goes with the record.
+
+        Raises as `write_image` does.
+        """
+        with explained(self.output, path):
+            self._put_pictures(path, pictures)
+            replace(self._parts.add(path, fingerprint, number), [part])
+
+    def holds(self, path: str, digests: Mapping[str, str]) -> bool:
+        """Whether the pictures of the image `path` are still those with these SHA-256, by name."""
+        folder = self._locate(path).parent
+        with suppress(OSError):
+            return all(hashlib.sha256((folder / n).read_bytes()).hexdigest() == own for n, own in digests.items())
+        return False
+
+    def write_image(
+        self, path: str, pictures: Mapping[str, bytes], record: records.Record, written: Collection[str] = ()
+    ) -> None:
+        """Write the files of the image `path`: `pictures` by name, then `record`; others of its are `written` already.
 
         Raises OutputError, and ImageError `bad_path` where the path cannot be used. A failed record
         always finds a place: `unplaced/` holds those whose own path cannot be used.
         """
         try:
-            self._write(path, pictures, record)
+            self._write(path, pictures, record, written)
         except ImageError:
             if record.status == "ok":
                 raise
@@ -136,29 +162,38 @@ class Store:
             replace(self.output / LINES, self._lines())
             replace(self.output / SUMMARY, [records.dump(summary)])
 
-    def _write(self, path: str, pictures: Mapping[str, bytes], record: records.Record) -> None:
+    def _write(
+        self, path: str, pictures: Mapping[str, bytes], record: records.Record, written: Collection[str] = ()
+    ) -> None:
+        file, names = self._locate(path), {*pictures, *written}
+        if names != set(record.files()):
+            raise ValueError(f"pictures of {path} are not those of its record: {sorted(names)}")
+        with explained(self.output, path):
+            self._put_pictures(path, pictures)
+            replace(file, [records.dump(record)])
+            self._sweep(path, names)
+            self._parts.drop(path)
+
+    def _put_pictures(self, path: str, pictures: Mapping[str, bytes]) -> None:
         file = self._locate(path)
         owned = (_PICTURE.fullmatch(name) for name in pictures)
         endings = tuple(match[2] for match in owned if match and match[1] == path.split("/")[-1])
-        if set(pictures) != set(record.files()) or len(endings) != len(pictures):
-            raise ValueError(f"pictures of {path} are not those of its record: {sorted(pictures)}")
-        with explained(self.output, path):
-            self._make_folders(path)
-            for name in (file.name, *pictures):
-                if len(os.fsencode(name)) > NAME_BYTES:
-                    raise ImageError("bad_path", f"the name is too long for the output: {name}")
-                if (file.parent / name).is_dir():
-                    raise ImageError("bad_path", f"a folder of the output has the name {name}")
-            known = self._pictures.get(path, ())
-            self._pictures[path] = tuple(dict.fromkeys(map(sys.intern, (*known, *endings))))
-            for name, content in pictures.items():
-                picture = file.parent / name
-                if picture.exists() and picture.read_bytes() != content:
-                    # Killed from here on, the old record would vouch for the new picture.
-                    file.unlink(missing_ok=True)
-                replace(picture, [content])
-            replace(file, [records.dump(record)])
-            self._sweep(path, set(pictures))
+        if len(endings) != len(pictures):
+            raise ValueError(f"pictures of {path} are not named after it: {sorted(pictures)}")
+        self._make_folders(path)
+        for name in (file.name, *pictures):
+            if len(os.fsencode(name)) > NAME_BYTES:
+                raise ImageError("bad_path", f"the name is too long for the output: {name}")
+            if (file.parent / name).is_dir():
+                raise ImageError("bad_path", f"a folder of the output has the name {name}")
+        known = self._pictures.get(path, ())
+        self._pictures[path] = tuple(dict.fromkeys(map(sys.intern, (*known, *endings))))
+        for name, content in pictures.items():
+            picture = file.parent / name
+            if picture.exists() and picture.read_bytes() != content:
+                # Killed from here on, the old record would vouch for the new picture.
+                file.unlink(missing_ok=True)
+            replace(picture, [content])
 
     def _locate(self, path: str) -> Path:
         """The record's file. Raises ImageError where it would be outside the tree or reserved."""
@@ -210,7 +245,7 @@ class Store:
         for prefix, name in self._walk():
             if TEMPORARY.fullmatch(name):
                 (self.output / prefix / name).unlink(missing_ok=True)
-            elif match := _PICTURE.fullmatch(name):
+            elif not self._parts.learn(prefix, name) and (match := _PICTURE.fullmatch(name)):
                 image = prefix + match[1]
                 self._pictures[image] = (*self._pictures.get(image, ()), sys.intern(match[2]))
 

@@ -56,13 +56,20 @@ class Signals:
     def __init__(self) -> None:
         self._held = False
         self._code: int | None = None
+        self._came: int | None = None
 
     def _stop(self, number: int, _: Any) -> None:
         signal.signal(number, signal.SIG_DFL)
+        self._came = 128 + number
         if self._held:
             self._code = 128 + number
         else:
             raise Stopped(128 + number)
+
+    def check(self) -> None:
+        """Raise the `Stopped` of a signal again: Python drops it where it comes while an object is finalized."""
+        if self._came is not None and not self._held:
+            raise Stopped(self._came)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

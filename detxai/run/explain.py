@@ -79,8 +79,7 @@ class ExplainRun:
         with Store(self.config.output.dir, self.config.output.lock_timeout) as tree:
             with self._ending():
                 images = chain([first] if first else [], refs)
-                pulse = lambda: f"{explainer.points} evaluations"  # noqa: E731
-                with self.console.progress(found.count, pulse):
+                with self.console.progress(found.count, lambda: _pulse(explainer)):
                     self._loop(explainer, images, tree, started)
             with self._ending():  # of images that were written when a signal came, and of which nobody was told
                 for result in explainer.untold() if not self._failed_enough else ():
@@ -146,6 +145,8 @@ class ExplainRun:
                 if self._failed_enough:
                     self._end(ExitCode.SOME_FAILED, f"{self.tally.failed} images failed (--max-failures)")
                     return
+        if explainer.cut_short:
+            self._end(ExitCode.OUT_OF_TIME, f"{self.config.run.max_seconds:g} seconds are over (--max-seconds)")
 
     def _write_page(self) -> None:
         """The page of the whole tree where it was asked for and there is something to show."""
@@ -197,12 +198,10 @@ class ExplainRun:
         self.console.say(text, kind="warning")
 
     def _over(self, started: float) -> bool:
-        """Whether the time of the run is up while there is still an image to begin."""
+        """Whether the time of the run is up. Raises Stopped."""
+        self.signals.check()
         seconds = self.config.run.max_seconds
-        if seconds is None or time.monotonic() - started <= seconds:
-            return False
-        self._end(ExitCode.OUT_OF_TIME, f"{seconds:g} seconds are over (--max-seconds)")
-        return True
+        return seconds is not None and time.monotonic() - started > seconds
 
     def _end(self, code: ExitCode, reason: str) -> None:
         self.tally.codes.add(code)
@@ -253,6 +252,11 @@ class ExplainRun:
             stopped=self.stopped,
             device=str(explainer.plan.device),
             model=model_record(info, explainer.plan.size, explainer.plan.fit),
+            unfinished=tuple(
+                records.Unfinished(path=w.path, detections=len(w.detections), kept=w.done)
+                for w in explainer.unfinished()
+            )
+            or None,
             versions=versions() | ({"trust_pickle": "used"} if info.trusted else {}),
             config=self.config.plain(),
             classes=t.statistics(),
@@ -286,6 +290,9 @@ class ExplainRun:
         self._name_the_worst()
         if summary.stopped:
             self.console.say(f"stopped early: {summary.stopped}; run the same command again to go on", kind="warning")
+        for left in summary.unfinished or ():
+            said = f"{left.kept} of {left.detections} boxes are done and kept"
+            self.console.say(f"{left.path} is not finished: {said}", path=left.path)
         if self.passed_over:
             self.console.say(f"{self.passed_over} pictures that detxai itself had made were passed over")
         if self.ignored:
@@ -312,6 +319,13 @@ class ExplainRun:
             said = ", ".join(names + more)
             gate = f"gate: {gated.count} detections are {words} (--fail-on): {said}"
             self.console.say(gate, level=-1, kind="error", code="gate")
+
+
+def _pulse(explainer: Any) -> str:
+    """What has been done of images that are not finished yet; the boxes of those that are done in parts."""
+    works = [work for work in explainer.unfinished() if work.tree is not None]
+    boxes = f", {sum(w.done for w in works)} of {sum(len(w.detections) for w in works)} boxes" if works else ""
+    return f"{explainer.points} evaluations{boxes}"
 
 
 def _detections(record: records.Record) -> str:

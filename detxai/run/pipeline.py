@@ -33,10 +33,12 @@ from detxai.output import records, store
 from detxai.parchgrad.session import Masks
 from detxai.run.assess import TrialPlan
 from detxai.run.engine import engine as engine_of
+from detxai.run.leaving import Leaving
 from detxai.run.plan import make_plan
 from detxai.run.prepare import prepared_image
-from detxai.run.publish import Publisher
+from detxai.run.publish import LeftUnfinished, Publisher
 from detxai.run.results import MapGroup, PreparedImage, PublishedGroup, Result
+from detxai.run.resume import Work
 from detxai.run.select import Selector
 from detxai.run.targets import Variant, groups, wanted_targets
 from detxai.values import Checkpoint, Detection, ImageRef, Letterbox, Target
@@ -66,8 +68,8 @@ class MappedImage:
     groups: tuple[Future[PublishedGroup], ...]
 
 
-#: Turns the maps of a group into what is kept of them, behind the device.
-Publish = Callable[[MapGroup], Future[PublishedGroup]]
+#: Turns the maps of a group of some work into what is kept of them, behind the device.
+Publish = Callable[[Work, int, MapGroup], Future[PublishedGroup]]
 
 
 class Explainer:
@@ -91,6 +93,8 @@ class Explainer:
         self.timings = Timings()
         self._engine_at_work: Engine | None = None
         self._waiting: dict[int, Future[Result]] = {}
+        self._works: dict[int, Work] = {}
+        self._all_begun = True
         self._detecting = 0.0
         self.workers = max(1, min(4, os.cpu_count() or 1))
         self._select = Selector(plan.config.detection, plan.info.names, plan.classes)
@@ -119,7 +123,8 @@ class Explainer:
 
         `images`: a path (file, folder, glob), a Pillow image, an array (height, width, 3) uint8 in RGB, an ImageRef, or
         an iterable of these. Raises UsageError for anything else, NoInputError for paths without an image.
-        Once `over()` holds no further image is begun; those on the device are finished.
+        Once `over()` holds no further image is begun; those on the device are finished if that takes seconds, else left
+        (see `unfinished`). `cut_short` then says whether anything was left to do.
         Raises DeviceError when the device is lost, OutputError when the tree cannot be written.
         """
         results = self._explained(given.refs(images, self.plan.config.images.frames), tree, over)
@@ -136,19 +141,21 @@ class Explainer:
     ) -> Generator[Result, None, None]:
         in_flight = self.plan.in_flight
         engine = self._engine_at_work = engine_of(self.plan)
-        self._detecting = 0.0
+        self._detecting, self._works, self._all_begun = 0.0, {}, False
         waiting = self._waiting = {}
+        leaving = Leaving(over)
+        engine.over = leaving.leaves_device
         turn = 0
         readers = ThreadPoolExecutor(self.workers)  # a run that is stopped does not wait for what is being decoded
         with ThreadPoolExecutor(self.workers) as writers:
             budget = Budget(AHEAD_BYTES)
-            prepared = enumerate(self._ahead(readers, refs, tree, 2 * in_flight, over, budget))
-            publisher = self._publisher(files=tree is not None)
-            publish: Publish = lambda group: writers.submit(publisher.group, group)  # noqa: E731
-            jobs = ((index, self._job(item, publish)) for index, item in prepared)
+            prepared = enumerate(self._ahead(readers, refs, tree, 2 * in_flight, leaving.begins_no_more, budget))
+            publisher = self._publisher(leaving.leaves_writers, files=tree is not None)
+            publish: Publish = lambda *made: writers.submit(_published, publisher, *made)  # noqa: E731
+            jobs = ((index, self._job(index, item, publish, tree)) for index, item in prepared)
             try:
                 for index, outcome in engine.run(jobs, in_flight):
-                    waiting[index] = writers.submit(self._finish, outcome, publisher, tree)
+                    waiting[index] = writers.submit(self._finish, index, outcome, publisher, tree)
                     self._account(engine)
                     # A slow image holds back those behind it, but not more of them than this.
                     while turn in waiting and (waiting[turn].done() or len(waiting) > 4 * in_flight):
@@ -158,11 +165,14 @@ class Explainer:
                 for index in sorted(waiting):
                     yield self._waited(waiting[index].result)
                     del waiting[index]
+            except LeftUnfinished:
+                pass  # see `untold` and `unfinished`
             except torch.AcceleratorError as error:
                 if out_of_memory(error):
                     raise
                 raise DeviceError(f"{self.plan.device} was lost: {str(error).splitlines()[0]}.") from error
             finally:
+                leaving.now()
                 budget.close()
                 readers.shutdown(wait=False, cancel_futures=True)
                 self._account(engine)
@@ -173,6 +183,15 @@ class Explainer:
     def points(self) -> int:
         """Points on paths, and masks, that the network has seen so far in this run; moves during an image too."""
         return 0 if self._engine_at_work is None else self._engine_at_work.points
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the last run ended before all was done."""
+        return not self._all_begun or bool(self._works)
+
+    def unfinished(self) -> list[Work]:
+        """Images on the device or behind it, in order: at work now, or left by a run that ended early."""
+        return [work for _, work in sorted(self._works.copy().items())]
 
     def untold(self) -> Iterator[Result]:
         """After `explain` was closed early: what was written by then and not yielded (the last one yielded, too)."""
@@ -201,6 +220,7 @@ class Explainer:
             for number, ref in islice(source, 1):
                 queue.append((number, pool.submit(self._within, budget, number, ref, tree)))
             yield ready
+        self._all_begun = not queue
 
     def _within(self, budget: Budget, number: int, ref: ImageRef, tree: store.Store | None) -> PreparedImage | Result:
         """`prepared_image`, decoding when `budget` has room for the picture and all before it have theirs."""
@@ -235,18 +255,18 @@ class Explainer:
             return "explain", ""
         return ("skip", "done already") if ready.record.error is None else ("fail on", ready.record.error.message)
 
-    def _publisher(self, *, files: bool) -> Publisher:
+    def _publisher(self, left: Callable[[], bool], *, files: bool) -> Publisher:
         plan, config = self.plan, self.plan.config
         together = EDGES if "box" in config.attribution.target else ()
         alone = frozenset(k for k in EDGES if k not in together or k in config.attribution.target)
-        return Publisher(
-            plan.info, plan.size, plan.fit, plan.dtype, config.output, plan.level, plan.calibration, plan.promise,
-            alone, files=files,
-        )  # fmt: skip
+        known = (plan.info, plan.size, plan.fit, plan.dtype, config.output, plan.level, plan.calibration, plan.promise)
+        return Publisher(*known, alone, files=files, left=left)
 
     # -- on the device --------------------------------------------------------------------------
 
-    def _job(self, item: PreparedImage | Result, publish: Publish) -> Generator[Any, Any, MappedImage | Result]:
+    def _job(
+        self, index: int, item: PreparedImage | Result, publish: Publish, tree: store.Store | None
+    ) -> Generator[Any, Any, MappedImage | Result]:
         """Coroutine of one image: detect, then ask every method for the maps of a few detections at a time.
 
         `publish` turns maps into what is kept of them, behind the device; two groups of maps are in memory at most.
@@ -268,13 +288,18 @@ class Explainer:
             fills = {name: fill.to(self.plan.device) for name, fill in item.fills.items()}
             softened = item.softened.to(self.plan.device)
             published: list[Future[PublishedGroup]] = []
-            for group in groups(wanted, self.plan.targets_at_once):
+            parts = list(groups(wanted, self.plan.targets_at_once))
+            work = self._works[index] = self._work(item, detections, tree if len(parts) > 1 else None)
+            for number, group in enumerate(parts):
+                if (kept := work.kept(number, group)) is not None:
+                    published.append(_known(kept))
+                    continue
                 maps = yield from self._maps(paths, [w.target for w in group], masks)
                 trials = yield from self._trials.trials(x, fills, softened, detections, group, maps)
                 second = yield from self._trials.second_maps(x, fills, group, maps)
                 if published:
                     self._waited(published[-1].result)
-                published.append(publish(MapGroup(item, detections, group, maps, trials, second)))
+                published.append(publish(work, number, MapGroup(item, detections, group, maps, trials, second)))
             return MappedImage(item, detections, tuple(published))
         except ImageError as error:
             return _failed(item, error)
@@ -282,6 +307,9 @@ class Explainer:
             return _failed(item, self._too_much())
         except (ValueError, IndexError, KeyError, ArithmeticError, AssertionError) as error:
             return _bug(item.ref, error)
+
+    def _work(self, item: PreparedImage, detections: tuple[Detection, ...], tree: store.Store | None) -> Work:
+        return Work(item, detections, tree, f"{self.plan.device.type} {self.plan.dtype}")
 
     def _too_much(self) -> ImageError:
         """Why an image of which not even one detection fits into memory has failed."""
@@ -331,15 +359,24 @@ class Explainer:
 
     # -- behind the device ----------------------------------------------------------------------
 
-    def _finish(self, outcome: MappedImage | Result, publisher: Publisher, tree: store.Store | None) -> Result:
-        """The record and files of one image, written if there is a tree."""
+    def _finish(
+        self, index: int, outcome: MappedImage | Result, publisher: Publisher, tree: store.Store | None
+    ) -> Result:
+        """The record and files of one image, written if there is a tree. Raises LeftUnfinished."""
+        result = self._finished(outcome, publisher, tree)
+        self._works.pop(index, None)
+        return result
+
+    def _finished(self, outcome: MappedImage | Result, publisher: Publisher, tree: store.Store | None) -> Result:
         files: dict[str, bytes] = {}
+        written: frozenset[str] = frozenset()
         if isinstance(outcome, Result):
             result = outcome
         else:
             try:
                 kept = [group.result() for group in outcome.groups]
                 result, files = publisher.image(outcome.prepared, outcome.detections, kept)
+                written = frozenset().union(*(group.written for group in kept))
             except ImageError as error:
                 result = _failed(outcome.prepared, error)
             except (ValueError, IndexError, KeyError, ArithmeticError) as error:
@@ -347,7 +384,7 @@ class Explainer:
         if tree is None or result.skipped:
             return result
         try:
-            tree.write_image(result.ref.path, files, result.record)
+            tree.write_image(result.ref.path, files, result.record, written)
         except ImageError as error:
             result = Result(result.ref, records.failed_record(result.ref, error))
             tree.write_image(result.ref.path, {}, result.record)
@@ -362,6 +399,17 @@ def _configured(model: RunConfig | str | Path | None, options: dict[str, Any]) -
         return model
     words = {"model": model} | options
     return settings.load(options={k: str(v) if isinstance(v, Path) else v for k, v in words.items()})
+
+
+def _published(publisher: Publisher, work: Work, number: int, group: MapGroup) -> PublishedGroup:
+    """What is kept of a group, in the tree where the image has several."""
+    return work.keep(number, group.wanted, publisher.group(group))
+
+
+def _known(kept: PublishedGroup) -> Future[PublishedGroup]:
+    ready: Future[PublishedGroup] = Future()
+    ready.set_result(kept)
+    return ready
 
 
 def _failed(item: PreparedImage, error: ImageError) -> Result:

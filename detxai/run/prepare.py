@@ -43,18 +43,20 @@ def prepared_image(
         compared = _baselines(plan, square, box)
         fills, softened, ground = _fills(plan.level, square, box, *next(iter(compared.items())))
         labels, given = (None if drawn is None else drawn.at(image.width, image.height) for drawn in boxes)
+        key = _fingerprint(plan, image.sha256, digests)
         return PreparedImage(
             ref,
             image,
             box,
             torch.from_numpy(square).permute(2, 0, 1).float() / 255,
             compared,
-            _fingerprint(plan, image.sha256, digests),
+            key,
             fills,
             softened,
             labels=labels,
             given=given,
             ground=ground,
+            parts={} if tree is None else _parts(plan, ref, tree, key),
         )
     except ImageError as error:
         return Result(ref, records.failed_record(ref, error, None if image is None else records.image_info(image)))
@@ -64,6 +66,11 @@ def _boxes(plan: Plan, ref: ImageRef) -> tuple[Drawn | None, Drawn | None]:
     """The image's labels, if it has any, and the boxes given for it. Raises ImageError for malformed ones."""
     labels = None if plan.labels is None else plan.labels.read(ref)
     return labels, None if plan.given is None else plan.given.read(ref) or Drawn()
+
+
+def _parts(plan: Plan, ref: ImageRef, tree: store.Store, key: str) -> dict[int, bytes]:
+    """What an earlier run has finished of the image; nothing where all is to be done again."""
+    return tree.parts(ref.path, "" if plan.config.run.force else key)
 
 
 def _done(plan: Plan, ref: ImageRef, tree: store.Store, digests: Sequence[str | None]) -> records.Record | None:

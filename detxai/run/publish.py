@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -32,12 +32,17 @@ from detxai.values import Attribution, Detection, Letterbox
 from detxai.vocabulary import BLACK_BOX_METHODS, EDGES, METHODS, unit
 
 
+class LeftUnfinished(Exception):
+    """The run was left before all of a group was made."""
+
+
 @dataclass(frozen=True, eq=False)
 class Publisher:
     """Makes of maps what is kept of them.
 
     `fit`: how the square was made; `dtype`: the arithmetic asked for; `edge_pictures`: edges that get a picture each,
-    not one together; `files`: whether pictures and raw maps are made. Without, the maps themselves are kept.
+    not one together; `files`: whether pictures and raw maps are made. Without, the maps themselves are kept. `left`:
+    whether to give up, asked before every detection.
     """
 
     info: DetectorInfo
@@ -50,15 +55,18 @@ class Publisher:
     promise: Promise | None
     edge_pictures: frozenset[str]
     files: bool = True
+    left: Callable[[], bool] = lambda: False
 
     def group(self, group: MapGroup) -> PublishedGroup:
         """What is kept of a group, made one detection after the other: maps in source pixels are large.
 
-        Raises ImageError where a map is not finite.
+        Raises ImageError where a map is not finite, LeftUnfinished.
         """
         p, kept = group.prepared, PublishedGroup()
         ground = None if self.level is EvidenceLevel.NONE else ground_mask(p.image.pixels, p.ground)
         for number, indices in groupby(range(len(group.wanted)), lambda j: group.wanted[j].detection):
+            if self.left():
+                raise LeftUnfinished
             explained = self._explanations(group, list(indices))
             explained |= self._assessed(group, explained, ground)
             self._keep(group, number, list(explained.values()), kept)
@@ -67,7 +75,7 @@ class Publisher:
     def image(
         self, p: PreparedImage, detections: Sequence[Detection], kept: Sequence[PublishedGroup]
     ) -> tuple[Result, dict[str, bytes]]:
-        """The result of one image, and its files by name."""
+        """The result of one image, and its files by name that are not written yet."""
         rows = {i: own for group in kept for i, own in group.rows.items()}
         evidence = {i: own for group in kept for i, own in group.evidence.items()}
         record = records.Record(

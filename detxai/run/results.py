@@ -25,7 +25,7 @@ class PreparedImage:
     """An image as the device gets it: `x` and `baselines` (3, size, size) float32 in [0, 1].
 
     `fills` and `softened`: what trials show; `ground`: the colour of its empty ground; `labels`, `given`: boxes in
-    source pixels, None where there are none.
+    source pixels, None where there are none. `parts`: what an earlier run has finished of it, as the tree has it.
     """
 
     ref: ImageRef
@@ -39,6 +39,7 @@ class PreparedImage:
     labels: tuple[Label, ...] | None = None
     given: tuple[Label, ...] | None = None
     ground: tuple[int, int, int] | None = None
+    parts: dict[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +86,14 @@ class Explanation:
 class PublishedGroup:
     """What is kept of some detections: by detection its records and evidence, and the files by name.
 
-    `explanations`: with their maps, where no files are written.
+    `explanations`: with their maps, where no files are written; `written`: names of files that the tree has already.
     """
 
     rows: dict[int, list[AttributionRecord]] = field(default_factory=dict)
     evidence: dict[int, Evidence] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     explanations: list[Explanation] = field(default_factory=list)
+    written: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,111 @@
+"""A picture with many boxes: what is done of it when the run ends stays done, and the record is the same in the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import Inside, files
+
+from detxai import Explainer
+from detxai.output.store import Store
+from detxai.run import leaving
+from detxai.run.console import Signals, Stopped
+
+#: Boxes of the crowd, and how many are explained at a time.
+BOXES, AT_ONCE = 6, 2
+MANY = {"max_det": BOXES, "conf": 0.001, "iou": 0.95, "tolerance": 0.9, "max_evaluations": 4}
+
+
+def parts(tree: Path) -> list[Path]:
+    return sorted(tree.rglob(".detxai-*.part"))
+
+
+@pytest.fixture(scope="module")
+def crowd(tiny: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A picture of many boxes, its tree, one explainer for all, and the points that it took."""
+    tree = tmp_path_factory.mktemp("crowd") / "tree"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detxai.run.plan.TARGETS_AT_ONCE", AT_ONCE)
+        explainer = Explainer(tiny, **MANY)
+    with Store(tree) as store:
+        (result,) = explainer.explain(pictures / "a.png", store)
+    assert len(result.record.detections) == BOXES
+    assert not explainer.cut_short
+    assert parts(tree) == []
+    return SimpleNamespace(picture=pictures / "a.png", tree=tree, explainer=explainer, points=explainer.points)
+
+
+@pytest.fixture
+def left(crowd: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree whose run was over when the first group of boxes was done."""
+    monkeypatch.setattr(leaving, "DEVICE_GRACE", 0.0)
+    tree = tmp_path / "tree"
+    with Store(tree) as store:
+        assert list(crowd.explainer.explain(crowd.picture, store, lambda: bool(parts(tree)))) == []
+    assert crowd.explainer.cut_short
+    (work,) = crowd.explainer.unfinished()
+    assert AT_ONCE <= work.done < BOXES
+    assert work.done == AT_ONCE * len(parts(tree))
+    assert "a.png.json" not in files(tree)
+    monkeypatch.undo()
+    return tree
+
+
+def resumed(crowd: SimpleNamespace, tree: Path) -> int:
+    """The points that the network saw until the tree is that of a run that nothing stopped."""
+    with Store(tree) as store:
+        (result,) = crowd.explainer.explain(crowd.picture, store)
+    assert result.record.error is None
+    assert not crowd.explainer.cut_short
+    assert files(tree) == files(crowd.tree)
+    assert parts(tree) == []
+    return int(crowd.explainer.points)
+
+
+def test_finished_groups_are_not_done_again(crowd: SimpleNamespace, left: Path) -> None:
+    share = AT_ONCE * len(parts(left)) / BOXES
+    assert resumed(crowd, left) <= crowd.points * (1 - share / 2)
+
+
+@pytest.mark.parametrize("fault", ["picture", "part", "settings", "version"])
+def test_what_does_not_fit_any_more_is_done_again(
+    crowd: SimpleNamespace, left: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fault == "picture":
+        for picture in left.glob("*.png"):
+            picture.write_bytes(b"changed")
+    elif fault == "version":
+        monkeypatch.setattr("detxai.run.resume.__version__", "0")
+    for part in parts(left) if fault == "part" else ():
+        part.write_bytes(part.read_bytes()[:-1])
+    for part in parts(left) if fault == "settings" else ():
+        place, image, _, number = part.name.split("-")
+        part.rename(part.with_name("-".join((place, image, "0123456789abcdef", number))))
+    assert resumed(crowd, left) == crowd.points
+
+
+def test_readers_of_a_tree_pass_over_what_is_not_finished(crowd: SimpleNamespace, left: Path, inside: Inside) -> None:
+    assert inside("list", left).code == 4
+    (left / "summary.json").write_text("{}")
+    whole = inside("merge", left, crowd.tree, "-o", "merged")
+    assert whole.code == 0, whole.err
+    assert {n: c for n, c in files(inside.cwd / "merged").items() if n != "records.jsonl"} == files(crowd.tree)
+    assert parts(inside.cwd) == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_python_drops_is_heard_at_the_next_pack() -> None:
+    class Awkward:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    with Signals() as signals:
+        Awkward()
+        with pytest.raises(Stopped):
+            signals.check()
