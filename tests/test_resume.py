@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import Inside, files
+from conftest import Command, Inside, files, pixels
+from PIL import Image
 
 from detxai import Explainer
 from detxai.output.store import Store
@@ -96,6 +99,63 @@ def test_readers_of_a_tree_pass_over_what_is_not_finished(crowd: SimpleNamespace
     assert whole.code == 0, whole.err
     assert {n: c for n, c in files(inside.cwd / "merged").items() if n != "records.jsonl"} == files(crowd.tree)
     assert parts(inside.cwd) == []
+
+
+@pytest.fixture
+def dense(detxai: Command) -> Path:
+    """Nine X-rays as one picture."""
+    sheet = Image.new("RGB", (480, 480))
+    for number in range(9):
+        tile = Image.fromarray(pixels(f"bag-{number + 1:02d}.jpg", (160, 160)))
+        sheet.paste(tile, (number % 3 * 160, number // 3 * 160))
+    sheet.save(detxai.cwd / "dense.png")
+    return detxai.cwd / "dense.png"
+
+
+@pytest.mark.slow
+def test_a_kill_within_a_picture_loses_the_group_in_flight_alone(detxai: Command, dense: Path) -> None:
+    line = ("explain", dense, "--conf", "0.005", "--max-det", "48", "--imgsz", "160", "--max-evaluations", "24", "-o")
+    assert detxai(*line, "whole").code == 0
+    tree, before = detxai.cwd / "tree", 0
+    for _ in range(2):
+        with detxai.start(*line, tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+            while len(parts(tree)) <= before and running.poll() is None:
+                time.sleep(0.01)
+            running.kill()
+        assert running.returncode == -9, "the picture was done before it could be killed: give it more boxes"
+        before = len(parts(tree))
+    outcome = detxai(*line, tree)
+    assert outcome.code == 0, outcome.err
+    assert files(tree) == files(detxai.cwd / "whole")
+    assert parts(tree) == []
+    whole, last = (json.loads((detxai.cwd / t / "summary.json").read_text()) for t in ("whole", "tree"))
+    assert whole["detections"] > 2 * 16
+    assert last["timings"]["points"] < 0.6 * whole["timings"]["points"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signalled", [False, True])
+def test_a_dense_picture_is_left_within_ten_seconds(detxai: Command, dense: Path, signalled: bool) -> None:
+    line = ("explain", dense, "--conf", "0.005", "--max-det", "300", "--tolerance", "0.0001", "-o", "tree")
+    limit = 30
+    before = time.monotonic()
+    with detxai.start(*line, *(() if signalled else ("--max-seconds", limit))) as running:
+        if signalled:
+            while not (detxai.cwd / "tree" / ".detxai.lock").exists():
+                time.sleep(0.1)
+            time.sleep(limit / 3)
+            before = time.monotonic() - limit
+            running.terminate()
+        _, err = running.communicate()
+    assert time.monotonic() - before <= limit + 10
+    assert running.returncode == (143 if signalled else 8), err
+    summary = json.loads((detxai.cwd / "tree" / "summary.json").read_text())
+    (left,) = summary["unfinished"]
+    assert left["path"] == "dense.png"
+    assert left["kept"] <= left["detections"]
+    assert f"dense.png is not finished: {left['kept']} of {left['detections']} boxes".encode() in err
+    assert summary["images"] == {"ok": 0, "failed": 0, "skipped": 0, "ignored": 0}
+    assert b" evaluations, " in err, "progress moves"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

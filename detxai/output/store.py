@@ -179,7 +179,7 @@ class Store:
         owned = (_PICTURE.fullmatch(name) for name in pictures)
         endings = tuple(match[2] for match in owned if match and match[1] == path.split("/")[-1])
         if len(endings) != len(pictures):
-            raise ValueError(f"pictures of {path} are not named after it: {sorted(pictures)}")
+            raise ValueError(f"pictures of {path} are not those named after it: {sorted(pictures)}")
         self._make_folders(path)
         for name in (file.name, *pictures):
             if len(os.fsencode(name)) > NAME_BYTES:
