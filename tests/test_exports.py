@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
+import io
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from detxai.cli.app import run
 from detxai.cli.export import NAMES
 from detxai.exports import FORMATS
 from detxai.output import records
+from detxai.output.store import MAP_SUFFIX, decode_map, encode_map
 
 
 def detection(number: int, kind: str = "detection") -> records.DetectionRecord:
@@ -100,3 +107,126 @@ def test_tables_agree(tree: Path) -> None:
 def test_unknown_formats_and_missing_trees(tree: Path) -> None:
     assert run(["export", str(tree), "--to", "voc", "-o", str(tree.parent / "v")]) == 2
     assert run(["export", str(tree.parent / "none"), "--to", "csv", "-o", str(tree.parent / "v")]) == 4
+
+
+def mapped(tree: Path) -> np.ndarray[Any, Any]:
+    """Give the first box of a.jpg a map, an overlay and a grid, and return the map, (200, 100)."""
+    values = np.zeros((200, 100), np.float32)
+    values[40:60, 20:40], values[20, 10] = 0.01, -1
+    (tree / "a.jpg.d00.ig.npz").write_bytes(encode_map(values, "npz"))
+    Image.new("RGB", (120, 230), (255, 128, 0)).save(tree / "a.jpg.d00.ig.png")
+    grid = records.Grid(rows=2, cols=2, values=((1.0, 0.5), (0.0, -1.0)))
+    made = records.AttributionRecord(
+        method="ig", target="class", class_id=0, class_name="it, em 0", baseline="white", precision="fp32",
+        path="dense", value_at_input=1, value_at_baseline=-1, sum=2, completeness_error=0, error_bound=0,
+        converged=True, evaluations=9,
+        net_inside=1, inside_share=1, peak=(30, 50), grid=grid, overlay="a.jpg.d00.ig.png", map="a.jpg.d00.ig.npz",
+    )  # fmt: skip
+    record = records.load((tree / "a.jpg.json").read_bytes())
+    assert record.detections
+    first, second, *others = record.detections
+    plain = made.model_copy(update={"map": None})
+    boxes = (
+        first.model_copy(update={"attributions": (made,)}),
+        second.model_copy(update={"attributions": (plain,)}),
+        *others,
+    )
+    (tree / "a.jpg.json").write_bytes(records.dump(record.model_copy(update={"detections": boxes})))
+    return values
+
+
+def test_cvat_holds_boxes_and_attributes(tree: Path) -> None:
+    root = ElementTree.parse(exported(tree, "cvat") / "annotations.xml").getroot()
+    assert root.findtext("version") == "1.1" and root.findtext("meta/task/size") == "3"
+    names = [image.get("name") for image in root.iter("image")]
+    assert names == ["a.jpg", "deep/b.png", "x.tif#2"]
+    known = {label.findtext("name"): label for label in root.iter("label")}
+    for box in root.iter("box"):
+        offered = {a.findtext("name") for a in known[box.get("label")].iter("attribute")}
+        assert {a.get("name") for a in box.iter("attribute")} == offered == {"score", "verdict", "reason"}
+    first = next(root.iter("box"))
+    assert [float(first.get(edge, "")) for edge in ("xtl", "ytl", "xbr", "ybr")] == [10, 20, 50, 60]
+
+
+def test_datumaro_reads_cvat(tree: Path) -> None:
+    datumaro: Any = pytest.importorskip("datumaro")
+    (tree / "x.tif#2.json").unlink()
+    folder = exported(tree, "cvat")
+    (folder / "images" / "deep").mkdir(parents=True)
+    for name in ("a.jpg", "deep/b.png"):  # datumaro wants to see them
+        Image.new("RGB", (100, 200)).save(folder / "images" / name)
+    items = list(datumaro.Dataset.import_from(str(folder), "cvat"))
+    boxes = {item.id: [annotation.points for annotation in item.annotations] for item in items}
+    assert boxes == {"a": [[10, 20, 50, 60], [10, 20, 50, 61]], "deep/b": []}
+
+
+def test_fiftyone_samples_are_documents_of_its_kind(tree: Path) -> None:
+    values = mapped(tree)
+    folder = exported(tree, "fiftyone")
+    assert "version" not in json.loads((folder / "metadata.json").read_bytes())
+    first, second, _ = json.loads((folder / "samples.json").read_bytes())["samples"]
+    assert first["filepath"] == "data/a.jpg" and "why" not in second
+    boxes = first["detections"]["detections"]
+    assert boxes[0]["bounding_box"] == [0.1, 0.1, 0.4, 0.2] and boxes[0]["label"] == "it, em 0"
+    coded = base64.b64decode(first["why"]["map"]["$binary"]["base64"])
+    heat = np.load(io.BytesIO(zlib.decompress(coded)))
+    assert heat.shape == (128, 64) and np.abs(heat).max() <= 1
+    assert heat.argmin() != heat.argmax() and values.argmin() != values.argmax()
+    core: Any = pytest.importorskip("fiftyone")
+    sample = core.Sample.from_dict(first)
+    assert sample.detections.detections[0].confidence == 0.75 and np.array_equal(sample.why.map, heat)
+
+
+def test_heat_maps_lie_where_the_map_does(tree: Path) -> None:
+    values = mapped(tree)
+    lines = [json.loads(line) for line in (exported(tree, "heatmaps") / "heatmaps.jsonl").read_text().splitlines()]
+    whole, grid = lines
+    assert whole["bounds"] == {"x": 50, "y": 100, "width": 100, "height": 200}
+    cells = np.reshape(whole["values"], (whole["height"], whole["width"]))
+    assert cells.sum() == pytest.approx(values.sum(), rel=1e-3)
+    row, column = np.unravel_index(cells.argmax(), cells.shape)
+    assert 40 <= (row + 0.5) * 200 / 128 < 60 and 20 <= (column + 0.5) * 100 / 64 < 40
+    assert cells.max() * whole["valueScale"] == pytest.approx(1, rel=1e-3) and 0 < whole["threshold"] < 1
+    assert grid["bounds"] == {"x": 30, "y": 40.5, "width": 40, "height": 41} and grid["values"] == [1, 0.5, 0, -1]
+
+
+@pytest.mark.parametrize("kind", ["npz", "png"])
+def test_a_map_is_read_as_it_was_written(kind: Any) -> None:
+    values = np.random.default_rng(0).normal(size=(9, 7)).astype(np.float32)
+    assert np.allclose(decode_map(encode_map(values, kind), f"m{MAP_SUFFIX[kind]}"), values, atol=1e-4)
+
+
+def test_dicom_keeps_nobody_unless_asked(tree: Path, tmp_path: Path) -> None:
+    pydicom: Any = pytest.importorskip("pydicom")
+    assert run(["export", str(tree), "--to", "dicom", "-o", str(tmp_path / "none")]) == 0, "no box is explained"
+    mapped(tree)
+    source = pydicom.Dataset()
+    source.file_meta = pydicom.dataset.FileMetaDataset()
+    source.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    source.SpecificCharacterSet, source.PatientName, source.PatientID = "ISO_IR 100", "Quillfeather^Jörg", "PAT-4711"
+    source.SOPClassUID, source.SOPInstanceUID, source.StudyInstanceUID = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.3", "1.2.4"
+    (tmp_path / "scans").mkdir()
+    file = tmp_path / "scans" / "a.jpg"  # bytes decide, not the name
+    source.save_as(file, enforce_file_format=True)
+    record = json.loads((tree / "a.jpg.json").read_bytes())
+    record["image"]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (tree / "a.jpg.json").write_text(json.dumps(record))
+    (tree / "x.tif#2.json").unlink()
+    (tree / "deep" / "b.png.json").unlink()
+    plain = pydicom.dcmread(exported(tree, "dicom") / "a.jpg.d00.dcm")
+    assert plain.SOPClassUID == pydicom.uid.SecondaryCaptureImageStorage and plain.PatientName == ""
+    assert np.array_equal(plain.pixel_array, np.full((230, 120, 3), (255, 128, 0), np.uint8))
+    first, again = (tree.parent / "dicom" / "a.jpg.d00.dcm").read_bytes(), exported(tree, "dicom") / "a.jpg.d00.dcm"
+    assert b"Quillfeather" not in first and again.read_bytes() == first and plain.StudyInstanceUID != "1.2.4"
+    kept = ["export", str(tree), "--to", "dicom", "--keep-identifiers", str(file.parent), "-o", str(tmp_path / "kept")]
+    assert run(kept) == 0
+    named = pydicom.dcmread(tmp_path / "kept" / "a.jpg.d00.dcm")
+    assert (str(named.PatientName), named.PatientID, named.StudyInstanceUID) == (
+        "Quillfeather^Jörg",
+        "PAT-4711",
+        "1.2.4",
+    )
+    assert named.SourceImageSequence[0].ReferencedSOPInstanceUID == "1.2.3"
+    file.write_bytes(file.read_bytes() + b"\0")
+    assert run(kept) == 2, "not the file that was explained"
+    assert run(["export", str(tree), "--to", "csv", "--keep-identifiers", ".", "-o", str(tmp_path / "c")]) == 2

@@ -6,21 +6,21 @@ Boxes are in per cent of the picture. See https://labelstud.io/guide/predictions
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-from detxai.exports.boxes import reported, size, verdict
-from detxai.output.records import DetectionRecord, Record
+from detxai.exports.content import Content, reported, size, verdict
+from detxai.output.records import DetectionRecord
 from detxai.vocabulary import VERDICTS
 
 
-def files(records: Iterable[Record]) -> Iterator[tuple[str, bytes]]:
+def files(content: Content) -> Iterator[tuple[str, bytes]]:
     """The tasks, and the labelling interface that shows them. Serve the images by Label Studio's local files."""
     names: dict[str, None] = {}
     tasks = []
-    for record in records:
+    for record in content.records:
         boxes = list(reported(record))
         names |= dict.fromkeys(d.class_name for d in boxes)
         model = f"{record.model.name} {record.model.sha256[:12]}" if record.model else "detxai"

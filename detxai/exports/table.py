@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from detxai.errors import UsageError
-from detxai.exports.boxes import reported, size, verdict
+from detxai.exports.content import Content, reason, reported, size, verdict
 from detxai.output.records import DetectionRecord, Record
 
 #: Column -> the type of its values.
@@ -20,16 +20,16 @@ COLUMNS: dict[str, type] = {
 }
 
 
-def csv_files(records: Iterable[Record]) -> Iterator[tuple[str, bytes]]:
+def csv_files(content: Content) -> Iterator[tuple[str, bytes]]:
     """The table as UTF-8 CSV (RFC 4180); nothing stands for what is unknown."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(COLUMNS))
     writer.writeheader()
-    writer.writerows(_rows(records))
+    writer.writerows(_rows(content.records))
     yield "boxes.csv", text.getvalue().encode("utf-8", "backslashreplace")
 
 
-def parquet_files(records: Iterable[Record]) -> Iterator[tuple[str, bytes]]:
+def parquet_files(content: Content) -> Iterator[tuple[str, bytes]]:
     """The table as Parquet, compressed with zstd. Raises UsageError without pyarrow."""
     try:
         import pyarrow
@@ -39,7 +39,7 @@ def parquet_files(records: Iterable[Record]) -> Iterator[tuple[str, bytes]]:
     types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64(), bool: pyarrow.bool_()}
     schema = pyarrow.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
     sink = pyarrow.BufferOutputStream()
-    parquet.write_table(pyarrow.Table.from_pylist(list(_rows(records)), schema), sink, compression="zstd")
+    parquet.write_table(pyarrow.Table.from_pylist(list(_rows(content.records)), schema), sink, compression="zstd")
     yield "boxes.parquet", sink.getvalue().to_pybytes()
 
 
@@ -54,9 +54,7 @@ def _row(record: Record, d: DetectionRecord) -> dict[str, Any]:
         row |= {"model": record.model.name, "model_sha256": record.model.sha256}
     row |= {"id": d.id, "class_id": d.class_id, "class_name": d.class_name, "score": d.score}
     row["left"], row["top"], row["right"], row["bottom"] = d.box
-    row |= {"verdict": verdict(d), "match": d.match.status if d.match else None}
-    if d.evidence:
-        row["reason"] = next(iter(d.evidence.reasons), None)
+    row |= {"verdict": verdict(d), "reason": reason(d), "match": d.match.status if d.match else None}
     if d.attributions:
         first = d.attributions[0]
         names = ("method", "converged", "error_bound", "inside_share", "net_inside", "evaluations", "overlay")

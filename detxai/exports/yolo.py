@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from detxai.errors import UsageError
-from detxai.exports.boxes import reported, size
-from detxai.output.records import Record
+from detxai.exports.content import Content, reported, size
 
 
-def files(records: Iterable[Record]) -> Iterator[tuple[str, bytes]]:
+def files(content: Content) -> Iterator[tuple[str, bytes]]:
     """A file an image, also where nothing was found. Raises UsageError for two images that want one file."""
     names: dict[int, str] = {}
     seen: dict[str, str] = {}
-    for record in records:
+    for record in content.records:
         path = record.image.path
         # The suffix of a frame, `x.tif#2`, tells it from the others.
         name = f"{path}.txt" if "#" in PurePosixPath(path).suffix else str(PurePosixPath(path).with_suffix(".txt"))

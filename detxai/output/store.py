@@ -72,6 +72,21 @@ def encode_map(values: Map, kind: Literal["none", "npz", "png"]) -> bytes:
     return buffer.getvalue()
 
 
+def decode_map(data: bytes, name: str) -> Map:
+    """The map, (height, width) float32, of a file that `encode_map` wrote under `name`."""
+    if name.endswith(MAP_SUFFIX["npz"]):
+        with np.load(io.BytesIO(data)) as kept:
+            values: Map = kept["map"]
+            return values
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        scale = float(image.info["detxai-scale"])
+        grey = np.asarray(image).astype(np.float64)
+    restored: Map = ((grey - PNG_ZERO) / PNG_RANGE * scale).astype(np.float32)
+    return restored
+
+
 class Store:
     """An output tree, held by this process alone while entered.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +11,7 @@ from xml.etree import ElementTree as Xml
 from detxai.output.ranking import LOOK, Finding
 from detxai.output.records import Failure
 from detxai.review.listing import Selection
+from detxai.text import xml_text
 
 #: Verdict -> (level, what it means). Levels are SARIF's; GitHub says notice for note.
 RULES: dict[str, tuple[str, str]] = {
@@ -21,8 +21,6 @@ RULES: dict[str, tuple[str, str]] = {
     "supported": ("note", "No rule objects. It clears nothing."),
     "none": ("note", "Explained without evidence."),
 }
-#: What XML 1.0 cannot hold.
-_NO_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 
 
 def github(chosen: Selection, folder: str = "") -> str:
@@ -44,11 +42,13 @@ def junit(chosen: Selection, folder: str = "") -> str:
     suite = Xml.SubElement(suites, "testsuite", plain)
     for failure in chosen.failures:
         case = _case(suite, folder + failure.path, "image")
-        Xml.SubElement(case, "error", type=failure.code, message=_xml(failure.message))
+        Xml.SubElement(case, "error", type=failure.code, message=xml_text(failure.message))
     for f in chosen.found:
         case = _case(suite, folder + f.path, _title(f))
         if f.verdict in LOOK:
-            Xml.SubElement(case, "failure", type=f.verdict, message=_xml(_why(f))).text = _xml("\n".join(f.reasons))
+            Xml.SubElement(case, "failure", type=f.verdict, message=xml_text(_why(f))).text = xml_text(
+                "\n".join(f.reasons)
+            )
     Xml.indent(suites)
     text: bytes = Xml.tostring(suites, encoding="utf-8", xml_declaration=True)
     return text.decode() + "\n"
@@ -98,11 +98,7 @@ def _property(text: str) -> str:
 
 
 def _case(suite: Xml.Element, path: str, name: str) -> Xml.Element:
-    return Xml.SubElement(suite, "testcase", classname=_xml(path), name=_xml(name), file=_xml(path))
-
-
-def _xml(text: str) -> str:
-    return _NO_XML.sub("\ufffd", text)
+    return Xml.SubElement(suite, "testcase", classname=xml_text(path), name=xml_text(name), file=xml_text(path))
 
 
 def _place(path: str) -> list[dict[str, Any]]:
