@@ -1,7 +1,7 @@
 """COCO: `instances.json`, a data set of images, categories and scored boxes, and `results.json` for `loadRes`.
 
-Categories keep the model's class ids, which count from 0, as --predictions reads them back; some readers (datumaro) take
-category 0 for the background. See https://cocodataset.org/#format-results.
+Categories keep the model's class ids, which count from 0, as --predictions reads them back; some readers (datumaro)
+take category 0 for the background. See https://cocodataset.org/#format-results.
 """
 
 from __future__ import annotations
