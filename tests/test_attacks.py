@@ -25,7 +25,17 @@ from detxai.inputs import decode
 from detxai.run.console import Stopped
 
 CHOSEN = [*itertools.islice(attacks.picture_attacks(1), 0, 65, 16)]
-MODELS = ("Linear", "million repeats", "300,000 names", "8192 px", "2 ** 60", "FIFO")
+MODELS = (
+    "Linear",
+    "million repeats",
+    "300,000 names",
+    "8192 px",
+    "2 ** 60",
+    "FIFO",
+    "a chain of",
+    "Upsample of",
+    "1 x 512",
+)
 CHOSEN += [a for a in attacks.model_attacks(1) if any(word in a.name for word in MODELS)]
 
 

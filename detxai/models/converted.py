@@ -15,6 +15,7 @@ from torch import nn
 
 from detxai.errors import ModelError
 from detxai.models import upstream  # noqa: F401  (before any ultralytics.*)
+from detxai.models.bounds import Bounds
 from detxai.models.layers import MOST_LAYERS, TORCH, ULTRALYTICS, WIDEST
 from detxai.models.networks import class_names, image_size
 from detxai.values import Checkpoint
@@ -25,8 +26,6 @@ MOST_ROWS, MOST_REPEATS = 500, 100
 LONGEST_HEADER = 1 << 24
 #: Numbers that a network may hold beside those of its file: what fine-tuning made narrower than its yaml says.
 SPARE_NUMBERS = 1 << 20
-#: The largest map while the strides are measured, on a picture of 256 pixels.
-LARGEST_MAP = 1 << 24
 #: Text that the arguments of a layer may be; ultralytics would evaluate any other.
 _WORDS = ("nc", "None", "True", "False", "nearest", "bilinear", "anchors", "kpt_shape")
 #: Side in pixels of the picture that both forms of a model are compared on, and how far they may differ.
@@ -100,13 +99,14 @@ def _default_activation(text: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _bounded(numbers: int | None) -> Iterator[None]:
-    """Within it, no network grows beyond `numbers` numbers in its tensors, nor beyond the bounds of layers and maps.
+    """Within it, no network grows beyond `numbers` numbers in its tensors, nor beyond the bounds of layers and work.
 
     A tensor is counted before anything is written into it: until then it takes no memory.
     """
     from torch.nn.modules import module as hooks
 
     layers, left = MOST_LAYERS, None if numbers is None else 2 * numbers + SPARE_NUMBERS
+    measured = False
 
     def count_layer(*_: Any) -> None:
         nonlocal layers
@@ -121,17 +121,20 @@ def _bounded(numbers: int | None) -> Iterator[None]:
             if left < 0:
                 raise ModelError("The architecture is larger than the tensors that came with it.")
 
-    def measure(_: Any, __: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor) and output.numel() > LARGEST_MAP:
-            raise ModelError("The architecture makes larger maps than any detector that is known.")
+    def measure(*_: Any) -> None:
+        nonlocal measured
+        if not measured:
+            measured = True
+            stack.enter_context(Bounds("The architecture", 0))
 
     handles = [
         hooks.register_module_module_registration_hook(count_layer),
         hooks.register_module_parameter_registration_hook(count_numbers),
-        hooks.register_module_forward_hook(measure),
+        hooks.register_module_forward_pre_hook(measure),
     ]
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -236,7 +239,8 @@ def _compare(checkpoint: Checkpoint, data: bytes) -> None:
     picture = torch.rand(1, 3, PICTURE // 8, PICTURE // 8, generator=torch.Generator().manual_seed(0))
     picture = nn.functional.interpolate(picture, scale_factor=8, mode="bilinear")
     try:
-        own, other = (detectors.build(c).predict(picture)[0] for c in (checkpoint, read(checkpoint.name, "", data)))
+        converted = read(checkpoint.name, "", data)
+        own, other = (detectors.sound(detectors.build(c), picture) for c in (checkpoint, converted))
     except (ModelError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ModelError(f"{checkpoint.name} cannot be converted: {error!s:.200}", hint) from error
     pairs = ((own.boxes, other.boxes), (own.logits, other.logits))

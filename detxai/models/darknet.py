@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 MAX_CFG_BYTES = 1 << 20
 MAX_LAYERS = 1000
-MAX_SIZE = 8192
+MAX_SIZE = 4096
 #: As in OpenCV's reader, √(variance + ε). Darknet itself has used √variance + 1e-6, its best known fork
 #: √(variance + 1e-5).
 EPSILON = 1e-6

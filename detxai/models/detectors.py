@@ -12,6 +12,7 @@ from torch import Tensor
 
 from detxai.errors import ImageError, ModelError
 from detxai.models import upstream  # noqa: F401  (before any ultralytics.*)
+from detxai.models.bounds import Bounds
 from detxai.models.detector import Candidates, Detector, Differentiable, Pin
 from detxai.models.heads.anchor_based import AnchorBased
 from detxai.models.heads.anchor_free import AnchorFree
@@ -43,6 +44,8 @@ HEADS: dict[str, Callable[..., Detector]] = {
 
 #: Two ways to the same logit, in float32, differ by less than this.
 SAME = 1e-3
+#: What layers raise that do not fit together.
+MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def build(checkpoint: Checkpoint, branch: str | None = None) -> Detector:
@@ -59,7 +62,7 @@ def build(checkpoint: Checkpoint, branch: str | None = None) -> Detector:
         )
     try:
         return HEADS[head](_in_colour(checkpoint), branch)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except MISFITS as error:
         raise ModelError(f"{checkpoint.name}: its {head} head is not built as expected: {error!s:.200}") from error
 
 
@@ -98,17 +101,26 @@ def contrasting(values: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor]
 
 
 @torch.no_grad()
-def sound(detector: Detector, x: Tensor) -> Candidates:
-    """What `detector` predicts on x (1, 3, size, size). Raises ModelError where that is not finite, or impossible."""
+def sound(detector: Detector, x: Tensor, *, asked: bool = False) -> Candidates:
+    """What `detector` predicts on x (1, 3, size, size).
+
+    `asked`: the user gave that size. Raises ModelError where that is not finite, or impossible, or without bounds.
+    """
     try:
-        (found,) = detector.predict(x)
+        with Bounds(detector.info.name, x.shape[-2] * x.shape[-1], asked=asked):
+            (found,) = detector.predict(x)
     except ImageError as error:
         message = f"{detector.info.name} is broken: on a test picture, {error}."
         raise ModelError(message, "Nothing was explained; export or train the model again.") from error
+    except MISFITS as error:
+        if x.device.type != "cpu" or any(word in str(error) for word in ("memory", "primitive", "thread")):
+            raise  # the machine's fault
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{detector.info.name} cannot be run: {said:.200}.", "Export or train it again.") from error
     return found
 
 
-def self_test(detector: Differentiable, x: Tensor) -> float:
+def self_test(detector: Differentiable, x: Tensor, *, asked: bool = False) -> float:
     """Largest |gradient| of the strongest class logit on x (1, 3, size, size).
 
     Where the sparse values are not those of the whole network, a layer computes in another way than its kind is known
@@ -116,7 +128,7 @@ def self_test(detector: Differentiable, x: Tensor) -> float:
     the values are not those predicted even so; or when the gradient is zero or not finite: then no gradient method can
     work (a detached or quantised head).
     """
-    found = sound(detector, x)
+    found = sound(detector, x, asked=asked)
     wrong = _unlike(detector, x, found)
     if wrong and detector.info.sparse:
         detector.trunk.give_up_windows()

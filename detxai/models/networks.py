@@ -28,7 +28,7 @@ _MAIN = {
     "DualDDetect": (1, "cv4", "cv5"), "TripleDetect": (2, "cv6", "cv7"), "TripleDDetect": (2, "cv6", "cv7"),
 }  # fmt: skip
 MOST_NAMES, LONGEST_NAME = 1 << 16, 1000
-SMALLEST_SIZE, LARGEST_SIZE = 32, 4096
+SMALLEST_SIZE, LARGEST_SIZE, COARSEST = 32, 4096, 512
 #: Bounds of a stored yaml.
 MOST_ITEMS, DEEPEST = 20_000, 8
 
@@ -116,6 +116,7 @@ def _empty(cls: Any, layers: nn.Sequential, yaml: dict[str, Any]) -> nn.Module:
     head: Any = layers[-1]
     if isinstance(getattr(head, "stride", None), Tensor):
         model.stride = head.stride
+        whole_strides(head.stride.tolist())
     read = [f for layer in layers for f in (layer.f if isinstance(layer.f, list) else [layer.f])]
     model.save = sorted({f for f in read if isinstance(f, int) and f >= 0})
     return model.eval()  # type: ignore[no-any-return]
@@ -163,7 +164,7 @@ def _anchor_based(
     trunk = _trunk(layers, builder)
     anchors = builder.tensor(buffers["anchors"], "anchors")
     stride: Any = model.get("stride") if state.get("stride") is None else state["stride"]
-    strides = [int(s) for s in (stride.tolist() if type(stride) is Tensor else stride)]
+    strides = whole_strides(stride.tolist() if type(stride) is Tensor else stride)
     scales = []
     for level, node in enumerate(parts["m"].state["_modules"].values()):
         conv: Any = builder.layer(node, f"head.m.{level}")
@@ -180,6 +181,14 @@ def _anchor_based(
             Scale(feeds[level], _first(conv, len(pixels), 5 + count), pixels, strides[level], count, 2.0, True)
         )
     return Network(list(trunk), scales, 640)
+
+
+def whole_strides(values: Any) -> list[int]:
+    """Pixels of a cell, a level. Raises ValueError for what is none."""
+    strides = [int(value) for value in values]
+    if not all(1 <= stride <= COARSEST for stride in strides):
+        raise ValueError(f"its cells are {strides} pixels wide")
+    return strides
 
 
 def _with_implicit(conv: nn.Conv2d, parts: dict[str, Any], level: int, builder: Builder) -> nn.Conv2d:

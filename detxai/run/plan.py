@@ -135,7 +135,7 @@ def make_plan(config: RunConfig, checkpoint: Checkpoint | None = None, detector:
     calibration, warnings = calibration_of(config, info, size)
     promise, unkept = promise_of(calibration, config, classes, fit)
     checks.check_methods(a.method, targets, info, black_box=network is None)
-    activations, whole = _tested(detector, a.method, size, device)
+    activations, whole = _tested(detector, a.method, size, device, asked=config.detection.imgsz is not None)
     info = detector.info
     parchgrad = _parchgrad(config, detector, size, device)
     checks.check_baseline_folder(a.baseline, a.method)
@@ -202,19 +202,21 @@ def _fit(config: RunConfig, info: DetectorInfo) -> str:
     return fit
 
 
-def _tested(detector: Detector, methods: Sequence[str], size: int, device: torch.device) -> tuple[int, tuple[str, ...]]:
+def _tested(
+    detector: Detector, methods: Sequence[str], size: int, device: torch.device, *, asked: bool
+) -> tuple[int, tuple[str, ...]]:
     """The bytes that a forward pass of one picture keeps for its backward pass, 0 without gradients, and warnings.
 
-    Raises ModelError for a model that is broken.
+    `asked`: the user gave the size. Raises ModelError for a model that is broken.
     """
     # Noise: on a picture of one colour a layer that is off by some cells gives what it should.
     noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(SEED)).to(device)
     network, sparse = _network(detector), detector.info.sparse
     if network is None or all(name in BLACK_BOX_METHODS for name in methods):
-        detectors.sound(detector, noise)
+        detectors.sound(detector, noise, asked=asked)
         return 0, ()
     with saved_bytes(network.module) as kept:
-        detectors.self_test(network, noise)
+        detectors.self_test(network, noise, asked=asked)
     if network.info.sparse == sparse:
         return kept[0], ()
     return kept[0], (

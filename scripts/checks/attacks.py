@@ -23,15 +23,19 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from pickle_programs import BYPASSES, archive, program
+from torch import nn
+from ultralytics.nn.modules.transformer import AIFI
 
 from detxai.cli.app import run
 from detxai.models import checkpoints
 
+torch.set_num_threads(1)  # a child that is forked from several threads would wait for the others
 #: Seconds of one core beyond those of a good picture, and GiB, that an attack may take.
 LIMITS = {"pictures": (2.0, 1.0), "models": (10.0, 2.0)}
 #: Seconds after which it counts as one that hangs.
@@ -244,7 +248,44 @@ def yamls() -> Iterator[tuple[str, dict[str, object]]]:
     yield "ten thousand rows", {"nc": 1, "backbone": [[-1, 1, "Conv", [8, 1, 1]]] * 10_000, "head": [detect]}
     yield "a width of a million", {"nc": 1, "width_multiple": 1e6, "backbone": [[-1, 1, "Conv", [8]]], "head": [detect]}
     yield "300,000 classes", {"nc": 300_000, "backbone": [[-1, 1, "Conv", [8, 3, 2]]] * 3, "head": [detect]}
+    bomb: list[object]
+    for bomb in ([-1, 1, "nn.Upsample", ["None", 65536, "nearest"]], [-1, 1, "Conv", [8, 1, 1, 65536]]):
+        yield f"{bomb[2]} of 65,536", {"nc": 1, "backbone": [[-1, 1, "Conv", [8, 3, 2]], bomb], "head": [detect]}
     yield "code for a layer", {"nc": 1, "backbone": [[-1, 1, "__import__('os').getcwd", []]], "head": [detect]}
+
+
+def hungry() -> Iterator[tuple[str, bytes]]:
+    """Checkpoints of small weights and endless maps, and of layers that do not fit together."""
+
+    def stored(change: Callable[[Any], None], size: int = 320) -> bytes:
+        module: Any = checkpoints.load().module
+        change(module.model)
+        file = io.BytesIO()
+        torch.save({"model": module, "train_args": {"imgsz": size}}, file)
+        return file.getvalue()
+
+    def act(*layers: nn.Module) -> Callable[[Any], None]:
+        return lambda model: model[0].__setattr__("act", nn.Sequential(*layers))
+
+    pool = {"kernel_size": 4001, "stride": 1, "padding": 2000}
+    for what, layers in (
+        ("a chain of upsamplings", [nn.Upsample(scale_factor=2) for _ in range(20)]),
+        ("one upsampling", [nn.Upsample(scale_factor=65536.0)]),
+        ("an upsampling to a size", [nn.Upsample(size=(60000, 60000))]),
+        ("padding", [nn.ZeroPad2d(65536)]),
+        ("a padded convolution", [nn.Conv2d(16, 16, 1, padding=65536)]),
+        ("a transposed convolution", [nn.ConvTranspose2d(16, 16, 1, stride=1000)]),
+        ("an adaptive pooling", [nn.AdaptiveAvgPool2d(65536)]),
+        ("a wide pooling", [nn.MaxPool2d(**pool)]),
+        ("nineteen thousand layers", [nn.SiLU()] * 19_000),
+        ("a thousand upsamplings, up and down", [nn.Upsample(scale_factor=8), nn.AvgPool2d(8)] * 1000),
+    ):
+        yield what, stored(act(*layers))
+    yield "attention of all cells", stored(act(AIFI(16, 16, 1)))
+    yield "an odd attention", stored(act(AIFI(6, 6, 1)))
+    yield "a stride of a million", stored(lambda model: model[-1].stride.mul_(1e6))
+    yield "a size of 4,096 px and wide maps", stored(act(nn.Conv2d(16, 512, 1), nn.Conv2d(512, 16, 1)), 4096)
+    yield "layers that do not fit together", stored(act(nn.Conv2d(8, 16, 1)))
 
 
 def headers() -> Iterator[tuple[str, bytes]]:
@@ -302,6 +343,8 @@ def model_attacks(seed: int) -> Iterator[Attack]:
         yield Attack("models", f"safetensors: {what}", explained(data, ".safetensors"), (5,))
     for what, yaml in yamls():
         yield Attack("models", f"architecture: {what}", explained(changed(architecture=yaml), ".safetensors"), (5,))
+    for what, data in hungry():
+        yield Attack("models", f"checkpoint: {what}", explained(data), (5,))
     for imgsz in (-32, 0, 10**9, "x", 1e300):
         yield Attack("models", f"imgsz {imgsz}", explained(changed(imgsz=imgsz), ".safetensors"), (5,))
     yield Attack(
@@ -309,6 +352,7 @@ def model_attacks(seed: int) -> Iterator[Attack]:
     )
     for size, filters, layers in (
         (8192, 64, 3),
+        (4096, 512, 1),
         (10**9, 8, 1),
         (64, 10**6, 2),
         (64, 8, 20_000),
@@ -316,7 +360,8 @@ def model_attacks(seed: int) -> Iterator[Attack]:
         (-32, 8, 1),
     ):
         said = f"Darknet of {size} px, {layers} x {filters} filters"
-        yield Attack("models", said, darknet(net(size, filters, layers)), (5,))
+        weights = bytes(16 + 4 * (filters * 28 + 18 * (filters + 1))) if layers == 1 else bytes(4096)
+        yield Attack("models", said, darknet(net(size, filters, layers), weights), (5,))
     for size in (0, 1, 100):
         yield Attack("models", f"ONNX of {size} random bytes", explained(dice.randbytes(size), ".onnx"), (5,))
     yield Attack("models", "ONNX with a length of 2 ** 60", explained(b"\x3a" + b"\xff" * 8 + b"\x0f", ".onnx"), (5,))

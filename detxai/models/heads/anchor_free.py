@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detxai.errors import ModelError
+from detxai.models.bounds import Bounds
 from detxai.models.detector import Address, Candidates, DetectorInfo, Pin, levels_of, scaled
 from detxai.models.trunk import Trunk, freeze, fuse
 from detxai.models.windows import Windows
@@ -54,16 +55,16 @@ class AnchorFree:
             checkpoint,
             self.branch,
             ("class", *EDGES),
-            sparse=self._sparse(),
+            sparse=self._sparse(checkpoint.name),
             stride=max(32, *self.strides),
             rotated=bool(self.angle_heads),
         )
 
-    def _sparse(self) -> bool:
-        """Whether all parts of the head can be evaluated on windows."""
+    def _sparse(self, name: str) -> bool:
+        """Whether all parts of the head can be evaluated on windows; `name` of the model."""
         size, like = max(self.strides) * SPARE_CELLS, torch.zeros(1)
         kinds = [kind for kind, part in self.parts.items() if part is not None]
-        with self.trunk.whole():
+        with self.trunk.whole(), Bounds(name, size**2):
             return all(
                 self.trunk.around(feed, self.parts[kind][level], size, like)
                 for kind in kinds
