@@ -31,7 +31,6 @@ _ops = torch.ops.aten
 _BROADCAST = {_ops.add.Tensor, _ops.div.Tensor, _ops.mul.Tensor, _ops.sub.Tensor}
 _POOLINGS = {_ops.avg_pool2d.default, _ops.max_pool2d_with_indices.default}
 _PRODUCTS = {_ops.addmm.default: 1, _ops.baddbmm.default: 1, _ops.bmm.default: 0, _ops.mm.default: 0}
-_ADAPTIVE = {_ops._adaptive_avg_pool2d.default, _ops.adaptive_max_pool2d.default}
 
 
 class Bounds(TorchDispatchMode):
@@ -99,8 +98,6 @@ def _made(func: Any, args: Any) -> Any:
     if func in _POOLINGS:
         kernel, stride, padding = _pairs(*args[1:4])
         return math.prod(x.shape[:-2]) * _area(x, kernel, stride, padding, (1, 1))
-    if func in _ADAPTIVE:
-        return math.prod((*x.shape[:-2], *args[1]))
     if func in _PRODUCTS:
         left, right = args[_PRODUCTS[func] :][:2]
         return left.numel() // max(left.shape[-1], 1) * right.shape[-1]
@@ -109,6 +106,8 @@ def _made(func: Any, args: Any) -> Any:
     if func is _ops.repeat.default:
         return x.numel() * math.prod(args[1])
     name: str = func.overloadpacket.__name__
+    if name in ("_adaptive_avg_pool2d", "adaptive_max_pool2d"):
+        return math.prod((*x.shape[:-2], *args[1]))
     if name.startswith("upsample_"):
         sides: Any = args[1] or [n * factor for n, factor in zip(x.shape[2:], args[-1], strict=True)]
         return math.prod((*x.shape[:2], *(int(side) for side in sides)))
