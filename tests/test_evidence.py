@@ -23,7 +23,7 @@ from detxai.attribution.ablation import TOP_SHARE, Case, top_part, trials, withi
 from detxai.attribution.engine import solve
 from detxai.cli.app import run
 from detxai.errors import UsageError
-from detxai.evidence import measures
+from detxai.evidence import measures, neighbours
 from detxai.evidence.calibration import FEATURES, EvidenceCalibration, calibration_error
 from detxai.evidence.calibration import read as read_calibration
 from detxai.evidence.fitting import LabelledDetection, auroc, fit, gain, logistic, thresholds
@@ -34,7 +34,7 @@ from detxai.evidence.verdict import DEFAULTS, RULES, verdict
 from detxai.models import checkpoints, detectors
 from detxai.output import records
 from detxai.statistics import Moments, rank_correlation
-from detxai.values import Attribution, Target
+from detxai.values import Attribution, Detection, Target
 
 SAMPLE_MODEL = checkpoints.BUNDLED
 HEIGHT, WIDTH = 24, 32
@@ -321,13 +321,33 @@ def test_full_evidence_holds_contrasts_and_a_second_baseline(full: Path) -> None
             assert -1 <= d["evidence"]["baseline_agreement"] <= 1
 
 
+def test_who_is_a_neighbour_and_whom_a_report_rests_on() -> None:
+    boxes = [
+        (100, 100, 200, 200),
+        (190, 120, 290, 220),
+        (240, 240, 300, 300),
+        (260, 100, 300, 200),
+        (104, 100, 200, 204),
+    ]
+    others = [(180.0 - k, 0.0, 190.0, 60.0) for k in range(5)]
+    assert neighbours.near(0, boxes, range(5)) == [1, 2], "overlapping, near; not the far one, not the object itself"
+    assert neighbours.near(0, boxes, (2,)) == [2] and neighbours.near(3, boxes, range(5)) == [1, 2]
+    assert neighbours.near(0, [boxes[0], *others], range(6)) == [5, 4, 3, 2], "four, the largest first"
+    scissors = Detection(0, 0, 1, "scissors", 0.9, 2.2, (0, 0, 1, 1), (), "detection")
+    rows = neighbours.of_neighbours(1.0, {3: 2.0, 7: -2.0}, [scissors] * 8)
+    assert [row.detection for row in rows] == [7, 3] and rows[1].kept > 1 > rows[0].kept
+    said = neighbours.rests_on(rows)
+    assert said == "it rests on the scissors beside it: without that box (7) 16% of its score stays"
+    assert neighbours.rests_on(rows[1:]) is None and neighbours.rests_on(()) is None
+
+
 def test_every_number_can_be_had_again(full: Path, tiny: Path, pictures: Path, capsys: Any) -> None:
     files = [full / f"{record['image']['path']}.json" for record in read(full) if record["detections"]]
     arguments = [*map(str, files[:3]), "--images", str(pictures), "--model", str(tiny)]
     assert recompute.main([*arguments, "--tolerance", "0.2", "--max-evaluations", "24"]) == 0
     said = capsys.readouterr().out
     assert "verdicts follow" in said
-    for name in ("lead_only_box", "one_sidedness", "outside_share", "trials"):
+    for name in ("lead_only_box", "one_sidedness", "outside_share", "trials", "neighbours"):
         assert name in said
 
 

@@ -128,3 +128,28 @@ def trials(
                 row.append(TrialOutcome(what, fill, {target.class_id: next(values) for target in case.targets}))
         found += rows
     return found
+
+
+def without_neighbours(
+    x: Tensor, fill: Tensor, cases: Sequence[tuple[Case, Mapping[int, Box]]], dtype: torch.dtype = torch.float32
+) -> Generator[list[Point], list[Reply], list[dict[int, dict[int, float]]]]:
+    """Coroutine: the logits of each case (by class id) without each of its neighbours (number -> box).
+
+    A neighbour becomes `fill`, a picture like `x`, as far as it lies outside the box of the case; one that does not is
+    passed over.
+    """
+    path, points = Segment(x, fill), []
+    asked: list[tuple[int, int]] = []
+    for index, (case, neighbours) in enumerate(cases):
+        own = within(case.box, x.shape[-1], x.device)
+        for number, box in neighbours.items():
+            hidden = within(box, x.shape[-1], x.device) & ~own
+            if bool(hidden.any()):
+                asked.append((index, number))
+                points.append(Point(path, 1.0, case.targets, False, dtype, hidden=hidden, field=FIELD))
+    replies = (yield points) if points else []
+    found: list[dict[int, dict[int, float]]] = [{} for _ in cases]
+    for (index, number), reply in zip(asked, replies, strict=True):
+        ids = (target.class_id for target in cases[index][0].targets)
+        found[index][number] = dict(zip(ids, reply.values, strict=True))
+    return found

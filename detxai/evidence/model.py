@@ -55,10 +55,19 @@ class Contrast(Rival):
     converged: bool | None = Field(description="whether the map kept the tolerance")
 
 
+class Neighbour(Rival):
+    """Another box of the image, and what is left of this one without it."""
+
+    detection: int = Field(description="its id in this record")
+    score: Number = Field(description="score of the class at this box without the other, in [0, 1]")
+    logit: Number = Field(description="log-odds of that score")
+    kept: Number = Field(description="that score / the score; above 1: the other one is in its way")
+
+
 class Evidence(Part):
     """What the map of one class at one box says beyond the score."""
 
-    left_out = frozenset({"contrasts", "baseline_agreement", "second_baseline"})
+    left_out = frozenset({"contrasts", "baseline_agreement", "second_baseline", "neighbours", "rests_on"})
 
     verdict: Word = Field(
         description="supported, weak, unsupported; unknown: unconverged, degenerate or not an integral."
@@ -140,6 +149,14 @@ class Evidence(Part):
     trials: tuple[Trial, ...] = Field(description="what was changed, and what came of it")
     contrasts: tuple[Contrast, ...] | None = Field(
         default=None, description="with --evidence full: against the runner-up and each --as-class"
+    )
+    neighbours: tuple[Neighbour, ...] | None = Field(
+        default=None,
+        description="with --evidence full: up to four boxes that overlap this one or lie near, each replaced by the"
+        " baseline in turn as far as it lies outside this box; what leaves least first",
+    )
+    rests_on: Text | None = Field(
+        default=None, description="in words, the neighbour without which less than half of the score stays"
     )
     second_baseline: Text | None = Field(default=None, description="with --evidence full: another picture of nothing")
     baseline_agreement: Number | None = Field(

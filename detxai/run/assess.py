@@ -9,18 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detxai.attribution.ablation import Case, TrialOutcome, trials
+from detxai.attribution.ablation import Case, TrialOutcome, trials, without_neighbours
 from detxai.attribution.methods import Settings, ig
 from detxai.attribution.points import Point, Reply, Segment, TargetMap
 from detxai.evidence import measures
 from detxai.evidence.calibration import EvidenceCalibration
 from detxai.evidence.maps import grid
-from detxai.evidence.model import Contrast, Evidence, EvidenceLevel
+from detxai.evidence.model import Contrast, Evidence, EvidenceLevel, Neighbour
+from detxai.evidence.neighbours import near, rests_on
 from detxai.evidence.verdict import DEFAULTS, verdict
+from detxai.inputs.letterbox import boxes_to_letterbox
 from detxai.run.results import Explanation
 from detxai.run.targets import MapKey, Variant, WantedTarget, rival
 from detxai.statistics import rank_correlation
-from detxai.values import Detection, Map
+from detxai.values import Detection, Letterbox, Map
 
 Maps = Mapping[Variant, Sequence[TargetMap]]
 
@@ -57,9 +59,7 @@ class TrialPlan:
         """Coroutine: the trials of every map that gets evidence."""
         if self.level is EvidenceLevel.NONE or self.black_box:
             return {}
-        owners: dict[int, list[MapKey]] = {}
-        for key in assessed_maps(wanted, list(maps)):
-            owners.setdefault(wanted[key[1]].detection, []).append(key)
+        owners = _owners(wanted, maps)
         cases = [_case(detections[index], keys, wanted, maps) for index, keys in owners.items()]
         thorough = len(fills) if self.level is EvidenceLevel.FULL else 1
         outcomes = yield from trials(x, fills, softened, cases, self.settings.dtype, thorough)
@@ -68,6 +68,31 @@ class TrialPlan:
             for keys, column in zip(owners.values(), outcomes, strict=True)
             for k, key in enumerate(keys)
         }
+
+    def neighbours(
+        self,
+        x: Tensor,
+        fills: Mapping[str, Tensor],
+        letterbox: Letterbox,
+        detections: Sequence[Detection],
+        wanted: Sequence[WantedTarget],
+        maps: Maps,
+    ) -> Generator[list[Point], list[Reply], dict[int, dict[int, dict[int, float]]]]:
+        """Coroutine, full evidence: by detection and neighbour the logits by class id that are left without it.
+
+        Each becomes the first of `fills`. A label that was missed is nobody's neighbour.
+        """
+        if self.level is not EvidenceLevel.FULL or self.black_box:
+            return {}
+        places = [tuple(box) for box in boxes_to_letterbox([d.box for d in detections], letterbox).tolist()]
+        owners, there = _owners(wanted, maps), [k for k, d in enumerate(detections) if d.kind != "missed"]
+        cases = [
+            (_case(detections[i], keys, wanted, maps), {k: places[k] for k in near(i, places, there)})
+            for i, keys in owners.items()
+        ]
+        fill = next(iter(fills.values()))
+        left = yield from without_neighbours(x, fill, cases, self.settings.dtype)
+        return dict(zip(owners, left, strict=True))
 
     def second_maps(
         self, x: Tensor, fills: Mapping[str, Tensor], wanted: Sequence[WantedTarget], maps: Maps
@@ -83,6 +108,14 @@ class TrialPlan:
             column = yield from ig([Segment(x, fills[name])], [wanted[j].target for _, j in some], self.settings)
             second |= {key: (name, one) for key, one in zip(some, column, strict=True)}
         return second
+
+
+def _owners(wanted: Sequence[WantedTarget], maps: Maps) -> dict[int, list[MapKey]]:
+    """The maps that get evidence by the number of their detection."""
+    owners: dict[int, list[MapKey]] = {}
+    for key in assessed_maps(wanted, list(maps)):
+        owners.setdefault(wanted[key[1]].detection, []).append(key)
+    return owners
 
 
 def _case(d: Detection, keys: Sequence[MapKey], wanted: Sequence[WantedTarget], maps: Maps) -> Case:
@@ -103,11 +136,13 @@ def evidence(
     calibration: EvidenceCalibration | None = None,
     contrasts: Sequence[Explanation] = (),
     second: tuple[str, Map] | None = None,
+    neighbours: tuple[Neighbour, ...] = (),
 ) -> Evidence:
     """The evidence for the class that `item` explains at `d`.
 
     `ground` (height, width): where the picture is empty; `calibration`: of this model, for maps of its own method;
-    `contrasts`: maps of differences at `d`; `second`: another baseline's name and its map, source pixels.
+    `contrasts`: maps of differences at `d`; `second`: another baseline's name and its map, source pixels;
+    `neighbours`: what is left without each.
     """
     a, class_id = item.attribution, item.attribution.target.class_id
     logits = {c.class_id: c.logit for c in d.classes}
@@ -125,7 +160,8 @@ def evidence(
     strongest = rival(d, of_trials.rival)
     word, reasons = verdict(numbers, a.converged, "" if strongest is None else strongest.class_name, limits)
     said = {"verdict": word, "reasons": tuple(reasons), "calibrated": calibrated, "trust": trust}
-    more = {"runner_up": rival(d, next(iter(others), None)), "trials": of_trials.rows}
+    more: dict[str, object] = {"runner_up": rival(d, next(iter(others), None)), "trials": of_trials.rows}
+    more |= {"neighbours": neighbours or None, "rests_on": rests_on(neighbours)}
     return Evidence.model_validate({**numbers, **said, **more, **_thorough(d, item, contrasts, second)})
 
 

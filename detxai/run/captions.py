@@ -20,6 +20,8 @@ def caption(d: Detection, shown: Sequence[Explanation], other: str | None) -> st
     evidence = shown[0].evidence
     if evidence is not None and evidence.verdict == "supported":
         parts.insert(0, f"supported: {evidence.reasons[0]}")
+    if evidence is not None and evidence.rests_on is not None:
+        parts.insert(0, evidence.rests_on)
     text = " · ".join(parts)
     if d.match is not None and d.kind != "missed":
         text += f" · by the labels: {d.match.status}"

@@ -297,9 +297,10 @@ class Explainer:
                 maps = yield from self._maps(paths, [w.target for w in group], masks)
                 trials = yield from self._trials.trials(x, fills, softened, detections, group, maps)
                 second = yield from self._trials.second_maps(x, fills, group, maps)
+                left = yield from self._trials.neighbours(x, fills, item.letterbox, detections, group, maps)
                 if published:
                     self._waited(published[-1].result)
-                published.append(publish(work, number, MapGroup(item, detections, group, maps, trials, second)))
+                published.append(publish(work, number, MapGroup(item, detections, group, maps, trials, second, left)))
             return MappedImage(item, detections, tuple(published))
         except ImageError as error:
             return _failed(item, error)

@@ -20,6 +20,7 @@ from detxai.evidence.calibration import EvidenceCalibration
 from detxai.evidence.maps import map_sums
 from detxai.evidence.measures import ground_mask
 from detxai.evidence.model import Evidence, EvidenceLevel
+from detxai.evidence.neighbours import of_neighbours
 from detxai.evidence.promise import Promise
 from detxai.inputs.letterbox import map_to_source
 from detxai.models.detector import DetectorInfo
@@ -183,7 +184,11 @@ class Publisher:
             name, other = group.second_maps[key]
             second = name, map_to_source(other.map.cpu().numpy(), group.prepared.letterbox)
         d, outcomes = group.detections[item.detection], group.trials.get(key, ())
-        return assess.evidence(d, item, ground, outcomes, self.calibration, contrasts if full else (), second)
+        target, left = item.attribution.target, group.neighbours.get(item.detection, {})
+        without = {k: logits[target.class_id] for k, logits in left.items()}
+        beside = of_neighbours(item.attribution.value_at_input, without, group.detections)
+        contrasts = contrasts if full else ()
+        return assess.evidence(d, item, ground, outcomes, self.calibration, contrasts, second, beside)
 
     # -- records and files ------------------------------------------------------------------------
 

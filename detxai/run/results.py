@@ -46,7 +46,8 @@ class PreparedImage:
 class MapGroup:
     """Some detections of an image with their maps: `wanted` are their targets, `detections` all of the image.
 
-    `maps`: by variant, one for each of `wanted`; `trials` and `second_maps` (from the baseline named) by map.
+    `maps`: by variant, one for each of `wanted`; `trials` and `second_maps` (from the baseline named) by map;
+    `neighbours`: by detection and neighbour the logits by class id that are left without it.
     """
 
     prepared: PreparedImage
@@ -55,6 +56,7 @@ class MapGroup:
     maps: dict[Variant, list[TargetMap]]
     trials: dict[MapKey, list[TrialOutcome]] = field(default_factory=dict)
     second_maps: dict[MapKey, tuple[str, TargetMap]] = field(default_factory=dict)
+    neighbours: dict[int, dict[int, dict[int, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,8 +81,24 @@ class Again:
     def _target(self, anchor: int, class_id: int) -> Target:
         return Target(anchor, int(self.found.levels[anchor]), "class", class_id, context=self.found.context)
 
-    def evidence(self, d: Numbers, a: Numbers, recorded: Numbers) -> Numbers:
-        """The numbers of the evidence for the class that attribution `a` of detection `d` explains."""
+    def without(self, d: Numbers, a: Numbers, recorded: Numbers, boxes: list[list[float]], b: torch.Tensor) -> Numbers:
+        """What is left of the class without each neighbour that the record names, as far as it lies outside the box."""
+        own, rows = self._inside(d["box"]), []
+        for n in recorded.get("neighbours", ()):
+            hidden = self._inside(boxes[n["detection"]]) & ~own
+            z = self.logits(torch.where(torch.from_numpy(hidden), b, self.x), self.pinned(d))[a["class_id"]]
+            score, before = (1 / (1 + math.exp(-v)) for v in (z, a["value_at_input"]))
+            rows.append({"logit": z, "score": score, "kept": score / before})
+        return {"neighbours": rows} if rows else {}
+
+    def _inside(self, box: list[float]) -> np.ndarray:
+        """The pixels of the square that a box in source pixels touches."""
+        corners, at = boxes_to_letterbox([box], self.frame)[0], np.arange(self.x.shape[-1])
+        across, down = ((at >= int(max(corners[i], 0))) & (at < math.ceil(corners[i + 2])) for i in (0, 1))
+        return down[:, None] & across
+
+    def evidence(self, d: Numbers, a: Numbers, recorded: Numbers, boxes: list[list[float]]) -> Numbers:
+        """The numbers of the evidence for the class that attribution `a` of detection `d` explains; `boxes`: all."""
         anchor, class_id = self.pinned(d), a["class_id"]
         name = a["baseline"].partition(":")[0]
         b, _ = baselines.baseline(name, self.square, self.frame)
@@ -95,7 +111,7 @@ class Again:
         if order:
             numbers["margin"] = at_input[class_id] - at_input[order[0]]
         numbers |= self._of_trials(anchor, class_id, order[:4], d["box"], square, b, a, at_input[class_id], recorded)
-        return numbers
+        return numbers | self.without(d, a, recorded, boxes, b)
 
     def _of_map(self, square: np.ndarray, box: list[float], grounded: bool) -> Numbers:
         f, m = self.frame, map_to_source(square, self.frame).astype(float)
@@ -133,11 +149,7 @@ class Again:
         self, anchor: int, class_id: int, others: list[int], box: list[float], square: torch.Tensor, b: torch.Tensor,
         a: Numbers, logit: float, recorded: Numbers,
     ) -> Numbers:  # fmt: skip
-        size = self.x.shape[-1]
-        corners = boxes_to_letterbox([box], self.frame)[0]
-        at = np.arange(size)
-        across, down = ((at >= int(max(corners[i], 0))) & (at < math.ceil(corners[i + 2])) for i in (0, 1))
-        inside = down[:, None] & across
+        inside = self._inside(box)
         fills = {name: baselines.baseline(name.partition(":")[0], self.square, self.frame)[0]
                  for name in dict.fromkeys(t["fill"] for t in recorded["trials"]) if name != "gaussian"}  # fmt: skip
         kept, leads, rows, way = defaultdict(list), defaultdict(list), [], []
@@ -195,7 +207,7 @@ def differences(recorded: Numbers, again: Numbers) -> dict[str, float]:
     gross = 1 + again["positive_inside"] - again["negative_inside"]
     found = {}
     for name, value in again.items():
-        if name == "trials":
+        if name in ("trials", "neighbours"):
             pairs = [(old[k], new[k]) for old, new in zip(recorded[name], value, strict=True) for k in new]
         else:
             pairs = [(recorded[name], value)]
@@ -221,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
             own = next(a for a in d["attributions"] if a["target"] == "class" and not a["as_class"])
             asked = [(a, a["evidence"]) for a in d["attributions"] if a["as_class"]]
             for a, recorded in [(own, d["evidence"]), *asked]:
-                numbers = again.evidence(d, a, recorded)
+                numbers = again.evidence(d, a, recorded, [other["box"] for other in record["detections"]])
                 for name, apart in differences(recorded, numbers).items():
                     worst[name] = max(worst[name], apart)
                 if not recorded["calibrated"]:
