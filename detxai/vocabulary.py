@@ -17,12 +17,14 @@ SUMMARY_SCHEMA: Final = "detxai.summary/1"
 class Method:
     """An attribution method. To add one: a row in `METHODS` here, and its coroutine in `attribution/methods.py`.
 
-    `needs`: gradients of the network, or nothing but detections (then every model will do). `where` its map is made:
+    `title`: its name in the literature, for captions. `needs`: gradients of the network, or nothing but detections
+    (then every model will do). `where` its map is made:
     at the picture or in a layer. `promise`: the sum of its map is known to be near F(x) − F(baseline), with a bound.
     `unit` of its map; None: that of the target. `baseline`: what it always compares with; None: what the run says.
     `one_sided`: it keeps what pushes a target up, and an edge of a box is as much held by what pushes it down.
     """
 
+    title: str
     about: str
     needs: Literal["gradients", "detections"] = "gradients"
     where: Literal["picture", "layer"] = "picture"
@@ -34,21 +36,35 @@ class Method:
 
 #: In the order of help and README.
 METHODS: dict[str, Method] = {
-    "ig": Method("integrated gradients, to a known error", promise=True),
-    "expected": Method("integrated gradients, mean over several baselines", promise=True),
-    "idgi": Method("integration weighted by the gradient's direction"),
-    "grad": Method("the gradient at the picture", baseline="none"),
-    "inputxgrad": Method("picture times gradient", baseline="black"),
-    "smoothgrad": Method("mean gradient under noise", baseline="none"),
-    "gradcam": Method("a layer's channels by their mean gradient", where="layer", unit="activation", baseline="none"),
+    "ig": Method("integrated gradients", "integrated gradients, to a known error", promise=True),
+    "expected": Method("expected gradients", "integrated gradients, mean over several baselines", promise=True),
+    "idgi": Method("IDGI", "integration weighted by the gradient's direction"),
+    "grad": Method("the gradient", "the gradient at the picture", baseline="none"),
+    "inputxgrad": Method("input times gradient", "picture times gradient", baseline="black"),
+    "smoothgrad": Method("SmoothGrad", "mean gradient under noise", baseline="none"),
+    "gradcam": Method(
+        "Grad-CAM", "a layer's channels by their mean gradient", where="layer", unit="activation", baseline="none"
+    ),
     "gradcam++": Method(
-        "a layer's channels by what pushes up", where="layer", unit="activation", baseline="none", one_sided=True
+        "Grad-CAM++",
+        "a layer's channels by what pushes up",
+        where="layer",
+        unit="activation",
+        baseline="none",
+        one_sided=True,
     ),
     "layercam": Method(
-        "a layer's cells by what pushes up", where="layer", unit="activation", baseline="none", one_sided=True
+        "LayerCAM",
+        "a layer's cells by what pushes up",
+        where="layer",
+        unit="activation",
+        baseline="none",
+        one_sided=True,
     ),
-    "odam": Method("a layer's cells by their smoothed gradient", where="layer", unit="activation", baseline="none"),
-    "drise": Method("masked pictures, for every model", needs="detections", unit="similarity"),
+    "odam": Method(
+        "ODAM", "a layer's cells by their smoothed gradient", where="layer", unit="activation", baseline="none"
+    ),
+    "drise": Method("D-RISE", "masked pictures, for every model", needs="detections", unit="similarity"),
 }
 #: Methods that show a gradient at the picture: those that `--gradient` changes.
 GRADIENT_METHODS = tuple(n for n, m in METHODS.items() if m.needs == "gradients" and m.where == "picture")
@@ -76,6 +92,9 @@ EXPECTED_BASELINES = (*COLOURS, "blur")
 #: Trials of the evidence: what is replaced. `FADED`: places on the path from the fill to the picture, earlier first.
 WITHOUT_BOX, ONLY_BOX, WITHOUT_TOP, SOFTENED = "without box", "only box", "without top", "softened"
 FADED: dict[str, float] = {"quarter of the way": 0.25, "half of the way": 0.5}
+
+#: Which pictures are written. `look`: the overview of an image, and boxes that are not supported.
+OVERLAYS = ("all", "look", "overview", "none")
 
 EVIDENCE = ("none", "basic", "full")
 #: From good to bad; `unknown`: unconverged, degenerate or not an integral.

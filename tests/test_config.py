@@ -67,7 +67,7 @@ def test_values_as_people_type_them() -> None:
         },
     )
     assert cfg.detection.classes == (0, "knife")
-    assert cfg.output.overlays is False
+    assert cfg.output.overlays == "none"
     assert cfg.attribution.target == ("class", "left")
     assert cfg.attribution.as_class == ("gun, toy", 3)
     assert (cfg.run.device, cfg.run.batch) == ("cuda:1", 4)
@@ -135,7 +135,7 @@ def test_words_that_yaml_takes_for_truth_are_names(tmp_path: Path) -> None:
     file = write(tmp_path, "detection: {classes: [no, on, true, 007]}\nrun: {force: yes}\noutput: {overlays: off}\n")
     cfg = settings.load(file)
     assert cfg.detection.classes == ("no", "on", "true", 7)
-    assert (cfg.run.force, cfg.output.overlays, cfg.parchgrad.variance) == (True, False, "on")
+    assert (cfg.run.force, cfg.output.overlays, cfg.parchgrad.variance) == (True, "none", "on")
     assert settings.load(sets=["parchgrad.variance=off"]).parchgrad.variance == "off"
 
 
@@ -187,9 +187,9 @@ def test_fingerprint_follows_what_changes_files_and_nothing_else(tmp_path: Path)
         {"max_failures": 3},
         {"model": None},
         {"json": True},
-        {"strip": True, "overlays": False},
+        {"strip": True, "overlays": "none"},
     ):
-        expected = of(overlays=False) if "overlays" in same else plain
+        expected = of(overlays="none") if "overlays" in same else plain
         assert of(**same) == expected, same
     changed = [
         of(**options)
@@ -199,7 +199,8 @@ def test_fingerprint_follows_what_changes_files_and_nothing_else(tmp_path: Path)
             {"as_class": "1"},
             {"precision": "fp32"},
             {"maps": "npz"},
-            {"overlays": False},
+            {"overlays": "none"},
+            {"overlays": "look"},
             {"strip": True},
             {"window": "full"},
             {"baseline": str(picture)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from detxai.output import overlays
+from detxai.output import lettering, overlays, overview
 from detxai.values import Box, Map, Pixels
 
 BOX: Box = (100.0, 80.0, 300.0, 280.0)
@@ -107,7 +108,7 @@ def test_box_encloses_its_pixels_with_dark_and_light_lines(size: tuple[int, int]
     assert (inside == inside[0, 0]).all()
     middle = (y0 + y1) * zoom // 2
     for line in (picture[middle, : x0 * zoom][::-1], picture[middle, x1 * zoom : size[0] * zoom]):
-        tones = [tone for tone in line[:60, 0] if tone in (overlays.DARK[0], overlays.LIGHT[0])]
+        tones = [tone for tone in line[:60, 0] if tone in (lettering.DARK[0], lettering.LIGHT[0])]
         width = len(tones) // 3
         assert width >= 1
         assert tones == [16] * width + [255] * width + [16] * width
@@ -125,13 +126,13 @@ def test_tag_lies_whole_on_the_picture(box: Box, label: str) -> None:
     zero = np.zeros((400, 500), np.float32)
     image = Image.new("RGB", (500, 400), (90, 90, 90))
     sheet = overlays._Sheet(pixels, box)
-    frame = overlays._outline(image, sheet._corners((0, 0)), (overlays.LIGHT,) * 4, 1)
+    frame = lettering.outline(image, sheet._corners((0, 0)), (lettering.LIGHT,) * 4, 1, None)
     before = np.asarray(image).copy()
-    overlays._tag(image, frame, (label, 0.83), sheet.em)
+    overlays._tag(image, frame, (label, 0.83), sheet.text)
     rows, columns = np.nonzero((np.asarray(image) != before).any(2))
-    assert np.ptp(rows) + 1 >= sheet.em  # a whole line of text, not a slice of one
-    assert np.ptp(columns) + 1 > 2 * sheet.em  # the score at least
-    assert overlay(pixels, zero, box, label=label).shape[1] == 500
+    assert np.ptp(rows) + 1 >= sheet.text.em  # a whole line of text, not a slice of one
+    assert np.ptp(columns) + 1 > 2 * sheet.text.em  # the score at least
+    assert overlay(pixels, zero, box, label=label).shape[1] >= 500
 
 
 def test_long_label_keeps_its_score() -> None:
@@ -148,7 +149,7 @@ def test_every_shape_gets_a_readable_page(size: tuple[int, int]) -> None:
     page = overlay(pixels, attribution, (0, 0, *size), caption="ig · white · converged")
     height, width = page.shape[:2]
     assert width >= overlays.MIN_PANEL[0]
-    assert height >= max(size[1], overlays.MIN_PANEL[1]) + 2 * overlays.MIN_FONT
+    assert height >= max(size[1], overlays.MIN_PANEL[1]) + 2 * lettering.MIN_FONT
     assert max(width, height) >= overlays.MIN_LONG_SIDE
 
 
@@ -158,9 +159,9 @@ def test_footer_never_covers_the_picture_and_grows_with_its_text() -> None:
     bare = overlay(pixels, attribution)
     full = overlay(pixels, attribution, caption="word " * 60, warning="not converged: 0.12 > 0.05")
     assert (full[:400] == bare[:400]).all()
-    assert full.shape[0] > bare.shape[0] + 3 * overlays.MIN_FONT
-    assert (full[-2] == overlays.WARNING).all()
-    assert not (bare == overlays.WARNING).all(2).any()
+    assert full.shape[0] > bare.shape[0] + 3 * lettering.MIN_FONT
+    assert (full[-2] == lettering.WARNING).all()
+    assert not (bare == lettering.WARNING).all(2).any()
 
 
 def test_strip_sets_the_untouched_scan_first() -> None:
@@ -172,6 +173,85 @@ def test_strip_sets_the_untouched_scan_first() -> None:
     stacked = overlay(wide, np.zeros((100, 1000), np.float32), strip=True)
     assert stacked.shape[1] == 1000
     assert (stacked[:100] == wide).all()
+
+
+def test_a_small_box_is_also_shown_enlarged() -> None:
+    pixels = scan()
+    small = (140.0, 190.0, 160.0, 210.0)
+    page = overlay(pixels, spot(pixels.shape[:2], 150, 200, 0.02, radius=3), small)
+    assert page.shape[1] > 500 + 200
+    inset = page[:240, 520:]
+    warm = (hue(inset) > 60).sum() / (hue(page[:400, :500]) > 60).sum()
+    assert warm > 9, "the inset shows the same at several times the size"
+    assert overlay(pixels, two_spots(pixels)).shape[1] == 500
+
+
+def test_names_in_other_scripts_are_written_and_never_empty_frames() -> None:
+    text = lettering.Lettering(20)
+    assert text.set("нож")[0] == "нож" and text.set("μαχαίρι")[0] == "μαχαίρι"
+    assert text.set("水果刀")[0] == r"\u6c34\u679c\u5200"  # no font here has them
+    assert text.set("a\n\tb")[0] == "a  b"
+    with pytest.raises(OSError, match=r"file format|resource"):
+        lettering.require_font(Path(__file__))
+
+
+def test_a_contrast_names_both_ends() -> None:
+    pixels = scan()
+    plain, named = (
+        overlay(pixels, two_spots(pixels), poles=poles) for poles in (("against", "for"), ("for gun", "for knife"))
+    )
+    assert (plain[:400] == named[:400]).all()
+    assert plain.shape != named.shape or (plain[400:] != named[400:]).any()
+
+
+def boxes_of(*verdicts: str) -> list[overview.ShownBox]:
+    boxes: list[Box] = [(20.0 + 90 * i, 80.0, 95.0 + 90 * i, 180.0) for i in range(len(verdicts))]
+    attribution = spot((400, 500), 57, 130, 0.02) + spot((400, 500), 147, 130, -0.01)
+    return [
+        overview.ShownBox(i, box, "knife", 0.8, verdict, "because", overview.stamp(attribution, box))
+        for i, (box, verdict) in enumerate(zip(boxes, verdicts, strict=True))
+    ]
+
+
+def test_an_overview_shows_every_box_on_one_scale() -> None:
+    page = np.asarray(overview.draw(scan(), boxes_of("supported", "weak", "unsupported")), np.int16)
+    colour = hue(page)
+    assert colour[130, 57] > 90, "for, in full colour"
+    assert -90 < colour[130, 147] < -10, "half as strong, so fainter: one scale for both"
+    assert abs(colour[130, 237]) < 10
+    line = page[80 - 6 : 80, 30:90].reshape(-1, 3)
+    assert (line == lettering.LIGHT).all(1).any() and not (line == lettering.WARNING).all(1).any()
+    asking = page[80 - 8 : 80, 120:180].reshape(-1, 3)
+    assert (asking == lettering.WARNING).all(1).any()
+    again = np.asarray(overview.draw(scan(), boxes_of("supported", "weak", "unsupported")), np.int16)
+    assert (page == again).all()
+
+
+def test_verdicts_have_lines_of_their_own() -> None:
+    """Shares of a side that are tint: whole, long dashes, short dashes."""
+    shares = []
+    for verdict in ("supported", "weak", "unsupported"):
+        page = np.asarray(
+            overview.draw(scan(900, 800), [overview.ShownBox(0, (100, 200, 700, 600), "gun", 0.5, verdict)])
+        )
+        tint = lettering.LIGHT if verdict == "supported" else lettering.WARNING
+        side = (page[600:610, 130:670] == tint).all(2).any(0)
+        shares.append(np.abs(np.diff(side.astype(int))).sum())
+    assert shares[0] == 0 < shares[1] < shares[2]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (1, 1), (3000, 100), (100, 2000)])
+def test_an_overview_of_every_shape_and_of_many_boxes(size: tuple[int, int]) -> None:
+    pixels = np.full((size[1], size[0], 3), 200, np.uint8)
+    rng = np.random.default_rng(1)
+    boxes = []
+    for i in range(40):
+        x, y = rng.uniform(-5, size[0]), rng.uniform(-5, size[1])
+        box = (x, y, x + rng.uniform(0, size[0]), y + rng.uniform(0, size[1]))
+        stamp = overview.stamp(rng.normal(size=pixels.shape[:2]).astype(np.float32), box)
+        boxes.append(overview.ShownBox(i, box, "x" * 300, 0.5, [*overview.LINES][i % 7], "y " * 50, stamp))
+    page = overview.draw(pixels, boxes, caption="word " * 40)
+    assert max(page.size) >= overlays.MIN_LONG_SIDE and page.width <= overview.MOST_LONG_SIDE
 
 
 def test_edges_wear_their_tints_in_map_and_box() -> None:
@@ -204,11 +284,12 @@ def test_bytes_are_the_same_every_time_and_carry_no_metadata() -> None:
 def test_smoothing_keeps_the_sum_and_the_place() -> None:
     pixels = np.full((301, 403, 3), 200, np.uint8)
     sheet = overlays._Sheet(pixels, (0.0, 0.0, 403.0, 301.0))
-    assert sheet.step > 1  # else nothing is tested
-    grid = sheet.smooth(spot((301, 403), 200, 150, 1.0))
-    centre = np.array(np.unravel_index(grid.argmax(), grid.shape)) * sheet.step
-    assert np.abs(centre - (150, 200)).max() <= 2 * sheet.step
-    assert grid.sum() * sheet.step**2 == pytest.approx(2 * np.pi * 81, rel=0.02)
+    assert sheet.sigma > 1  # else nothing is tested
+    smooth = sheet.smooth(spot((301, 403), 200, 150, 1.0))
+    assert np.unravel_index(smooth.argmax(), smooth.shape) == (150, 200)
+    assert smooth.sum() == pytest.approx(2 * np.pi * 81, rel=1e-3)
+    edge = overlays.smoothed(spot((301, 403), 1, 1, 1.0), sheet.sigma)
+    assert edge.sum() == pytest.approx(spot((301, 403), 1, 1, 1.0).sum(), rel=1e-3)  # nothing runs out of the picture
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -115,10 +115,11 @@ def test_superseded_pictures_go_and_others_stay(tmp_path: Path) -> None:
     with Store(tmp_path) as tree:
         write(tree, "a.jpg", 3)
         write(tree, "a.jpg.d00.x.png", 1)
-    own = {"a.jpg.txt", "a.jpg.d00", "notes.json", "a.jpg.d0.ig.png", "a.jpg.png"}
+    own = {"a.jpg.txt", "a.jpg.d00", "notes.json", "a.jpg.d0.ig.png", "b.jpg.png"}
     for name in own:
         (tmp_path / name).write_text("{}")
     (tmp_path / "a.jpg.d07.orphan.npz").write_text("left by a kill")
+    (tmp_path / "a.jpg.webp").write_text("the picture of all boxes of an earlier run")
     (tmp_path / ".detxai-0123456789abcdef.tmp").write_text("left by a kill")
     (tmp_path / ".detxai-mine.tmp").write_text("not of detxai")
     with Store(tmp_path) as tree:

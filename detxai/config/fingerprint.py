@@ -54,8 +54,11 @@ def fingerprint_keys(cfg: RunConfig) -> dict[str, Any]:
     if cfg.attribution.gradient != ("plain",):
         keys.update({f"parchgrad.{name}": value for name, value in sections["parchgrad"].items()})
     keys.update({f"output.{name}": sections["output"][name] for name in ("overlays", "maps")})
-    keys["output.strip"] = cfg.output.strip and cfg.output.overlays
-    if cfg.output.overlays and cfg.output.overlay_format != "png":
+    drawn = cfg.output.overlays != "none"
+    keys["output.strip"] = cfg.output.strip and drawn
+    if drawn and cfg.output.font is not None:
+        keys["output.font"] = _content(cfg.output.font)
+    if drawn and cfg.output.overlay_format != "png":
         keys["output.overlay_format"] = cfg.output.overlay_format
     return keys
 

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from detxai.vocabulary import BASELINES, EVIDENCE, GRADIENTS, METHODS, TARGETS, VERDICTS
+from detxai.vocabulary import BASELINES, EVIDENCE, GRADIENTS, METHODS, OVERLAYS, TARGETS, VERDICTS
 
 
 @dataclass(frozen=True)
@@ -249,9 +249,12 @@ ROWS: tuple[Option, ...] = (
     Option("output.dir", Path("runs/explain"), "folder of the output tree", "DIR", name="output", letter="-o"),
     Option(
         "output.overlays",
-        True,
-        "write one picture an attribution",
-        shorthands=(Shorthand(("--no-overlays",), False, "write no picture"),),
+        "all",
+        "which pictures are written: overview (one per image, with all its boxes), look (also one per attribution of"
+        " boxes that are not supported), all (of every box), or none",
+        "all|look|overview|none",
+        words=OVERLAYS,
+        shorthands=(Shorthand(("--no-overlays",), "none", "write no picture"),),
     ),
     Option(
         "output.overlay_format",
@@ -260,6 +263,7 @@ ROWS: tuple[Option, ...] = (
         "png|jpg|webp",
         words=("png", "jpg", "webp"),
     ),
+    Option("output.font", None, "TrueType file for class names in scripts that the usual fonts lack", "FILE"),
     Option("output.strip", False, "put the plain picture beside the heat map in overlays"),
     Option(
         "output.maps",

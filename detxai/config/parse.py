@@ -86,6 +86,20 @@ def given(value: Any) -> Any:
     return value
 
 
+def overlays(value: Any) -> Any:
+    """Which pictures are written; a plain yes is all of them, a no none."""
+    return {
+        "true": "all",
+        "yes": "all",
+        "on": "all",
+        "1": "all",
+        "false": "none",
+        "no": "none",
+        "off": "none",
+        "0": "none",
+    }.get(str(value).lower(), value)
+
+
 def device(value: Any) -> Any:
     """A device's name; a bare number is a CUDA device."""
     name = f"cuda:{value}" if str(value).isdecimal() else str(value).strip().lower()

@@ -60,6 +60,10 @@ Verdicts = Annotated[tuple[str, ...], BeforeValidator(parse.names), parse.known(
 Files = Annotated[tuple[FilePath, ...], BeforeValidator(parse.items), AfterValidator(parse.distinct)]
 
 
+#: Keys that were a plain yes or no in older configs, and take it still.
+ONCE_SWITCHES = {"overlays"}
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
@@ -67,7 +71,8 @@ class _Section(BaseModel):
     @classmethod
     def _plain(cls, value: Any, info: Any) -> Any:
         """No `true` where a number or name belongs; `~` is the home folder in YAML too."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+        takes_bool = cls.model_fields[info.field_name].annotation is bool or info.field_name in ONCE_SWITCHES
+        if isinstance(value, bool) and not takes_bool:
             raise ValueError("must not be true or false")
         if isinstance(value, str) and "\0" in value:
             raise ValueError("must not hold a NUL")
@@ -152,7 +157,10 @@ class OutputConfig(_Section):
     """The output tree."""
 
     dir: Annotated[Path, BeforeValidator(parse.given)] = _field("output")
-    overlays: bool = _field("overlays")
+    overlays: Annotated[Literal["all", "look", "overview", "none"], BeforeValidator(parse.overlays)] = _field(
+        "overlays"
+    )
+    font: FilePath | None = _field("font")
     overlay_format: Literal["png", "jpg", "webp"] = _field("overlay_format")
     strip: bool = _field("strip")
     maps: Literal["none", "npz", "png"] = _field("maps")

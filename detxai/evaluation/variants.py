@@ -38,6 +38,6 @@ def bare(config: RunConfig) -> RunConfig:
         update={
             "detection": config.detection.model_copy(update=detection),
             "attribution": config.attribution.model_copy(update=attribution),
-            "output": OutputConfig(overlays=False),
+            "output": OutputConfig(overlays="none"),
         }
     )

@@ -50,10 +50,11 @@ class Finding:
 
 
 def findings(record: Record) -> Iterator[Finding]:
-    """The boxes of `record` as they come; `overlay` is a path in the tree, of the map that was judged."""
+    """The boxes of `record` as they come; `overlay` is a path in the tree: the map that was judged, else all boxes."""
     folder = record.image.path.rpartition("/")[0]
     for d in record.detections or ():
-        first = next((a.overlay for a in d.attributions if a.target == "class" and not a.as_class and a.overlay), None)
+        own = (a.overlay for a in d.attributions if a.target == "class" and not a.as_class and a.overlay)
+        first = next(own, record.overview)
         evidence = d.evidence
         yield Finding(
             path=record.image.path,

@@ -228,7 +228,7 @@ class PromiseRecord(_Part):
 class Record(_Part):
     """One image: what was detected and why, or why it failed."""
 
-    left_out = frozenset({"fingerprint", "model", "error", "labels", "promise", "detections"})
+    left_out = frozenset({"fingerprint", "model", "error", "labels", "promise", "overview", "detections"})
 
     schema_: Literal["detxai.record/1"] = Field(
         default=RECORD_SCHEMA, alias="schema", description="name and number of this format"
@@ -242,6 +242,7 @@ class Record(_Part):
     promise: PromiseRecord | None = Field(
         default=None, description="only with a calibration made with --recall, in a run that can keep it"
     )
+    overview: Text | None = Field(default=None, description="name of the picture of all boxes, beside the record")
     detections: tuple[DetectionRecord, ...] | None = Field(
         default=None, description="detections, candidates, misses, each by falling score; not in failed records"
     )
@@ -257,6 +258,8 @@ class Record(_Part):
 
     def files(self) -> Iterator[str]:
         """Names of the pictures and maps that belong to this record."""
+        if self.overview is not None:
+            yield self.overview
         for detection in self.detections or ():
             for attribution in detection.attributions:
                 yield from filter(None, (attribution.overlay, attribution.map))

@@ -33,6 +33,9 @@ NAME_BYTES, PATH_BYTES = 255, 1024
 PNG_ZERO, PNG_RANGE = 32768, 32767
 MAP_SUFFIX = {"npz": ".npz", "png": ".map.png"}
 
+#: Endings of the picture of all boxes.
+OVERVIEWS = ("png", "jpg", "webp")
+
 # Greedy: the last `.dNN.` ends the image's name, so `a.jpg.d00.x.png` may itself be an image.
 _PICTURE = re.compile(r"(.+)\.(d\d{2,}\..+\.(?:png|jpg|webp|npz))", re.DOTALL)
 _RECORD_START = b'{"schema":"' + records.RECORD_SCHEMA.encode() + b'",'
@@ -191,8 +194,9 @@ class Store:
 
     def _put_pictures(self, path: str, pictures: Mapping[str, bytes]) -> None:
         file = self._locate(path)
-        owned = (_PICTURE.fullmatch(name) for name in pictures)
-        endings = tuple(match[2] for match in owned if match and match[1] == path.split("/")[-1])
+        base = path.split("/")[-1]
+        owned = (_owner(name, {base}) for name in pictures)
+        endings = tuple(ending for image, ending in filter(None, owned) if image == base)
         if len(endings) != len(pictures):
             raise ValueError(f"pictures of {path} are not those named after it: {sorted(pictures)}")
         self._make_folders(path)
@@ -244,8 +248,8 @@ class Store:
         if endings:
             self._pictures[path] = tuple(end for end in endings if f"{name}.{end}" in keep)
 
-    def _walk(self) -> Iterator[tuple[str, str]]:
-        """(folder with a slash, name) of every file of the tree, not through links."""
+    def _walk(self) -> Iterator[tuple[str, list[str]]]:
+        """(folder with a slash, names of its files) of every folder of the tree, not through links."""
 
         def fail(error: OSError) -> None:
             raise error
@@ -253,24 +257,35 @@ class Store:
         for folder, _, names in os.walk(self.output, onerror=fail):
             inside = os.path.relpath(folder, self.output)
             prefix = "" if inside == "." else f"{inside.replace(os.sep, '/')}/"
-            yield from ((prefix, name) for name in names)
+            yield prefix, names
 
     def _tidy(self) -> None:
         """Remove the temporaries of a killed run and learn which pictures there are."""
-        for prefix, name in self._walk():
-            if TEMPORARY.fullmatch(name):
-                (self.output / prefix / name).unlink(missing_ok=True)
-            elif not self._parts.learn(prefix, name) and (match := _PICTURE.fullmatch(name)):
-                image = prefix + match[1]
-                self._pictures[image] = (*self._pictures.get(image, ()), sys.intern(match[2]))
+        for prefix, names in self._walk():
+            images = {name.removesuffix(".json") for name in names if name.endswith(".json")}
+            for name in names:
+                if TEMPORARY.fullmatch(name):
+                    (self.output / prefix / name).unlink(missing_ok=True)
+                elif not self._parts.learn(prefix, name) and (owner := _owner(name, images)):
+                    image = prefix + owner[0]
+                    self._pictures[image] = (*self._pictures.get(image, ()), sys.intern(owner[1]))
 
     def _lines(self) -> Iterator[bytes]:
         """Every record of the tree as a line, ordered by path, one in memory at a time."""
-        found = (prefix + name for prefix, name in self._walk() if name.endswith(".json"))
-        for path in sorted(name.removesuffix(".json") for name in found if name != SUMMARY):
+        names = (prefix + name for prefix, names in self._walk() for name in names if name.endswith(".json"))
+        for path in sorted(name.removesuffix(".json") for name in names if name != SUMMARY):
             raw = (self.output / f"{path}.json").read_bytes()
             if raw.startswith(_RECORD_START) and raw.find(b"\n") == len(raw) - 1:
                 yield raw
                 continue
             with suppress(ValueError):  # some other JSON, or a record that someone reformatted
                 yield records.dump(records.load(raw))
+
+
+def _owner(name: str, images: Collection[str]) -> tuple[str, str] | None:
+    """The image that the picture `name` was made of, and its ending; `images`: those that have a record beside it."""
+    image, _, ending = name.rpartition(".")
+    if ending in OVERVIEWS and image in images:
+        return image, ending
+    match = _PICTURE.fullmatch(name)
+    return (match[1], match[2]) if match else None

@@ -48,7 +48,6 @@ def build(tree: Tree, page: Path) -> dict[str, Any]:
     failed: list[list[str]] = []
     images: dict[str, list[Any]] = {name: [] for name in ("path", "width", "height", "key", "overview")}
     number: dict[str, int] = {}
-    present = _pictures(tree.folder)
     for record in tree.read():
         mixture.add(record)
         if record.error is not None:
@@ -56,7 +55,7 @@ def build(tree: Tree, page: Path) -> dict[str, Any]:
             continue
         path = record.image.path
         number[path] = len(number)
-        overview = next((end for end in ("png", "jpg", "webp") if f"{path}.{end}" in present), "")
+        overview = (record.overview or "").removeprefix(f"{path.rpartition('/')[2]}.")
         row = (path, record.image.width, record.image.height, (record.fingerprint or "")[:12], overview)
         for column, value in zip(images.values(), row, strict=True):
             column.append(value)
@@ -212,13 +211,3 @@ def relative(folder: Path, start: Path) -> str:
     """The way from a page in `start` to files in `folder`: empty, or with a slash at its end."""
     path = os.path.relpath(folder.resolve(), start.resolve()).replace(os.sep, "/")
     return "" if path == "." else f"{path}/"
-
-
-def _pictures(folder: Path) -> set[str]:
-    """Every file of the tree that may be the overview of an image, as a path in it."""
-    return {
-        (Path(where) / name).relative_to(folder).as_posix()
-        for where, _, names in os.walk(folder)
-        for name in names
-        if name.endswith((".png", ".jpg", ".webp"))
-    }

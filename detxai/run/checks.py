@@ -13,6 +13,7 @@ from detxai.errors import NoInputError, UsageError
 from detxai.evidence.model import EvidenceLevel
 from detxai.inputs.sources import Found
 from detxai.models.detector import DetectorInfo
+from detxai.output.lettering import require_font
 from detxai.values import ImageRef
 from detxai.vocabulary import BLACK_BOX_METHODS, EDGES, GRADIENT_METHODS, METHODS
 
@@ -41,6 +42,16 @@ def device_of(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: not available on this machine.", "Use --device cpu.")
     return device
+
+
+def check_font(file: Path | None) -> None:
+    """Raise UsageError for a `file` that is no font."""
+    if file is None:
+        return
+    try:
+        require_font(file)
+    except OSError as error:
+        raise UsageError(f"--font {file}: {error}.", "Give a TrueType or OpenType file.") from error
 
 
 def target_kinds(wanted: Sequence[str], info: DetectorInfo) -> tuple[str, ...]:

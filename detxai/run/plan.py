@@ -139,6 +139,7 @@ def make_plan(config: RunConfig, checkpoint: Checkpoint | None = None, detector:
     info = detector.info
     parchgrad = _parchgrad(config, detector, size, device)
     checks.check_baseline_folder(a.baseline, a.method)
+    checks.check_font(config.output.font)
     settings, numbers = _settings(config, network, size, device)
     return Plan(
         config=config,

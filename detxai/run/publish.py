@@ -24,7 +24,7 @@ from detxai.evidence.neighbours import of_neighbours
 from detxai.evidence.promise import Promise
 from detxai.inputs.letterbox import map_to_source
 from detxai.models.detector import DetectorInfo
-from detxai.output import overlays, records, store
+from detxai.output import overlays, overview, records, store
 from detxai.run import assess, captions
 from detxai.run.plan import DTYPES
 from detxai.run.results import Explanation, MapGroup, PreparedImage, PublishedGroup, Result, model_record
@@ -79,6 +79,12 @@ class Publisher:
         """The result of one image, and its files by name that are not written yet."""
         rows = {i: own for group in kept for i, own in group.rows.items()}
         evidence = {i: own for group in kept for i, own in group.evidence.items()}
+        shown = tuple(
+            records.detection_record(d, i, rows.get(i, ()), evidence.get(i), self._listed(d))
+            for i, d in enumerate(detections)
+        )
+        name = f"{p.ref.path.rpartition('/')[2]}.{self.output.overlay_format}"
+        drawn = self.files and shown and self.output.overlays != "none"
         record = records.Record(
             status="ok",
             fingerprint=p.fingerprint,
@@ -86,13 +92,37 @@ class Publisher:
             model=model_record(self.info, self.size, self.fit),
             labels=records.label_records(p.labels, detections),
             promise=records.promise_record(self.promise),
-            detections=tuple(
-                records.detection_record(d, i, rows.get(i, ()), evidence.get(i), self._listed(d))
-                for i, d in enumerate(detections)
-            ),
+            overview=name if drawn else None,
+            detections=shown,
         )
+        files = {k: v for group in kept for k, v in group.files.items()}
+        if drawn:
+            stamps = {i: own for group in kept for i, own in group.stamps.items()}
+            files = {name: self._overview(p, shown, stamps)} | files
         explanations = tuple(item for group in kept for item in group.explanations)
-        return Result(p.ref, record, p.image, explanations), {k: v for group in kept for k, v in group.files.items()}
+        return Result(p.ref, record, p.image, explanations), files
+
+    def _overview(
+        self, p: PreparedImage, detections: Sequence[records.DetectionRecord], stamps: Mapping[int, overview.Stamp]
+    ) -> bytes:
+        """The picture of all boxes of an image."""
+        boxes = [
+            overview.ShownBox(
+                d.id,
+                d.box,
+                d.class_name,
+                d.score,
+                _verdict(d.kind, d.evidence),
+                d.evidence.reasons[0] if d.evidence else "",
+                stamps.get(d.id),
+            )
+            for d in detections
+        ]
+        first = [d.attributions[0] for d in detections if d.attributions]
+        caption = captions.made(first[0], [a.error_bound for a in first]) if first else ""
+        named = unit(first[0].method, first[0].target, first[0].gradient) if first else ""
+        drawn = overview.draw(p.image.pixels, boxes, caption=caption, unit=named, font=self.output.font)
+        return overlays.encode(drawn, self.output.overlay_format)
 
     def _listed(self, d: Detection) -> bool | None:
         """Whether a box is on the list that the calibration promises; None where there is none, and for a miss."""
@@ -196,9 +226,13 @@ class Publisher:
         """Add the records, evidence and files (else maps) of a detection."""
         d, image = group.detections[number], group.prepared.image
         kept.rows[number] = []
+        own = next((item.evidence for item in explained if item.evidence and not item.as_class), None)
+        pictured = self._pictured(_verdict(d.kind, own))
+        if self.files and self.output.overlays != "none":
+            kept.stamps[number] = overview.stamp(explained[0].map, d.box)
         for item in explained:
             a, asked = item.attribution, _asked_class(d, item)
-            names = self._file_names(group.prepared.ref.path, number, item, asked)
+            names = self._file_names(group.prepared.ref.path, number, item, asked, pictured=pictured)
             if names.overlay is not None and names.overlay not in kept.files:
                 shown = self._shown_with(item, explained)
                 kept.files[names.overlay] = self._overlay(image.pixels, d, shown, self.output.overlay_format)
@@ -221,7 +255,13 @@ class Publisher:
             draw = partial(self._overlay, image.pixels, d)
             kept.explanations.extend(replace(item, draw=partial(draw, [item])) for item in explained)
 
-    def _file_names(self, path: str, number: int, item: Explanation, asked: int | None) -> FileNames:
+    def _pictured(self, verdict: str) -> bool:
+        """Whether the maps of a box of this verdict (or kind) get pictures of their own."""
+        return self.output.overlays == "all" or (
+            self.output.overlays == "look" and verdict not in ("supported", "none")
+        )
+
+    def _file_names(self, path: str, number: int, item: Explanation, asked: int | None, *, pictured: bool) -> FileNames:
         """Names of the files of one map, None where there is none."""
         a = item.attribution
         if not self.files:
@@ -230,7 +270,7 @@ class Publisher:
         stem = store.picture_stem(path, number, a.method, a.gradient, shown, asked)
         own = store.picture_stem(path, number, a.method, a.gradient, a.target.kind, asked)
         maps = self.output.maps
-        overlay = f"{stem}.{self.output.overlay_format}" if self.output.overlays else None
+        overlay = f"{stem}.{self.output.overlay_format}" if pictured else None
         return FileNames(overlay, None if maps == "none" else own + store.MAP_SUFFIX[maps])
 
     def _together(self, item: Explanation) -> bool:
@@ -264,11 +304,12 @@ class Publisher:
             "warning": captions.warning(shown),
             "strip": self.output.strip,
             "unit": unit(first.method, first.target.kind, first.gradient),
+            "font": self.output.font,
         }
         if len(shown) > 1:
             edges = {e.attribution.target.kind: e.attribution.map for e in shown}
             return overlays.encode(overlays.draw_edges(pixels, edges, **common), kind)
-        return overlays.encode(overlays.draw(pixels, first.map, **common), kind)
+        return overlays.encode(overlays.draw(pixels, first.map, poles=captions.poles(d, other), **common), kind)
 
 
 @dataclass(frozen=True)
@@ -277,6 +318,11 @@ class FileNames:
 
     overlay: str | None
     map: str | None
+
+
+def _verdict(kind: str, evidence: Evidence | None) -> str:
+    """How a box is shown: by its verdict, `none` without one; a candidate or a miss as such."""
+    return kind if kind != "detection" else evidence.verdict if evidence is not None else "none"
 
 
 def _asked_class(d: Detection, item: Explanation) -> int | None:

@@ -15,6 +15,7 @@ from detxai.evidence.maps import MapSums
 from detxai.evidence.model import Evidence
 from detxai.models.detector import DetectorInfo
 from detxai.output import overlays
+from detxai.output.overview import Stamp
 from detxai.output.records import AttributionRecord, ModelInfo, Record
 from detxai.run.targets import MapKey, Variant, WantedTarget
 from detxai.values import Attribution, Detection, Image, ImageRef, Label, Letterbox, Map
@@ -86,7 +87,7 @@ class Explanation:
 
 @dataclass(frozen=True, eq=False)
 class PublishedGroup:
-    """What is kept of some detections: by detection its records and evidence, and the files by name.
+    """What is kept of some detections: by detection its records, evidence and map on the overview; files by name.
 
     `explanations`: with their maps, where no files are written; `written`: names of files that the tree has already.
     """
@@ -96,6 +97,7 @@ class PublishedGroup:
     files: dict[str, bytes] = field(default_factory=dict)
     explanations: list[Explanation] = field(default_factory=list)
     written: frozenset[str] = frozenset()
+    stamps: dict[int, Stamp] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,16 +7,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 from pydantic import ValidationError
 
 from detxai import __version__
 from detxai.evidence.model import Evidence
+from detxai.output.overview import Stamp
 from detxai.output.records import AttributionRecord
 from detxai.output.store import Store
 from detxai.run.results import PreparedImage, PublishedGroup
 from detxai.run.targets import WantedTarget
 from detxai.schema import Part
 from detxai.values import Detection
+
+
+class _StampFile(Part):
+    """A stamp of the overview; `values`: its float16 numbers row by row, in hexadecimal."""
+
+    place: tuple[int, int, int, int]
+    columns: int
+    values: str
+
+    @classmethod
+    def of(cls, stamp: Stamp) -> _StampFile:
+        return cls(place=stamp.place, columns=stamp.values.shape[1], values=stamp.values.tobytes().hex())
+
+    def stamp(self) -> Stamp:
+        return Stamp(self.place, np.frombuffer(bytes.fromhex(self.values), np.float16).reshape(-1, self.columns))
 
 
 class _GroupFile(Part):
@@ -26,6 +43,7 @@ class _GroupFile(Part):
     rows: dict[int, tuple[AttributionRecord, ...]]
     evidence: dict[int, Evidence]
     pictures: dict[str, str]
+    stamps: dict[int, _StampFile]
 
 
 @dataclass(eq=False)
@@ -64,7 +82,8 @@ class Work:
             return None
         self.done += len(kept.rows)
         rows = {i: list(own) for i, own in kept.rows.items()}
-        return PublishedGroup(rows, kept.evidence, written=frozenset(kept.pictures))
+        stamps = {i: own.stamp() for i, own in kept.stamps.items()}
+        return PublishedGroup(rows, kept.evidence, stamps=stamps, written=frozenset(kept.pictures))
 
     def keep(self, number: int, wanted: Sequence[WantedTarget], made: PublishedGroup) -> PublishedGroup:
         """Write the group `number`, if there is a tree; what has to stay in memory of it.
@@ -75,11 +94,14 @@ class Work:
             return made
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in made.files.items()}
         rows = {i: tuple(own) for i, own in made.rows.items()}
-        part = _GroupFile(made_of=self._made_of(wanted), rows=rows, evidence=made.evidence, pictures=digests)
+        stamps = {i: _StampFile.of(own) for i, own in made.stamps.items()}
+        part = _GroupFile(
+            made_of=self._made_of(wanted), rows=rows, evidence=made.evidence, pictures=digests, stamps=stamps
+        )
         content = part.model_dump_json(by_alias=True).encode()
         self.tree.write_part(self.path, self.prepared.fingerprint, number, made.files, content)
         self.done += len(rows)
-        return PublishedGroup(made.rows, made.evidence, written=frozenset(digests))
+        return PublishedGroup(made.rows, made.evidence, stamps=made.stamps, written=frozenset(digests))
 
     def _made_of(self, wanted: Sequence[WantedTarget]) -> str:
         targets = [(w.detection, w.as_class, w.target.kind, w.target.class_id, w.target.other) for w in wanted]

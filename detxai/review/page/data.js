@@ -36,6 +36,9 @@ function overlayOf(i, map) {          // address of a map's picture, or null
   const p = path(i), id = String(B.id[i]).padStart(2, "0");
   return address(`${p}.d${id}.${ending}`);
 }
+function shownOf(i, map) {            // the map's own picture, else that of all boxes
+  return (map && overlayOf(i, map)) || overviewOf(i);
+}
 function overviewOf(i) {
   const ending = X.images.overview[B.image[i]];
   return ending ? address(`${path(i)}.${ending}`) : null;

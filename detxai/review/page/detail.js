@@ -20,7 +20,7 @@ function drawDetail() {
   const i = state.open, image = B.image[i], at = state.shown.indexOf(i), own = ownMap(i);
   const stage = el("div", {id: "stage"});
   const show = (address, alt) => stage.replaceChildren(picture(address, i, alt));
-  show(own && overlayOf(i, own), `overlay of ${nameOf(i)}`);
+  show(shownOf(i, own), `overlay of ${nameOf(i)}`);
   fill(document.getElementById("detail"),
     el("header", {},
       el("h2", {}, className(i), el("span", {class: "score"}, ` ${B.score[i].toFixed(2)} `), badge(verdictOf(i)), B.kind[i] ? el("span", {class: "kind"}, kindOf(i)) : null),

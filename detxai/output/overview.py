@@ -1,0 +1,190 @@
+"""One picture of all boxes of an image: each map within its box, all on one scale, verdicts by line and word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from detxai.output.lettering import DARK, FOOTER, LIGHT, TEXT, WARNING, Flow, Lettering, Rect, height_of_text, outline
+from detxai.output.overlays import AGAINST, FOR, MIN_LONG_SIDE, SIGMA_OF_BOX, gray, layer_of, signed_bar
+from detxai.values import Box, Map, Pixels
+
+#: The long side of a stamp, in cells, and of an overview, in pixels, are at most this.
+STAMP_SIDE, MOST_LONG_SIDE = 64, 1600
+#: The strongest cells of all boxes, this share of their area, are drawn in full colour.
+SATURATED = 0.02
+#: Dash and gap in line widths by verdict or kind, worst first; None: a whole line.
+LINES: dict[str, tuple[int, int] | None] = {
+    "unsupported": (3, 3), "weak": (8, 5), "unknown": (3, 8), "missed": (2, 5), "candidate": (2, 5), "supported": None,
+    "none": None,
+}  # fmt: skip
+#: More boxes than this carry their number alone; the footer names those to look at.
+MOST_NAMED, MOST_LISTED = 12, 8
+
+
+@dataclass(frozen=True, eq=False)
+class Stamp:
+    """A map within its box, coarse: `values` (rows, columns) float16, mean attribution a source pixel in each cell.
+
+    `place`: x0, y0, x1, y1 in source pixels, whole numbers within the picture.
+    """
+
+    place: Rect
+    values: NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class ShownBox:
+    """One box of an overview: `verdict` is one of LINES, `reason` what decided it."""
+
+    id: int
+    box: Box
+    label: str
+    score: float
+    verdict: str
+    reason: str = ""
+    stamp: Stamp | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether it asks for another look."""
+        return self.verdict not in ("supported", "none")
+
+
+def stamp(attribution: Map, box: Box) -> Stamp:
+    """The part of a map (H, W) within `box`, xyxy in its pixels, in at most STAMP_SIDE cells a side."""
+    height, width = attribution.shape
+    x0, x1 = (int(np.clip(round(v), 0, width)) for v in box[::2])
+    y0, y1 = (int(np.clip(round(v), 0, height)) for v in box[1::2])
+    x0, y0 = min(x0, width - 1), min(y0, height - 1)
+    x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
+    part = np.ascontiguousarray(attribution[y0:y1, x0:x1], np.float32)
+    cells = min(1.0, STAMP_SIDE / max(part.shape))
+    size = max(1, round((x1 - x0) * cells)), max(1, round((y1 - y0) * cells))
+    return Stamp((x0, y0, x1, y1), cv2.resize(part, size, interpolation=cv2.INTER_AREA).astype(np.float16))
+
+
+def draw(
+    pixels: Pixels, boxes: Sequence[ShownBox], *, caption: str = "", unit: str = "logits", font: Path | None = None
+) -> Image.Image:
+    """All `boxes` on `pixels` (H, W, 3) uint8; where boxes overlap the stronger attribution shows.
+
+    Supported boxes have a whole line, the others dashes and, up to MOST_NAMED boxes, their verdict in words.
+    """
+    height, width = pixels.shape[:2]
+    times = _times(max(width, height))
+    drawn = max(1, round(width * times)), max(1, round(height * times))
+    text = Lettering(height_of_text(drawn), font)
+    scan = Image.fromarray(pixels).resize(drawn, Image.Resampling.BOX if times < 1 else Image.Resampling.NEAREST)
+    overlay, legend = gray(scan), text.words(f"no attribution · {unit}")
+    field = _field(boxes, drawn, times)
+    scale = _scale(field)
+    if scale:
+        strength = np.asarray(np.abs(field) / scale, np.float32)
+        overlay.alpha_composite(layer_of((field < 0).astype(np.uint8), strength, (FOR, AGAINST)))
+        legend = ["against", signed_bar(text), "for"]
+        legend += text.words(f"· one scale for all boxes: full colour from {scale:.2g} {unit} a pixel")
+    panel = overlay.convert("RGB")
+    _draw_boxes(panel, boxes, times, text)
+    blocks = [
+        text.block(flow, panel.width, *colours) for flow, colours in _footer(boxes, legend, caption, text) if flow
+    ]
+    canvas = Image.new("RGB", (panel.width, panel.height + sum(block.height for block in blocks)), FOOTER)
+    canvas.paste(panel, (0, 0))
+    bottom = panel.height
+    for block in blocks:
+        canvas.paste(block, (0, bottom))
+        bottom += block.height
+    return canvas
+
+
+def _times(long: int) -> float:
+    """How many times as large as the picture, of this long side, the overview is."""
+    return MOST_LONG_SIDE / long if long > MOST_LONG_SIDE else float(max(1, -(-MIN_LONG_SIDE // long)))
+
+
+def _field(boxes: Sequence[ShownBox], drawn: tuple[int, int], times: float) -> NDArray[np.float32]:
+    """(rows, columns): the attribution of the box that has the strongest there; NaN nowhere, 0 outside all boxes."""
+    field = np.zeros(drawn[::-1], np.float32)
+    for shown in boxes:
+        if shown.stamp is None:
+            continue
+        x0, y0, x1, y1 = (round(v * times) for v in shown.stamp.place)
+        x0, y0 = min(x0, drawn[0] - 1), min(y0, drawn[1] - 1)
+        x1, y1 = min(max(x1, x0 + 1), drawn[0]), min(max(y1, y0 + 1), drawn[1])
+        values = shown.stamp.values.astype(np.float32)
+        sigma = max(SIGMA_OF_BOX * max(values.shape), 0.5)
+        values = cv2.GaussianBlur(values, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+        part = cv2.resize(values, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
+        there = field[y0:y1, x0:x1]
+        np.copyto(there, part, where=np.abs(part) > np.abs(there))
+    return field
+
+
+def _scale(field: NDArray[np.float32]) -> float:
+    """The size of attribution from which on colour is full; 0 where there is none."""
+    strength = np.abs(field[field != 0])
+    return float(np.quantile(strength, 1 - SATURATED)) if strength.size else 0.0
+
+
+def _draw_boxes(panel: Image.Image, boxes: Sequence[ShownBox], times: float, text: Lettering) -> None:
+    """Outlines, those to look at last and on top, then tags where they cover no other."""
+    order = sorted(boxes, key=lambda shown: shown.asks)
+    frames = {}
+    for shown in order:
+        x0, y0, x1, y1 = (round(v * times) for v in shown.box)
+        x0, y0 = min(max(x0, 0), panel.width - 1), min(max(y0, 0), panel.height - 1)
+        inner = x0, y0, min(max(x1, x0 + 1), panel.width), min(max(y1, y0 + 1), panel.height)
+        tint = WARNING if shown.asks else LIGHT
+        frames[shown.id] = outline(panel, inner, (tint,) * 4, text.line, LINES[shown.verdict])
+    taken: list[Rect] = []
+    for shown in reversed(order):
+        said = _said(shown, text) if len(boxes) <= MOST_NAMED else f"{shown.id}"
+        place = _free(frames[shown.id], text.tag_size(said), panel.size, taken)
+        taken.append(place)
+        colours = (DARK, WARNING) if shown.asks else (LIGHT, DARK)
+        text.tag(panel, place[:2], said, *colours)
+
+
+def _said(shown: ShownBox, text: Lettering) -> str:
+    word = f" {shown.verdict}" if shown.asks else ""
+    return f"{shown.id} {text.shortened(shown.label, 12 * text.em)} {shown.score:.2f}{word}"
+
+
+def _free(frame: Rect, size: tuple[int, int], panel: tuple[int, int], taken: Sequence[Rect]) -> Rect:
+    """Where a tag of `size` goes: above, below or within the frame, where it covers the least of the others."""
+    (x0, y0, x1, y1), (width, height) = frame, size
+    corners = [(x0, y0 - height), (x1 - width, y0 - height), (x0, y1), (x1 - width, y1), (x0, y0), (x0, y1 - height)]
+    places = []
+    for x, y in corners:
+        x, inside = min(max(x, 0), max(panel[0] - width, 0)), 0 <= y <= panel[1] - height
+        y = min(max(y, 0), max(panel[1] - height, 0))
+        place = (x, y, x + width, y + height)
+        places.append((sum(_common(place, other) for other in taken), not inside, place))
+    return min(places, key=lambda known: known[:2])[2]
+
+
+def _common(a: Rect, b: Rect) -> int:
+    """Pixels that two rectangles share."""
+    return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+
+
+def _footer(
+    boxes: Sequence[ShownBox], legend: Flow, caption: str, text: Lettering
+) -> list[tuple[Flow, tuple[tuple[int, int, int], tuple[int, int, int]]]]:
+    """What stands below: the scale, how it was made, and the boxes to look at with their reasons."""
+    worst = [*LINES].index
+    asking = sorted((shown for shown in boxes if shown.asks), key=lambda shown: worst(shown.verdict))
+    named: Flow = []
+    for shown in asking[:MOST_LISTED]:
+        reason = f": {shown.reason}" if shown.reason else ""
+        named += [*(["\n"] if named else []), *text.words(f"{_said(shown, text)}{reason}")]
+    if len(asking) > MOST_LISTED:
+        named += ["\n", *text.words(f"and {len(asking) - MOST_LISTED} more that ask for another look")]
+    return [(legend, (TEXT, FOOTER)), (text.words(caption), (TEXT, FOOTER)), (named, (WARNING, FOOTER))]
