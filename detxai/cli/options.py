@@ -20,6 +20,7 @@ INPUT, MODEL, WHAT, OUTPUT, RUN = "Input", "Model and detection", "Attribution",
 PARCHGRAD = "ParchGrad (with --gradient parchgrad-cls or parchgrad-ins)"
 JUDGING = "Judging"
 CHOICE = "Which boxes"
+RAY = "Ray (with --engine ray)"
 #: The heading in the help for each section of the settings.
 HEADINGS = {
     "model": MODEL,
@@ -29,6 +30,7 @@ HEADINGS = {
     "images": INPUT,
     "output": OUTPUT,
     "run": RUN,
+    "ray": RAY,
     "talk": RUN,
 }
 
@@ -89,7 +91,7 @@ def _parameter(name: str, annotation: Any) -> inspect.Parameter:
 
 def _heading(parameter: inspect.Parameter) -> int:
     """The place of a parameter's heading in the help; arguments come first."""
-    order = (None, INPUT, MODEL, WHAT, PARCHGRAD, JUDGING, OUTPUT, RUN)
+    order = (None, INPUT, MODEL, WHAT, PARCHGRAD, JUDGING, OUTPUT, RUN, RAY)
     return order.index(getattr(parameter.annotation.__metadata__[0], "rich_help_panel", None))
 
 

@@ -172,6 +172,7 @@ class OutputConfig(_Section):
 class BatchConfig(_Section):
     """How the run goes; nothing here but precision changes a result."""
 
+    engine: Literal["local", "ray"] = _field("engine")
     device: Annotated[str, BeforeValidator(parse.device)] = _field("device")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _field("precision")
     batch: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = _field("batch")
@@ -189,6 +190,16 @@ class BatchConfig(_Section):
         """(I, N) of `shard`, counted from 1; (1, 1) is everything."""
         index, _, count = (self.shard or "1/1").partition("/")
         return int(index), int(count)
+
+
+class RayConfig(_Section):
+    """With `engine: ray`: the cluster, and its workers. `run.memory` is of each worker."""
+
+    address: str | None = _field("ray_address", min_length=1)
+    workers: int | None = _field("ray_workers", ge=1, le=100_000)
+    gpus: float | None = _field("ray_gpus", ge=0, le=1024)
+    cpus: float | None = _field("ray_cpus", gt=0, le=1024)
+    tries: int = _field("ray_tries", ge=1, le=1000)
 
 
 class TalkConfig(_Section):
@@ -209,6 +220,7 @@ class RunConfig(_Section):
     images: ImagesConfig = ImagesConfig()
     output: OutputConfig = OutputConfig()
     run: BatchConfig = BatchConfig()
+    ray: RayConfig = RayConfig()
     talk: TalkConfig = TalkConfig()
 
     def plain(self) -> dict[str, dict[str, Any]]:
@@ -224,6 +236,7 @@ SECTIONS: dict[str, type[_Section]] = {
     "images": ImagesConfig,
     "output": OutputConfig,
     "run": BatchConfig,
+    "ray": RayConfig,
     "talk": TalkConfig,
 }
 DESCRIPTIONS: dict[str, str] = {row.key: row.about for row in ROWS}

@@ -26,6 +26,19 @@ class Parts:
             self._names.setdefault((folder, match[1]), set()).add(name)
         return match is not None
 
+    def names(self, path: str) -> tuple[str, ...]:
+        """The parts of the image `path` that are known."""
+        return tuple(sorted(self._names.get(_place(path), ())))
+
+    def know(self, path: str, names: Collection[str]) -> None:
+        """These are the parts of the image `path`."""
+        self._names |= {_place(path): set(names)} if names else {}
+
+    def existing(self, path: str) -> list[str]:
+        """The parts of the image `path` that there are."""
+        folder, digest = _place(path)
+        return [file.name for file in (self.output / folder).glob(f".detxai-{digest}-*.part")]
+
     def add(self, path: str, fingerprint: str, number: int) -> Path:
         """The file of a new part of the image `path`."""
         folder, digest = place = _place(path)

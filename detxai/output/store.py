@@ -90,6 +90,10 @@ def decode_map(data: bytes, name: str) -> Map:
     return restored
 
 
+#: See `Store.known`.
+Known = tuple[tuple[str, ...], tuple[str, ...]]
+
+
 class Store:
     """An output tree, held by this process alone while entered.
 
@@ -109,7 +113,7 @@ class Store:
         with ExitStack() as entered:
             entered.enter_context(held(self.output, self._lock_timeout))
             with explained(self.output):
-                self._tidy()
+                self.tidy()
             self._entered = entered.pop_all()
         return self
 
@@ -173,6 +177,25 @@ class Store:
                 raise
             name = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:16]
             self._write(f"{UNPLACED}/{name}", {}, record)
+
+    def stamp(self, path: str) -> int:
+        """When the record of `path` was written, in nanoseconds; 0 where there is none."""
+        with suppress(ImageError, OSError, ValueError):
+            return self._locate(path).stat().st_mtime_ns
+        return 0
+
+    def known(self, path: str) -> Known:
+        """Endings of the pictures, and names of the parts, that the tree has of `path`."""
+        return self._pictures.get(path, ()), self._parts.names(path)
+
+    def learn(self, path: str, known: Known) -> None:
+        """Take the word of who holds the lock for what is `known` of `path`."""
+        self._pictures[path] = known[0]
+        self._parts.know(path, known[1])
+
+    def look(self, path: str) -> None:
+        """Learn which parts there are of `path`, of which another process may have made some."""
+        self._parts.know(path, self._parts.existing(path))
 
     def finish(self, summary: records.Summary) -> None:
         """Write `records.jsonl`, untouched where nothing changed, then `summary.json`."""
@@ -259,8 +282,9 @@ class Store:
             prefix = "" if inside == "." else f"{inside.replace(os.sep, '/')}/"
             yield prefix, names
 
-    def _tidy(self) -> None:
+    def tidy(self) -> None:
         """Remove the temporaries of a killed run and learn which pictures there are."""
+        self._pictures.clear()
         for prefix, names in self._walk():
             images = {name.removesuffix(".json") for name in names if name.endswith(".json")}
             for name in names:

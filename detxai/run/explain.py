@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from detxai.config.settings import RunConfig
-from detxai.errors import DetxaiError, ExitCode, NoInputError, worst
+from detxai.errors import DetxaiError, ExitCode, NoInputError, UsageError, worst
 from detxai.inputs.sources import Found
 from detxai.output import listing, ranking, records
 from detxai.run.console import Console, Signals, Stopped, keep_freed_memory
@@ -74,9 +74,11 @@ class ExplainRun:
         keep_freed_memory()
         if self.config.output.metrics is not None:
             require_writable(self.config.output.metrics.parent)
-        explainer = self._explainer()
-        self._greet(explainer)
-        with Store(self.config.output.dir, self.config.output.lock_timeout) as tree:
+        with contextlib.ExitStack() as stack:
+            explainer = self._explainer()
+            stack.callback(explainer.close)
+            self._greet(explainer)
+            tree = stack.enter_context(Store(self.config.output.dir, self.config.output.lock_timeout))
             with self._ending():
                 images = chain([first] if first else [], refs)
                 with self.console.progress(found.count, lambda: _pulse(explainer)):
@@ -121,6 +123,8 @@ class ExplainRun:
     def _explainer(self) -> Any:
         """The model and all that hangs on it, which takes seconds."""
         with self.console.waiting(f"loading {self.config.model.path or 'the bundled sample detector'}"):
+            if self.config.run.engine == "ray" and not self.config.run.dry_run:
+                return _pooled(self.config)
             from detxai.run.pipeline import Explainer
 
             return Explainer(self.config)
@@ -326,6 +330,17 @@ def _pulse(explainer: Any) -> str:
     works = [work for work in explainer.unfinished() if work.tree is not None]
     boxes = f", {sum(w.done for w in works)} of {sum(len(w.detections) for w in works)} boxes" if works else ""
     return f"{explainer.points} evaluations{boxes}"
+
+
+def _pooled(config: RunConfig) -> Any:
+    """An explainer with Ray's workers. Raises UsageError where Ray is not installed."""
+    try:
+        from detxai.run.ray_engine import RayPool
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--engine ray needs Ray ({error.name} is missing).", "pip install 'detxai[ray]'") from error
+    from detxai.run.ledger import PooledExplainer
+
+    return PooledExplainer(RayPool(config))
 
 
 def _detections(record: records.Record) -> str:

@@ -193,6 +193,9 @@ class Explainer:
         """Images on the device or behind it, in order: at work now, or left by a run that ended early."""
         return [work for _, work in sorted(self._works.copy().items())]
 
+    def close(self) -> None:
+        """Nothing: what a run holds ends with `explain`."""
+
     def untold(self) -> Iterator[Result]:
         """After `explain` was closed early: what was written by then and not yielded (the last one yielded, too)."""
         done = [f for _, f in sorted(self._waiting.items()) if f.done() and not f.cancelled() and not f.exception()]

@@ -85,6 +85,7 @@ def guarded_stdout() -> Iterator[BinaryIO]:
         with _Asked(real, "wb", closefd=False) as stream:
             yield stream
     finally:
+        sys.stdout.flush()  # what others have printed and Python still holds
         os.dup2(real, 1)
         os.close(real)
 

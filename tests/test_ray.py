@@ -1,0 +1,204 @@
+"""`--engine ray`: the same bytes as locally, and whatever dies, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import FAST, SAMPLES, Command, Inside, explain, files
+from PIL import Image
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs ray, which is not here")
+RAY = ("--engine", "ray", "--ray-cpus", "1", "--ray-workers", "2")
+#: Seconds in which a run ends after Ctrl-C.
+LEAVES = 10
+
+
+def test_without_ray_the_way_to_it_is_named(inside: Inside, tiny: Path, pictures: Path) -> None:
+    inside.patch.setitem(sys.modules, "ray", None)
+    inside.patch.delitem(sys.modules, "detxai.run.ray_engine", raising=False)
+    outcome = inside("explain", pictures, "-m", tiny, "-o", "tree", "--engine", "ray")
+    assert outcome.code == 2
+    assert "pip install 'detxai[ray]'" in outcome.err
+    assert not (inside.cwd / "tree").exists()
+
+
+@needs_ray
+@pytest.mark.slow
+def test_local_shards_and_ray_give_the_same_bytes(detxai: Command, tmp_path: Path) -> None:
+    line = [*sorted(SAMPLES.iterdir())[:4], "--imgsz", 320, "--max-evaluations", 9, "--tolerance", 0.5, "--maps", "npz"]
+    assert explain(*line, "-o", tmp_path / "local") == 0
+    for n in range(1, 5):
+        assert explain(*line, "-o", tmp_path / f"part-{n}", "--shard", f"{n}/4") == 0
+    parts = [tmp_path / f"part-{n}" for n in range(1, 5)]
+    assert detxai("merge", *parts, "-o", tmp_path / "merged").code == 0
+    outcome = detxai("explain", *line, "-o", tmp_path / "ray", *RAY, "--json")
+    assert outcome.code == 0, outcome.err
+    assert files(tmp_path / "ray") == files(tmp_path / "local") == files(tmp_path / "merged")
+    *lines, summary = map(json.loads, outcome.out.splitlines())
+    assert {line["image"]["path"] for line in lines} == {f"bag-{n:02d}.jpg" for n in range(1, 5)}
+    local = json.loads((tmp_path / "local" / "summary.json").read_bytes())
+    same = ("images", "detections", "attributions", "evaluations", "model", "failures", "exit_code", "device")
+    assert {key: summary[key] for key in same} == {key: local[key] for key in same}
+    assert "ray" not in outcome.err.lower().replace(str(tmp_path), "").replace("tmp", ""), "Ray itself keeps quiet"
+
+
+@pytest.fixture
+def many(tmp_path: Path, pictures: Path) -> Path:
+    """A hundred and fifty small pictures."""
+    (folder := tmp_path / "many").mkdir()
+    with Image.open(pictures / "b.png") as picture:
+        for number in range(150):
+            picture.crop((number % 30, number % 20, 90, 90)).save(folder / f"{number:03d}.png")
+    return folder
+
+
+def workers(run: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The actors of a run that have a model."""
+    inside = psutil.Process(run.pid).children(recursive=True)
+    return [process for process in inside if "MapWorker" in "".join(process.cmdline())]
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that are neither gone nor waiting for their parent to notice that they are."""
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def until(what: object, run: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    """Wait until `what()` holds while the run goes on."""
+    end = time.monotonic() + seconds
+    while not what():  # type: ignore[operator]
+        assert time.monotonic() < end and run.poll() is None, run.stderr and run.stderr.read()
+        time.sleep(0.05)
+
+
+def records_in(tree: Path) -> int:
+    return len(list(tree.glob("*.png.json")))
+
+
+@pytest.fixture
+def local(tiny: Path, many: Path, tmp_path: Path) -> dict[str, bytes]:
+    assert explain(many, "-m", tiny, "-o", tmp_path / "local", *FAST) == 0
+    return files(tmp_path / "local")
+
+
+@pytest.fixture
+def nothing_stays() -> Iterator[None]:
+    yield
+    names = [process.name() for process in psutil.process_iter() if process.ppid() == 1]
+    assert not [name for name in names if "raylet" in name or "gcs_server" in name or name.startswith("ray::")]
+
+
+@needs_ray
+@pytest.mark.slow
+def test_workers_that_are_killed_lose_nothing(
+    detxai: Command, tiny: Path, many: Path, tmp_path: Path, local: dict[str, bytes], nothing_stays: None
+) -> None:
+    tree = tmp_path / "tree"
+    run = detxai.start("explain", many, "-m", tiny, "-o", tree, *FAST, *RAY, "--json")
+    for share in (10, 40, 70):
+        until(lambda share=share: records_in(tree) >= share and len(workers(run)) == 2, run)
+        workers(run)[0].kill()
+    out, err = run.communicate()
+    assert run.returncode == 0, err
+    assert files(tree) == local
+    *lines, summary = map(json.loads, out.splitlines())
+    assert len({line["image"]["path"] for line in lines}) == len(lines) == 150
+    assert (summary["images"]["ok"], summary["images"]["skipped"]) == (150, 0)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_driver_that_is_killed_leaves_the_rest_to_the_next(
+    detxai: Command, tiny: Path, many: Path, tmp_path: Path, local: dict[str, bytes], nothing_stays: None
+) -> None:
+    tree = tmp_path / "tree"
+    line = ("explain", many, "-m", tiny, "-o", tree, *FAST, *RAY)
+    run = detxai.start(*line)
+    until(lambda: records_in(tree) >= 20, run)
+    others = psutil.Process(run.pid).children(recursive=True)
+    run.kill()
+    run.communicate()
+    end = time.monotonic() + LEAVES
+    while alive(others) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not alive(others)
+    assert 20 <= records_in(tree) < 150
+    outcome = detxai(*line)
+    assert outcome.code == 0, outcome.err
+    assert files(tree) == local
+    images = json.loads((tree / "summary.json").read_bytes())["images"]
+    assert images["ok"] + images["skipped"] == 150 and images["skipped"] >= 20
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_it_soon_and_leave_nobody_behind(
+    detxai: Command, tiny: Path, many: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    tree = tmp_path / "tree"
+    run = detxai.start("explain", many, "-m", tiny, "-o", tree, *FAST, *RAY, "--json")
+    until(lambda: records_in(tree) >= 10, run)
+    others = psutil.Process(run.pid).children(recursive=True)
+    sent = time.monotonic()
+    run.send_signal(number)
+    out, err = run.communicate()
+    assert time.monotonic() - sent < LEAVES
+    assert run.returncode == code, err
+    assert not alive(others)
+    *lines, summary = map(json.loads, out.splitlines())
+    assert summary["exit_code"] == code
+    assert summary["images"]["ok"] == len(lines) == records_in(tree), "what was written is told"
+    assert not list(tree.rglob("*.tmp"))
+    assert b"Traceback" not in err
+
+
+@needs_ray
+@pytest.mark.slow
+def test_an_image_that_kills_its_worker_fails_and_the_others_do_not(
+    detxai: Command, tiny: Path, many: Path, tmp_path: Path, local: dict[str, bytes]
+) -> None:
+    """Opening the poisoned file ends the process, as a decoder that crashes would."""
+    (many / "030.png").rename(many / "poison.png")
+    (hook := tmp_path / "hook").mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "sys.addaudithook(lambda e, a: e == 'open' and str(a[0]).endswith('poison.png') and os._exit(9))\n"
+    )
+    path = f"{hook}:{detxai.env.get('PYTHONPATH', '')}"
+    line = ("explain", many, "-m", tiny, "-o", tmp_path / "tree", *FAST, *RAY, "--ray-tries", 2)
+    outcome = detxai(*line, env={"PYTHONPATH": path})
+    assert outcome.code == 3, outcome.err
+    assert "poison.png" in outcome.err and "worker_died" in outcome.err
+    made = files(tmp_path / "tree")
+    del local["records.jsonl"], made["records.jsonl"]
+    assert {name: made[name] for name in made if "poison" not in name} == {
+        name: content for name, content in local.items() if not name.startswith("030.png")
+    }
+    assert json.loads(made["poison.png.json"])["error"]["code"] == "worker_died"
+
+
+@needs_ray
+@pytest.mark.slow
+def test_time_failures_and_refusals_mean_the_same(detxai: Command, tiny: Path, many: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    line = ("explain", many, "-m", tiny, "-o", tree, *FAST, *RAY)
+    assert detxai(*line, "--max-seconds", 0.01).code == 8
+    assert files(tree) == {"records.jsonl": b""}
+    for file in list(many.iterdir())[:40]:
+        file.write_bytes(b"no picture")
+    outcome = detxai(*line, "--max-failures", 3)
+    assert outcome.code == 3
+    assert "3 images failed (--max-failures)" in outcome.err
+    assert detxai(*line, "-m", "nowhere.pt").code == 5
+    assert detxai(*line, "--device", "cuda:1").code == 2
+    assert detxai(*line, "--ray-cpus", 1000).code == 2
