@@ -124,13 +124,13 @@ def test_a_driver_that_is_killed_leaves_the_rest_to_the_next(
     line = ("explain", many, "-m", tiny, "-o", tree, *FAST, *RAY)
     run = detxai.start(*line)
     until(lambda: records_in(tree) >= 20, run)
-    others = psutil.Process(run.pid).children(recursive=True)
+    writers = workers(run)
     run.kill()
     run.communicate()
     end = time.monotonic() + LEAVES
-    while alive(others) and time.monotonic() < end:
+    while alive(writers) and time.monotonic() < end:
         time.sleep(0.1)
-    assert not alive(others)
+    assert not alive(writers)
     assert 20 <= records_in(tree) < 150
     outcome = detxai(*line)
     assert outcome.code == 0, outcome.err
