@@ -16,6 +16,12 @@ import pytest
 from conftest import FAST, SAMPLES, Command, Inside, explain, files
 from PIL import Image
 
+from detxai.config import settings
+from detxai.output import records
+from detxai.run.board import Board, Given
+from detxai.run.worker import Worker
+from detxai.values import ImageRef
+
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs ray, which is not here")
 RAY = ("--engine", "ray", "--ray-cpus", "1", "--ray-workers", "2")
 #: Seconds in which a run ends after Ctrl-C.
@@ -29,6 +35,34 @@ def test_without_ray_the_way_to_it_is_named(inside: Inside, tiny: Path, pictures
     assert outcome.code == 2
     assert "pip install 'detxai[ray]'" in outcome.err
     assert not (inside.cwd / "tree").exists()
+
+
+class Telling:
+    """A board that says a group was begun before, as after a worker's death."""
+
+    def __init__(self) -> None:
+        self.board = Board()
+
+    def __call__(self, what: str, *arguments: object) -> object:
+        return getattr(self.board, what)(*arguments)
+
+
+def test_only_the_image_that_a_worker_dies_over_is_blamed(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    ask, where = Telling(), tmp_path / "tree"
+    where.mkdir()
+    config = settings.load(options={"model": str(tiny), "output": str(where), "max_det": 1, "tolerance": 0.5})
+    worker = Worker(config.plain(), str(Path.cwd()), ask)
+    refs = [ImageRef(name, pictures / name) for name in ("a.png", "b.png")]
+    images = [(n, Given(ref, 0, ((), ()), 0)) for n, ref in enumerate(refs)]
+    ask("begin", 0)
+    for _ in range(4):  # it dies after a.png, four times
+        told = next(worker.rows(0, images))[1]
+        assert told is not None and records.load(told[0]).status == "ok"
+    for _ in range(3):  # and over b.png, three times
+        ask("begin", "b.png")
+    a, b = [row[1] for row in worker.rows(0, images)]
+    assert a is not None and a[1], "done already"
+    assert b is not None and records.load(b[0]).error.code == "worker_died"  # type: ignore[union-attr]
 
 
 @needs_ray

@@ -80,6 +80,10 @@ class Board:
         self._tries[what] += 1
         return self._tries[what]
 
+    def survive(self, path: str) -> None:
+        """The image was no reason for a worker to die."""
+        del self._tries[path]
+
     def say(self, word: Greeting | DetxaiError) -> None:
         """Keep the first greeting, or the error that ends the run."""
         if self._word is None or isinstance(word, DetxaiError):

@@ -77,7 +77,9 @@ class Worker:
         for ref in refs:
             self._tree.look(ref.path)
             if self._ask("begin", ref.path) <= self._tries:
-                yield from self._explained([ref])
+                results = list(self._explained([ref]))
+                self._ask("survive", ref.path)
+                yield from results
                 continue
             what = f"its worker died {self._tries} times over this image alone (--ray-tries)"
             failed = records.failed_record(ref, ImageError("worker_died", what))
