@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import io
+import logging
 import random
 import sys
 import time
 import warnings
 from collections import Counter, OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from pickle_programs import BYPASSES, Watch, archive, attack, inert, program
 from torch import nn
+from ultralytics.nn.modules import Conv
 
+from detxai.cli.app import run
 from detxai.errors import ModelError
 from detxai.models import checkpoints, tensors
 
@@ -58,17 +62,63 @@ def test_known_bypasses_end_in_a_sentence(name: str, watch: Watch, tmp_path: Pat
 
 
 def test_an_attribute_of_an_allowed_class_is_never_called(tmp_path: Path, watch: Watch) -> None:
-    """The yaml of a model as an object of a real class, its `__deepcopy__` a layer that the file chose."""
-    yaml = nn.Sequential(nn.Identity())
-    yaml.__dict__["__deepcopy__"] = nn.Sequential(nn.Identity())
-    model = nn.Sequential(nn.Identity())
-    model.__dict__["__deepcopy__"] = yaml
+    """`yaml.__deepcopy__` is a layer that the file chose: real classes, whose attributes call whatever is in them."""
+    gadget = nn.Sequential(Conv(1, 1))
+    gadget[0].conv = Called(gadget[0])
+    gadget[0].bn = gadget[0].act = nn.Identity()
+    yaml = nn.Sequential()
+    yaml.__dict__["__deepcopy__"] = gadget
     module = tasks_model()
-    module.yaml = yaml
-    module.model[0].__dict__["__deepcopy__"] = model
+    module.__dict__["yaml"] = yaml
     torch.save({"model": module}, tmp_path / "evil.pt")
-    with pytest.raises(ModelError, match="__deepcopy__"):
-        checkpoints.load(str(tmp_path / "evil.pt"))
+    Called.calls.clear()
+    copy.deepcopy(torch.load(tmp_path / "evil.pt", weights_only=False)["model"].yaml)
+    assert Called.calls, "the file is an attack on those who load it"
+    Called.calls.clear()
+    watch.seen.clear()
+    watch.on = True
+    try:
+        with pytest.raises(ModelError, match="its yaml is not a mapping"):
+            checkpoints.load(str(tmp_path / "evil.pt"))
+        module.__dict__["yaml"] = {}
+        module.model[0].__dict__["__deepcopy__"] = gadget
+        watch.on = False
+        torch.save({"model": module}, tmp_path / "evil.pt")
+        watch.on = True
+        with pytest.raises(ModelError, match="__deepcopy__"):
+            checkpoints.load(str(tmp_path / "evil.pt"))
+    finally:
+        watch.on = False
+    assert not watch.seen
+    assert not Called.calls
+
+
+class Called(nn.Module):
+    """Remembers that it was called; a bound method of an allowed class would do the same for an attacker."""
+
+    calls: ClassVar[list[object]] = []
+
+    def __init__(self, beside: nn.Module) -> None:
+        super().__init__()
+
+    def forward(self, x: object) -> object:
+        self.calls.append(x)
+        return x
+
+
+@pytest.mark.parametrize("given", ["Parameter", "Tensor"])
+def test_a_tensor_of_a_known_kind_takes_nothing_from_its_class(
+    tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`_rebuild_from_type_v2` asks what it rebuilt for `as_subclass`: here nothing is asked."""
+    tensor: Any = nn.Parameter(torch.ones(2)) if given == "Parameter" else torch.ones(2)
+    tensor.as_subclass = "of the attacker's choice"
+    monkeypatch.setattr(torch.Tensor, "__setstate__", lambda *_: pytest.fail("a state was set"))
+    torch.save({"a": tensor}, tmp_path / "a.pt")
+    read = tensors.read((tmp_path / "a.pt").read_bytes())["a"]
+    assert type(read) is torch.Tensor
+    assert torch.equal(read, torch.ones(2))
+    assert not read.__dict__
 
 
 def tasks_model(classes: int = 2) -> Any:
@@ -161,7 +211,7 @@ def test_convert_writes_the_same_model_or_nothing(tmp_path: Path) -> None:
 
 
 def test_layers_of_ones_own_need_trust_and_the_folder_of_their_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     code = "import torch\nclass Doubled(torch.nn.Module):\n    def forward(self, x):\n        return 2 * x\n"
     (tmp_path / "code").mkdir()
@@ -178,7 +228,25 @@ def test_layers_of_ones_own_need_trust_and_the_folder_of_their_code(
     with pytest.raises(ModelError, match="layers_of_a_user") as caught:
         checkpoints.load(str(tmp_path / "own.pt"), trust_pickle=True)
     assert "--module-path" in caught.value.hint
+    caplog.clear()
+    monkeypatch.setattr(logging.getLogger("detxai"), "propagate", True)  # a console of before took it away
     loaded = checkpoints.load(str(tmp_path / "own.pt"), trust_pickle=True, module_path=tmp_path / "code")
     assert loaded.trusted
+    assert "own.pt (sha256 " + loaded.sha256 in caplog.text
+    assert caplog.text.count("layers_of_a_user.Doubled") == 1 and "collections" not in caplog.text
     assert type(loaded.module.model[0].act).__name__ == "Doubled"
     monkeypatch.delitem(sys.modules, "layers_of_a_user")
+
+
+def test_what_will_run_is_told_before_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(logging.getLogger("detxai"), "propagate", True)  # a console of before took it away
+    monkeypatch.setattr(torch, "load", lambda *_, **__: said.append(caplog.text) or {})
+    (tmp_path / "evil.pt").write_bytes(archive(b"\x80\x02" + BYPASSES["os.system"]))
+    assert run(["doctor", str(tmp_path / "evil.pt"), "--trust-pickle", "--module-path", str(tmp_path)]) == 5
+    assert "evil.pt (sha256 " in said[0] and "os.system" in said[0]
+    (tmp_path / "odd.pt").write_bytes(archive(BYPASSES["inst"]))
+    assert run(["doctor", str(tmp_path / "odd.pt"), "--trust-pickle"]) == 5
+    assert "could not be read beforehand" in said[1]

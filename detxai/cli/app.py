@@ -193,14 +193,20 @@ def doctor(
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="unpickle these checkpoints fully, in this run only")
     ] = False,
+    module_path: Annotated[
+        Path | None,
+        typer.Option("--module-path", help="with --trust-pickle: folder of the code of its own layers", metavar="DIR"),
+    ] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> int:
     """Versions, devices, and whether a model can be explained (exit code 5 if not)."""
     from detxai.run import doctor
 
-    return int(
-        doctor.run([*(models or ()), *(model or ())], names, device, trust_pickle=trust_pickle, as_json=json_lines)
-    )
+    paths = [*(models or ()), *(model or ())]
+    code = doctor.run(
+        paths, names, device, trust_pickle=trust_pickle, module_path=module_path, as_json=json_lines
+    )  # fmt: skip
+    return int(code)
 
 
 @app.command()

@@ -8,27 +8,21 @@ values (`pickles`, `tensors`), of which a network of our own is built (`layers`,
 from __future__ import annotations
 
 import hashlib
-import io
 import mmap
 import os
-import pickle
 import re
 import stat
-import struct
-import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from detxai.errors import ModelError
-from detxai.models import converted, darknet, networks, tensors, upstream  # noqa: F401  (before any ultralytics.*)
+from detxai.models import converted, darknet, networks, tensors, trusted, upstream  # noqa: F401  (before any ultralytics.*)
 from detxai.models.converted import build, metadata, packed, save
 from detxai.models.layers import Unbuildable
+from detxai.models.onnx import first_line
 from detxai.models.pickles import Refused
+from detxai.models.trusted import DAMAGED
 from detxai.values import Checkpoint
 
 __all__ = ["BUNDLED", "BUNDLED_SHA256", "build", "load", "metadata", "packed", "save"]
@@ -45,11 +39,6 @@ EXPORTS = (".onnx", ".torchscript", ".engine")
 OPENVINO = "_openvino_model"
 #: The largest file that is read: beyond any detector that is published.
 MOST_BYTES = 1 << 32
-#: What damaged files raise on their way through zipfile, struct, torch and ultralytics.
-_DAMAGED = (
-    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError,
-    SyntaxError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
-)  # fmt: skip
 
 
 def load(
@@ -133,7 +122,7 @@ def _located(model: str) -> Path:
     except (OSError, MemoryError) as error:  # ultralytics' and requests' network errors are OSErrors
         raise ModelError(
             f"There is no file {model} here, and the Ultralytics model {name} could not be downloaded: "
-            f"{_first_line(error)}",
+            f"{first_line(error)}",
             f"Without a network, fetch it elsewhere and give its path with --model /path/to/{name}",
         ) from error
     return found
@@ -161,7 +150,7 @@ def _read(path: Path, read: Callable[[Path], Any] = Path.read_bytes) -> Any:
             raise ModelError(f"A Darknet model needs its weights beside the cfg: no {path}.") from None
         raise ModelError(f"No model at {path}.", "Check --model; leave it out for the bundled detector.") from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"Cannot read the model {str(path)[:500]!r}: {_first_line(error)}.") from None
+        raise ModelError(f"Cannot read the model {str(path)[:500]!r}: {first_line(error)}.") from None
 
 
 def _pages(path: Path) -> bytes | mmap.mmap:
@@ -183,9 +172,7 @@ def _from_darknet(path: Path, digest: str, cfg: bytes, weights: bytes, names: Pa
     try:
         network = darknet.load(cfg, weights)
     except (ValueError, RuntimeError) as error:
-        raise ModelError(
-            f"{path.name} is not a Darknet detector that detxai can build: {_first_line(error)}"
-        ) from error
+        raise ModelError(f"{path.name} is not a Darknet detector that detxai can build: {first_line(error)}") from error
     known = _class_names(path, network.scales[0].classes, names)
     family = re.search(r"yolo-?v?\d+|yolo-fastest", path.stem.lower())
     found = family.group().replace("yolo-v", "yolov") if family else "darknet"
@@ -220,8 +207,8 @@ def _listed(names: Path) -> dict[int, str]:
 def _from_safetensors(name: str, digest: str, data: bytes) -> Checkpoint:
     try:
         return converted.read(name, digest, data)
-    except _DAMAGED as error:
-        raise ModelError(f"{name} is not a readable detxai model: {_first_line(error)}") from error
+    except DAMAGED as error:
+        raise ModelError(f"{name} is not a readable detxai model: {first_line(error)}") from error
 
 
 def _from_pickle(name: str, digest: str, data: bytes, *, trust: bool, module_path: Path | None) -> Checkpoint:
@@ -234,9 +221,9 @@ def _from_pickle(name: str, digest: str, data: bytes, *, trust: bool, module_pat
                 "If you trust whoever made it, run again with --trust-pickle (and --module-path DIR, where its layers "
                 "are code of your own); or export it to ONNX where it was made.",
             ) from reason
-        return _trusted(name, digest, data, module_path)
-    except _DAMAGED as error:
-        raise ModelError(f"{name} was not loaded: {_first_line(error)}.", _advice(error)) from error
+        return trusted.load(name, digest, data, module_path)
+    except DAMAGED as error:
+        raise ModelError(f"{name} was not loaded: {first_line(error)}.", _advice(error)) from error
     return Checkpoint(name, digest, stored.kind, stored.module, stored.family, stored.names, stored.imgsz)
 
 
@@ -244,40 +231,3 @@ def _advice(error: Exception) -> str:
     if "state dict" in str(error):
         return "Save the whole model (torch.save(model, FILE)), or export it to ONNX where it was made."
     return "Check where the file came from, and that it was copied whole."
-
-
-def _trusted(name: str, digest: str, data: bytes, module_path: Path | None) -> Checkpoint:
-    """The model of a pickle that is run in full. Only reached with `trust_pickle`."""
-    if module_path is not None:
-        if not module_path.is_dir():
-            raise ModelError(f"--module-path {module_path} is no folder.")
-        sys.path.insert(0, str(module_path.resolve()))
-    try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            f"{name} needs the Python module '{error.name}', which is not installed.",
-            "Give the folder that holds it with --module-path DIR.",
-        ) from error
-    except (*_DAMAGED, pickle.UnpicklingError) as error:
-        raise ModelError(f"{name} is damaged or not a checkpoint: {_first_line(error)}") from error
-    module: Any = (content.get("ema") or content.get("model")) if isinstance(content, dict) else content
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"{name} holds no model (found {type(module).__name__}).")
-    if any(hasattr(part, "anchor_grid") for part in module.modules()):
-        raise ModelError(
-            f"{name} ends in an anchor-based head of its own code, which detxai does not read from a live object.",
-            "Export it to ONNX where it was made, and explain it with --method drise.",
-        )
-    try:
-        module = module.float().eval()
-        yaml = module.yaml if isinstance(getattr(module, "yaml", None), dict) else {}
-        names = networks.class_names(getattr(module, "names", None))
-        imgsz = networks.image_size(content)
-        return Checkpoint(name, digest, "ultralytics", module, networks.family(yaml), names, imgsz, trusted=True)
-    except _DAMAGED as error:
-        raise ModelError(f"{name} holds a model that is not put together as expected: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

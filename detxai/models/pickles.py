@@ -54,7 +54,7 @@ class Reader:
     """Reads one pickle of `data`, from position `at`; afterwards `at` is the position behind it.
 
     `functions`: what a stream may call, by its full name; each takes the tuple of arguments. `persistent`: what an
-    outside reference of torch (a storage) stands for.
+    outside reference of torch (a storage) stands for. `names`: the classes and functions that were named so far.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Reader:
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.copied = 0
+        self.names: set[str] = set()
         self.steps = {code: getattr(self, f"_{name}") for code, name in _STEPS.items()}
 
     def load(self) -> Any:
@@ -260,14 +261,18 @@ class Reader:
 
     def _global(self) -> None:
         module, name = self._line(), self._line()
-        self.stack.append(Name(f"{module}.{name}"))
+        self._named(f"{module}.{name}")
 
     def _stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if type(name) is not str or type(module) is not str:
             raise TypeError("its pickle has a name that is not text")
         self.count(len(module) + len(name))
-        self.stack.append(Name(f"{module}.{name}"))
+        self._named(f"{module}.{name}")
+
+    def _named(self, name: str) -> None:
+        self.names.add(name)
+        self.stack.append(Name(name))
 
     def _new(self) -> None:
         args, cls = self.stack.pop(), self.stack.pop()

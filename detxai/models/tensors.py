@@ -60,6 +60,33 @@ def read(data: bytes | mmap.mmap) -> Any:
     raise ValueError("it is not a torch checkpoint")
 
 
+class _Anything(dict[str, Function]):
+    """A table in which every name stands for a function that makes an empty object."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> Function:
+        return lambda _: Node(name)
+
+
+def names(data: bytes) -> set[str]:
+    """What the pickle of a checkpoint names, without what every checkpoint does: nothing of it is imported.
+
+    Raises as `read` does, but not for what would run code, unless it is an instruction that torch does not write.
+    """
+    at, named = 0, set[str]()
+    if data[:2] == b"PK":
+        archive = _Archive(data)
+        (stream,) = (name for name in archive.entries if name.count("/") == 1 and name.endswith("/data.pkl"))
+        data = archive.read(stream)
+    for _ in range(5 if data[: len(OLD_MAGIC)] == OLD_MAGIC else 1):
+        reader = Reader(data, _Anything(), lambda _: Node("storage"), at)
+        reader.load()
+        at, named = reader.at, named | reader.names
+    return named - _FUNCTIONS.keys()
+
+
 class _Archive:
     """The entries of a zip in `data`, by name."""
 

@@ -44,13 +44,18 @@ def machine() -> Iterator[Line]:
 
 
 def model(
-    name: str | None, device: str = "auto", *, trust_pickle: bool = False, names: Path | None = None
+    name: str | None,
+    device: str = "auto",
+    *,
+    trust_pickle: bool = False,
+    module_path: Path | None = None,
+    names: Path | None = None,
 ) -> Iterator[Line]:
     """What detxai makes of a model, with a gradient self-test and a timing, as (name, value).
 
     Raises ModelError when the model cannot be explained; lines found before that have been yielded.
     """
-    checkpoint = checkpoints.load(name, trust_pickle=trust_pickle, names=names)
+    checkpoint = checkpoints.load(name, trust_pickle=trust_pickle, module_path=module_path, names=names)
     yield "model", checkpoint.name
     yield "sha256", checkpoint.sha256
     if checkpoint.trusted:
@@ -109,7 +114,13 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def run(
-    paths: Sequence[str], names: Path | None = None, device: str = "auto", *, trust_pickle: bool = False, as_json: bool
+    paths: Sequence[str],
+    names: Path | None = None,
+    device: str = "auto",
+    *,
+    trust_pickle: bool = False,
+    module_path: Path | None = None,
+    as_json: bool,
 ) -> ExitCode:
     """Print what is known of the machine and of each model (none: the bundled one); the exit code of the worst."""
     code = ExitCode.OK
@@ -120,7 +131,8 @@ def run(
             print()
         models.append({})
         try:
-            for name, value in _told(model(path, device, trust_pickle=trust_pickle, names=names), as_json=as_json):
+            lines = model(path, device, trust_pickle=trust_pickle, module_path=module_path, names=names)
+            for name, value in _told(lines, as_json=as_json):
                 models[-1][name] = value
         except ModelError as error:
             code, models[-1]["cannot be explained"] = error.exit_code, str(error)

@@ -159,6 +159,11 @@ BYPASSES = {
     "stack global": text("os") + text("system") + b"\x93" + text("true") + b"\x85R.",
     "subclass of tensor": named("torch._tensor _rebuild_from_type_v2") + b"("
     + named("torch._utils _rebuild_parameter") + named("ultralytics.nn.tasks DetectionModel") + b")}tR.",
+    "as_subclass in the state": named("torch._tensor _rebuild_from_type_v2") + b"("
+    + named("torch._utils _rebuild_tensor_v2") + named("torch.nn.parameter Parameter") + b")}"
+    + text("as_subclass") + named("os system") + b"stR.",
+    "as_subclass of what was rebuilt": named("torch._tensor _rebuild_from_type_v2") + b"("
+    + named("collections OrderedDict") + named("os system") + b")}tR.",
     "load_from_bytes": named("torch.storage _load_from_bytes") + b"C\x01x\x85R.",
     "bytearray": named("builtins bytearray") + b"\x8a\x05\x00\x00\x00\x00\x02\x85R.",
     "codec bomb": named("_codecs encode") + text("a" * 100) + text("punycode") + b"\x86R.",
