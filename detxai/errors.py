@@ -76,7 +76,7 @@ class ImageError(DetxaiError):
     """One image cannot be used; the run goes on. `code` goes into its record.
 
     Codes: `not_found`, `unreadable`, `empty_file`, `not_an_image`, `unsupported`, `truncated`,
-    `too_large`, `bad_path`, `baseline`, `labels`, `predictions`, `not_finite`, `impossible`,
+    `too_large`, `bad_path`, `unpaired`, `baseline`, `labels`, `predictions`, `not_finite`, `impossible`,
     `memory`, `internal`.
     What is known of the picture all the same goes there too: `sha256` of its bytes, `size` (width, height).
     """

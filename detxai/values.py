@@ -19,12 +19,21 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
+class Pair:
+    """The high-energy half of an image: its `file`, its `path` as people name it, and how both become colours."""
+
+    file: Path
+    path: str
+    colors: str
+
+
+@dataclass(frozen=True)
 class ImageRef:
     """One input: `file` on disk and `path`, its POSIX name in the output tree (unique in a run).
 
     `problem` says why the name cannot be used (then the image ends in a failed record). `frame`: which picture of a
     file that holds several, counted from 1; None: the first. `data`: the content of an image that is in memory and not
-    on disk.
+    on disk. `pair`: the other half of a dual-energy image, of which `file` is the one of low energy.
     """
 
     path: str
@@ -32,6 +41,7 @@ class ImageRef:
     problem: str | None = None
     frame: int | None = None
     data: bytes | None = field(default=None, repr=False)
+    pair: Pair | None = None
 
 
 @dataclass(frozen=True)
@@ -45,13 +55,22 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A decoded image. `pixels`: (height, width, 3) uint8 RGB, upright, alpha composed on white."""
+    """A decoded image. `pixels`: (height, width, 3) uint8 RGB, upright, alpha composed on white.
+
+    `sha256` of the file's bytes, `pair_sha256` of the high-energy half's.
+    """
 
     ref: ImageRef
     pixels: Pixels
     sha256: str
     window: Window | None = None
     notes: tuple[str, ...] = ()
+    pair_sha256: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of all the bytes that it was made of, as `decode.digest` has it."""
+        return self.sha256 if self.pair_sha256 is None else f"{self.sha256}+{self.pair_sha256}"
 
     @property
     def height(self) -> int:

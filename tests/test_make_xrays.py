@@ -27,7 +27,7 @@ def _shade(material: str, thickness: float) -> np.ndarray:
     stack = Stack(40, 40)
     stack.maps[material] += thickness
     look = Look(photons=1e9, banding=0.0)
-    return render(np.random.default_rng(0), stack, look).reshape(-1, 3).mean(0)
+    return render(np.random.default_rng(0), stack, look)[0].reshape(-1, 3).mean(0)
 
 
 def test_every_label_line_is_the_box_of_its_part_map(tmp_path: Path) -> None:

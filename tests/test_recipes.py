@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -52,6 +53,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (here / name).mkdir()
     for number, name in enumerate(("a", "b", "c"), 1):
         Image.fromarray(pixels(f"bag-{number:02d}.jpg", (90, 80))).save(here / "scans" / f"{name}.png")
+    (here / "energies").mkdir()
+    for name in ("low", "high"):
+        deep = pixels("bag-01.jpg", (90, 80))[..., 0].astype(np.uint16) * 190
+        Image.fromarray(deep).save(here / "energies" / f"a_{name}.png")
     (here / "labels" / "a.txt").write_text("0 0.5 0.5 0.4 0.4\n")
     network = seeded_network("yolov8n.yaml")
     for name in ("best.pt", "new.pt"):

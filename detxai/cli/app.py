@@ -137,8 +137,8 @@ def explain(settings: "RunConfig", sources: Sources, null: Null = False) -> int:
     console = Console.of(settings.talk)
     shard = settings.run.part if settings.run.shard else None
     try:
-        frames = settings.images.frames
-        images = images_of(sources, null=null, shard=shard, exclude=settings.output.dir, frames=frames)
+        frames, pair = settings.images.frames, settings.images.paired
+        images = images_of(sources, null=null, shard=shard, exclude=settings.output.dir, frames=frames, pair=pair)
         from detxai.run.explain import ExplainRun
 
         job = ExplainRun(settings, console)

@@ -39,7 +39,7 @@ def parchgrad(
     of what the model reports."""
     from detxai.run.console import Console
 
-    images = images_of(sources, null=null)
+    images = images_of(sources, null=null, pair=settings.images.paired)
     from detxai.run.calibrate_parchgrad import parchgrad as gathered
 
     return int(gathered(settings, images, Console.of(settings.talk), output, limit, note))
@@ -79,7 +79,7 @@ def evidence(
     0.05 on, so that some are wrong. It asks to look again; it clears nothing."""
     from detxai.run.console import Console
 
-    images = images_of(sources, null=null)
+    images = images_of(sources, null=null, pair=settings.images.paired)
     from detxai.run.calibrate_evidence import evidence as fitted
 
     return int(fitted(settings, images, Console.of(settings.talk), output, limit, note, recall, plot))

@@ -61,7 +61,7 @@ def evaluate(
             output, steps, smooth, order, seed, limit, stability, checked, masks, baselines, score_precision,
             settings.run.force,
         )  # fmt: skip
-        images = images_of(sources, null=null, exclude=output)
+        images = images_of(sources, null=null, exclude=output, pair=settings.images.paired)
         from detxai.evaluation.run import evaluate as judge
 
         return int(judge(settings, options, console, images))

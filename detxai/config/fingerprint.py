@@ -40,6 +40,8 @@ def fingerprint_keys(cfg: RunConfig) -> dict[str, Any]:
         "images.window": cfg.images.window,
         "run.precision": cfg.run.precision,
     }
+    if cfg.images.pair:
+        keys["images.energy_colors"] = cfg.images.energy_colors
     if cfg.model.module_path:
         keys["model.module_path"] = _content(cfg.model.module_path)
     for section in ("detection", "attribution"):

@@ -246,6 +246,20 @@ ROWS: tuple[Option, ...] = (
         "first|all",
         words=("first", "all"),
     ),
+    Option(
+        "images.pair",
+        None,
+        "dual energy, two files one picture: by what their paths differ, as _low,_high or low/,high/",
+        "LOW,HIGH",
+    ),
+    Option(
+        "images.energy_colors",
+        "materials",
+        "what the network sees of both energies: materials (hue by effective atomic number, brightness by what passed),"
+        " or channels (low, high, effective atomic number)",
+        "COLORS",
+        words=("materials", "channels"),
+    ),
     Option("output.dir", Path("runs/explain"), "folder of the output tree", "DIR", name="output", letter="-o"),
     Option(
         "output.overlays",

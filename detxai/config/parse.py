@@ -100,6 +100,14 @@ def overlays(value: Any) -> Any:
     }.get(str(value).lower(), value)
 
 
+def pair(value: str) -> str:
+    """`LOW,HIGH`: two texts of which neither holds the other."""
+    low, comma, high = value.partition(",")
+    if not comma or low in high or high in low or "," in high:
+        raise ValueError("must be LOW,HIGH, by which two paths differ, as _low,_high or low/,high/")
+    return value
+
+
 def device(value: Any) -> Any:
     """A device's name; a bare number is a CUDA device."""
     name = f"cuda:{value}" if str(value).isdecimal() else str(value).strip().lower()

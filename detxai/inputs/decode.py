@@ -17,7 +17,8 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from io import BufferedReader, BytesIO
 
@@ -25,11 +26,11 @@ import numpy as np
 import PIL.Image
 
 from detxai.errors import ImageError
-from detxai.inputs import dicom, frames
+from detxai.inputs import dicom, frames, pairs
 from detxai.inputs.complete import ended_early
 from detxai.inputs.samples import Samples, samples
 from detxai.inputs.window import Method, parse_window, ramp, window_of
-from detxai.values import Image, ImageRef, Pixels, Window
+from detxai.values import Image, ImageRef, Pair, Pixels, Window
 
 #: What Pillow may try (MPO comes through JPEG). Its other readers start programs or guess.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -79,6 +80,8 @@ def load(
     """
     method = parse_window(window)
     _prepare_pillow(max_pixels)
+    if ref.pair is not None:
+        return _dual(ref, ref.pair, method, max_pixels, admit)
     with _opened(ref, max_pixels) as stream:
         try:
             scan = _scan(ref, stream, max_pixels)
@@ -114,7 +117,10 @@ def pictures(ref: ImageRef, max_pixels: int = MAX_PIXELS) -> int:
 
 
 def digest(ref: ImageRef, max_pixels: int = MAX_PIXELS) -> str | None:
-    """The sha256 of the bytes of `ref`; None where there is no regular file that `load` would read."""
+    """The sha256 of the bytes of `ref`, of both halves joined by +; None where `load` would read no regular file."""
+    if ref.pair is not None:
+        halves = [digest(half, max_pixels) for half in _halves(ref, ref.pair)]
+        return "+".join(map(str, halves)) if all(halves) else None
     try:
         with _opened(ref, max_pixels) as stream:
             return _digest(stream)
@@ -219,7 +225,7 @@ def _picture(stream: BufferedReader | BytesIO) -> PIL.Image.Image:
         return heif
 
 
-def _scan(ref: ImageRef, stream: BufferedReader, max_pixels: int) -> dicom.Header | None:
+def _scan(ref: ImageRef, stream: BufferedReader | BytesIO, max_pixels: int) -> dicom.Header | None:
     """The header of a DICOM file; None for other files."""
     head = stream.read(132)
     stream.seek(0)
@@ -275,12 +281,8 @@ def _decoded(ref: ImageRef, data: bytes, digest: str, method: Method, max_pixels
     image = _header(ref, BytesIO(data), max_pixels)
     try:
         notes = _turned_to(image, ref.frame, len(data), max_pixels)
-        image.load()
-        _require_size(image, max_pixels)
-        if ref.frame in (None, 1) and ended_early(image, data, _picture):
-            raise ImageError("truncated", "the data end before the last row: a part of the picture is missing")
+        found = _stored(image, ref.frame, data, max_pixels)
         orientation, said = _orientation(image)
-        found = samples(image, data)
         pixels, used, more = _rgb(found, method)
         pixels = np.require(_upright(pixels, orientation), np.uint8, ["C", "W"])
     except (MemoryError, PIL.Image.DecompressionBombError) as error:
@@ -288,6 +290,53 @@ def _decoded(ref: ImageRef, data: bytes, digest: str, method: Method, max_pixels
     except _DAMAGE as error:
         raise ImageError("truncated", f"the data are damaged or cut short: {error}") from error
     return Image(ref, pixels, digest, used, (*said, *found.notes, *more, *notes))
+
+
+def _stored(image: PIL.Image.Image, frame: int | None, data: bytes, max_pixels: int) -> Samples:
+    """The values of `image`, read to its last row."""
+    image.load()
+    _require_size(image, max_pixels)
+    if frame in (None, 1) and ended_early(image, data, _picture):
+        raise ImageError("truncated", "the data end before the last row: a part of the picture is missing")
+    return samples(image, data)
+
+
+def _halves(ref: ImageRef, pair: Pair) -> tuple[ImageRef, ImageRef]:
+    return replace(ref, pair=None), ImageRef(pair.path, pair.file)
+
+
+def _dual(ref: ImageRef, pair: Pair, method: Method, max_pixels: int, admit: Callable[[int], None]) -> Image:
+    """Both energies of `ref` as one picture."""
+    if not (ref.file.is_file() and pair.file.is_file()):
+        raise ImageError("unpaired", f"its other half, {pair.path}, is not there (--pair)")
+    with ExitStack() as stack:
+        streams = [stack.enter_context(_opened(half, max_pixels)) for half in _halves(ref, pair)]
+        announced = [_scan(ref, s, max_pixels) or _header(ref, s, max_pixels) for s in streams]
+        admit(sum(_needed(h) + os.fstat(s.fileno()).st_size for h, s in zip(announced, streams, strict=True)))
+        data = [_content(stream) for stream in streams]
+    sums = [hashlib.sha256(part).hexdigest() for part in data]
+    parts = [_energy(half, part, max_pixels) for half, part in zip(_halves(ref, pair), data, strict=True)]
+    (low, used), (high, other) = (pairs.transmission(part, method) for part in parts)
+    if low.shape != high.shape:
+        sizes = f"{low.shape[1]} x {low.shape[0]} and {high.shape[1]} x {high.shape[0]}"
+        raise ImageError("unpaired", f"it and its other half, {pair.path}, are not of one size: {sizes} (--pair)")
+    note = f"open beam of the high-energy picture: {other.high:g}"
+    pixels = np.require(pairs.COLORS[pair.colors](low, high), np.uint8, ["C", "W"])
+    return Image(ref, pixels, sums[0], used, (note, *parts[0].notes), sums[1])
+
+
+def _energy(ref: ImageRef, data: bytes, max_pixels: int) -> Samples:
+    """The values of one half."""
+    stream = BytesIO(data)
+    if _scan(ref, stream, max_pixels) is not None:
+        return dicom.samples(data, 0)
+    image = _header(ref, stream, max_pixels)
+    try:
+        return _stored(image, None, data, max_pixels)
+    except MemoryError as error:
+        raise ImageError("too_large", f"no room for {image.width} x {image.height} pixels") from error
+    except _DAMAGE as error:
+        raise ImageError("truncated", f"the data of {ref.path} are damaged or cut short: {error}") from error
 
 
 def _scanned(ref: ImageRef, data: bytes, digest: str, method: Method, scan: dicom.Header) -> Image:

@@ -63,10 +63,12 @@ def find(
     shard: Shard | None = None,
     exclude: Path | None = None,
     frames: str = "first",
+    pair: tuple[str, str, str] | None = None,
 ) -> Found:
     """The images of `sources`, in their order, folders sorted by path.
 
     `frames`: `all` makes an image of each picture of a file that holds several, `first` of the first alone.
+    `pair`: (LOW, HIGH, colours) makes one image of two files, see `pairs.paired`.
 
     `stdin` is read for the source `-`, a path a line (`null`: NUL-separated), as the lines come.
     The folder `exclude` (the output tree) is left out, and so are pictures that lie beside the record of the image
@@ -93,19 +95,32 @@ def find(
             streams.append(piped(stdin, b"\0" if null else b"\n", prefix))
         else:
             streams.append(Walk(root, pattern, prefix, exclude))
-    found.refs = _counted(streams, found)
+    found.refs = _pictures(_counted(streams, found), frames, pair)
+    if "-" not in distinct:
+        found.count = partial(_count, sources, shard, exclude, frames, pair)
+    return found
+
+
+def _count(
+    sources: Sequence[str], shard: Shard | None, exclude: Path | None, frames: str, pair: tuple[str, str, str] | None
+) -> int:
+    return sum(1 for _ in find(sources, shard=shard, exclude=exclude, frames=frames, pair=pair).refs)
+
+
+def _pictures(refs: Iterable[ImageRef], frames: str, pair: tuple[str, str, str] | None) -> Iterable[ImageRef]:
+    """The pictures in the files of `refs`. Raises UsageError for both at once."""
+    if pair is not None and frames == "all":
+        raise UsageError("--pair and --frames all exclude each other.", "Leave one of them out.")
+    if pair is not None:
+        from detxai.inputs.pairs import paired
+
+        return paired(refs, *pair)
     if frames == "all":
         from detxai.inputs import decode
         from detxai.inputs.frames import expanded
 
-        found.refs = expanded(found.refs, decode.pictures)
-    if "-" not in distinct:
-        found.count = partial(_count, sources, shard, exclude, frames)
-    return found
-
-
-def _count(sources: Sequence[str], shard: Shard | None, exclude: Path | None, frames: str) -> int:
-    return sum(1 for _ in find(sources, shard=shard, exclude=exclude, frames=frames).refs)
+        return expanded(refs, decode.pictures)
+    return refs
 
 
 def _refuse_archive(source: str) -> None:

@@ -50,16 +50,25 @@ class WindowInfo(_Part):
     high: Number = Field(description="source value that became 255")
 
 
+class PairInfo(_Part):
+    """The high-energy half of the picture."""
+
+    path: Text = Field(description="as image.path")
+    sha256: str = Field(description="of that file's bytes")
+    colors: str = Field(description="how both halves became colours: materials or channels")
+
+
 class ImageInfo(_Part):
     """The picture."""
 
-    left_out = frozenset({"window", "notes"})
+    left_out = frozenset({"window", "pair", "notes"})
 
     path: Text = Field(description="POSIX path in the output tree")
     sha256: str | None = Field(default=None, description="of the file's bytes; null if unreadable")
     width: int | None = Field(default=None, description="pixels, after EXIF rotation")
     height: int | None = Field(default=None, description="pixels, after EXIF rotation")
     window: WindowInfo | None = Field(default=None, description="16-bit and float images only")
+    pair: PairInfo | None = Field(default=None, description="dual energy only: the other half of the picture")
     notes: tuple[Text, ...] | None = Field(default=None, description="what is special in this file")
 
 
@@ -349,13 +358,14 @@ class Summary(_Part):
 
 def image_info(image: Image) -> ImageInfo:
     """What is known of a decoded image."""
-    window = image.window
+    window, pair = image.window, image.ref.pair
     return ImageInfo(
         path=image.ref.path,
         sha256=image.sha256,
         width=image.width,
         height=image.height,
         window=WindowInfo(method=window.method, low=window.low, high=window.high) if window else None,
+        pair=PairInfo(path=pair.path, sha256=str(image.pair_sha256), colors=pair.colors) if pair else None,
         notes=image.notes or None,
     )
 

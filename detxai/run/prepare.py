@@ -43,7 +43,7 @@ def prepared_image(
         compared = _baselines(plan, square, box)
         fills, softened, ground = _fills(plan.level, square, box, *next(iter(compared.items())))
         labels, given = (None if drawn is None else drawn.at(image.width, image.height) for drawn in boxes)
-        key = _fingerprint(plan, image.sha256, digests)
+        key = _fingerprint(plan, image.digest, digests)
         return PreparedImage(
             ref,
             image,

@@ -54,6 +54,7 @@ def write(
     stem: str,
     tag: bool | None = None,
     hard: bool = False,
+    energies: bool = False,
 ) -> None:
     """Make one image and write picture, labels and, if wanted, part maps and the mask of the tag."""
     cv2.setNumThreads(1)  # one process per core already
@@ -62,6 +63,9 @@ def write(
     stem = stem.format(seed=seed, index=index, number=index + 1)
     picture = cv2.cvtColor(bag.image, cv2.COLOR_RGB2BGR)
     cv2.imwrite(str(out / "images" / f"{stem}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    if energies and bag.energies is not None:
+        for name, values in zip(("low", "high"), bag.energies, strict=True):
+            cv2.imwrite(str(out / "energies" / f"{stem}_{name}.png"), values)
     lines = label_lines(bag, list(kinds))
     (out / "labels" / f"{stem}.txt").write_text("".join(line + "\n" for line in lines))
     if parts:
@@ -90,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         help="in how many bags of cheat and control: the catalogue's share, or overruled",
     )
     parser.add_argument("--harder", action="store_true", help="clutter, tilt, cut items, other colours, noise, blur")
+    parser.add_argument("--energies", action="store_true", help="also write 16-bit pictures at low and high energy")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
 
@@ -97,9 +102,16 @@ def main(argv: list[str] | None = None) -> None:
     tagged = has_tags(kinds)
     if args.harder and tagged:
         parser.error("--harder: the tags of cheat and control would not follow")
+    if args.harder and args.energies:
+        parser.error("--harder: the energies would not follow")
     if args.tag != "share" and not tagged:
         parser.error(f"--tag {args.tag}: the catalogue {args.catalogue} has no tags")
-    for folder in ["images", "labels"] + ["parts"] * args.parts + ["tags"] * (args.parts and tagged):
+    for folder in (
+        ["images", "labels"]
+        + ["parts"] * args.parts
+        + ["tags"] * (args.parts and tagged)
+        + ["energies"] * args.energies
+    ):
         (args.out / folder).mkdir(parents=True, exist_ok=True)
     classes = "".join(name + "\n" for name in kinds)
     for folder in (args.out, args.out / "labels"):  # tools look for it in the one or the other
@@ -117,6 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         stem=args.stem,
         tag=TAG[args.tag],
         hard=args.harder,
+        energies=args.energies,
     )
     indices = range(args.start, args.start + args.count)
     if args.jobs > 1:

@@ -81,12 +81,15 @@ class Placed:
 class Bag:
     """A finished picture, uint8 (H, W, 3) RGB, and what is in it.
 
-    ``tag`` uint8 (H, W) is 1 on the tag, None where there is none.
+    ``tag`` uint8 (H, W) is 1 on the tag, None where there is none. ``energies`` uint16 (2, H, W): what the scanner
+    measured at low and high energy; ``stack`` is the truth behind it. Both None where the picture was changed since.
     """
 
     image: np.ndarray
     items: list[Placed]
     tag: np.ndarray | None = None
+    energies: np.ndarray | None = None
+    stack: Stack | None = None
 
 
 def _frame(rng: np.random.Generator) -> tuple[int, int]:
@@ -378,4 +381,5 @@ def make_bag(rng: np.random.Generator, kinds: Mapping[str, Kind] = STANDARD, tag
     if has_tags(kinds) and items:
         drawn = rng.uniform() < (kinds[items[0].name].tag_share or 0.0)
         mask = _pack_tag(rng, stack, area, items[0].box, drawn if tag is None else tag)
-    return Bag(render(rng, stack, random_look(rng)), items, mask)
+    image, energies = render(rng, stack, random_look(rng))
+    return Bag(image, items, mask, energies, stack)

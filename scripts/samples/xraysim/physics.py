@@ -21,6 +21,9 @@ MU = {
 """Linear attenuation in 1/cm at the low (about 60 keV) and the high (about 110 keV) energy, for
 plastics and cloth, for aluminium, glass and circuit boards, and for steel and copper."""
 
+OPEN = 50_000
+"""Value of an open beam in pictures of one energy."""
+
 RATIO_KNOTS = (1.20, 1.31, 1.56, 1.80, 2.30)
 HUE_KNOTS = (0.0, 0.26, 1.0, 1.20, 2.0)
 """Ratio of log-attenuations -> hue coordinate: 0 orange, 1 green, 2 blue."""
@@ -113,9 +116,13 @@ def palette(look: Look) -> np.ndarray:
     return (table * (np.array(look.ground) / 255)).astype(np.float32)
 
 
-def render(rng: np.random.Generator, stack: Stack, look: Look) -> np.ndarray:
-    """Picture of a scene as a scanner shows it: uint8 (H, W, 3) RGB."""
+def render(rng: np.random.Generator, stack: Stack, look: Look) -> tuple[np.ndarray, np.ndarray]:
+    """Picture of a scene as a scanner shows it, uint8 (H, W, 3) RGB, and what it measured.
+
+    That is uint16 (2, H, W), low and high energy, `OPEN` where nothing lies in the way.
+    """
     low, high = (_expose(rng, integral, look) for integral in attenuation(stack))
+    measured = np.round(np.clip(np.stack([low, high]) * OPEN, 0, 65535)).astype(np.uint16)
     log_low, log_high = -np.log(low), -np.log(high)
     # Scanners average the ratio over a few pixels: it is far noisier than the attenuation.
     calm_low = cv2.GaussianBlur(log_low, (0, 0), 0.9)
@@ -126,4 +133,4 @@ def render(rng: np.random.Generator, stack: Stack, look: Look) -> np.ndarray:
     value += look.sharpen * (value - cv2.GaussianBlur(value, (0, 0), 1.6))
     value = np.clip(value, 0, 1)
     colour = cv2.remap(palette(look), value * 255, hue * 64, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.round(colour).astype(np.uint8)
+    return np.round(colour).astype(np.uint8), measured

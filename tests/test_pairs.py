@@ -1,0 +1,106 @@
+"""Dual energy: pictures of the generator, whose truth is known, through pairing, colours and records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import FAST, explain, files
+from xraysim.bags import Bag, make_bag
+from xraysim.physics import MU, OPEN
+
+from detxai.errors import ImageError
+from detxai.inputs import decode, pairs, sources
+from detxai.inputs.samples import Samples
+from detxai.values import ImageRef, Pair
+
+
+@pytest.fixture(scope="module")
+def bag() -> Bag:
+    return make_bag(np.random.default_rng([7, 1]))
+
+
+@pytest.fixture
+def scans(tmp_path: Path, bag: Bag) -> Path:
+    """Two pairs in folders of their own, one half without its other, and a file of another name."""
+    assert bag.energies is not None
+    small = [cv2.resize(part, (90, 80), interpolation=cv2.INTER_AREA) for part in bag.energies]
+    for name, part in zip(("low", "high"), small, strict=True):
+        (tmp_path / "scans" / "deep").mkdir(parents=True, exist_ok=True)
+        for stem in ("a", "deep/b"):
+            cv2.imwrite(str(tmp_path / "scans" / f"{stem}_{name}.png"), part)
+    shutil.copy(tmp_path / "scans" / "a_high.png", tmp_path / "scans" / "c_high.png")
+    shutil.copy(tmp_path / "scans" / "a_high.png", tmp_path / "scans" / "other.png")
+    return tmp_path / "scans"
+
+
+def test_effective_numbers_are_those_of_the_truth(bag: Bag) -> None:
+    """Where one material makes nearly all of what is measured, and enough of it."""
+    assert bag.stack is not None and bag.energies is not None
+    low, high = (pairs.transmission(Samples(part, (0, 65535)), ("fixed", 0, OPEN))[0] for part in bag.energies)
+    numbers = pairs.atomic_number(low, high)
+    colours = pairs.materials(low, high).astype(int)
+    measured = [sum(MU[name][energy] * t for name, t in bag.stack.maps.items()) for energy in (0, 1)]
+    seen = (measured[1] > 0.15) & (measured[1] < 2)
+    truth = np.interp(measured[0] / np.maximum(measured[1], 1e-6), pairs.RATIOS, pairs.NUMBERS)
+    edges = cv2.dilate(truth, np.ones((7, 7))) - cv2.erode(truth, np.ones((7, 7))) > 2
+    error = np.abs(numbers - truth)[seen & ~edges]
+    assert len(error) > 10_000 and np.median(error) < 0.3 and (error < 1.5).mean() > 0.97
+    for least, most, strong, weak in ((0, 7.5, 0, 2), (12, 14, 1, 0), (22, 27, 2, 0)):  # orange, green, blue
+        pure = seen & ~edges & (truth >= least) & (truth < most)
+        assert pure.sum() > 100 and (colours[pure][:, strong] > colours[pure][:, weak]).mean() > 0.95
+    assert numbers[measured[1] < 0.002].mean() < 9, "air has no metal in it"
+
+
+def test_two_files_are_one_image_and_halves_alone_fail(tiny: Path, scans: Path, tmp_path: Path) -> None:
+    run = (scans, "-m", tiny, "--pair", "_low,_high", *FAST, "-o", tmp_path / "out")
+    assert explain(*run) == 3
+    lines = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    assert [line["image"]["path"] for line in lines] == ["a_low.png", "c_high.png", "deep/b_low.png", "other.png"]
+    whole, half, _, neither = lines
+    high = hashlib.sha256((scans / "a_high.png").read_bytes()).hexdigest()
+    assert whole["image"]["pair"] == {"path": "a_high.png", "sha256": high, "colors": "materials"}
+    assert whole["image"]["sha256"] == hashlib.sha256((scans / "a_low.png").read_bytes()).hexdigest()
+    assert half["error"]["code"] == "unpaired" and "c_low.png" in half["error"]["message"]
+    assert "neither _low nor _high" in neither["error"]["message"]
+    before = files(tmp_path / "out")
+    assert explain(*run) == 3 and files(tmp_path / "out") == before, "nothing is done again"
+    values = cv2.imread(str(scans / "a_high.png"), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(scans / "a_high.png"), values // 2)
+    assert explain(*run) == 3 and files(tmp_path / "out") != before, "either half decides"
+
+
+def test_pairs_in_two_folders_shards_and_sizes(scans: Path, tmp_path: Path) -> None:
+    for name in ("low", "high"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        shutil.copy(scans / f"a_{name}.png", tmp_path / "all" / name / "x.png")
+    pair = ("low/", "high/", "channels")
+    (ref,) = sources.find([str(tmp_path / "all")], pair=pair).refs
+    assert ref.path == "low/x.png" and ref.pair == Pair(tmp_path / "all/high/x.png", "high/x.png", "channels")
+    shards = [[r.path for r in sources.find([str(tmp_path / "all")], shard=(n, 2), pair=pair).refs] for n in (1, 2)]
+    assert sorted(shards) == [[], ["low/x.png"]]
+    pixels = decode.load(ref, "0,50000").pixels
+    values = cv2.imread(str(tmp_path / "all/low/x.png"), cv2.IMREAD_UNCHANGED)
+    assert np.abs(pixels[..., 0] - np.clip(values / 50000, 0, 1) * 255).max() <= 0.51
+    cv2.imwrite(str(tmp_path / "all/high/x.png"), values[:10])
+    with pytest.raises(ImageError, match="not of one size"):
+        decode.load(ref)
+    assert ref.pair is not None
+    ref.pair.file.write_bytes(ref.pair.file.read_bytes()[:60])
+    with pytest.raises(ImageError, match="cut short"):
+        decode.load(ref)
+
+
+def test_what_is_no_picture_of_one_energy_is_refused(tmp_path: Path) -> None:
+    colour = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    for name in ("low", "high"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), colour)
+    with pytest.raises(ImageError, match="colour"):
+        decode.load(ImageRef("low.png", tmp_path / "low.png", pair=Pair(tmp_path / "high.png", "high.png", "channels")))
+    for words in (("--pair", "low"), ("--pair", "a,ab"), ("--pair", "low,high", "--frames", "all")):
+        assert explain(tmp_path, *words, "-o", tmp_path / "out") == 2
