@@ -222,6 +222,11 @@ def _from_pickle(name: str, digest: str, data: bytes, *, trust: bool, module_pat
                 "are code of your own); or export it to ONNX where it was made.",
             ) from reason
         return trusted.load(name, digest, data, module_path)
+    except networks.Classifier as reason:
+        raise ModelError(
+            f"{name} is a classifier: it says what a whole picture is, and reports no boxes to explain.",
+            "Give a detector: --model best.pt.",
+        ) from reason
     except DAMAGED as error:
         raise ModelError(f"{name} was not loaded: {first_line(error)}.", _advice(error)) from error
     return Checkpoint(name, digest, stored.kind, stored.module, stored.family, stored.names, stored.imgsz)

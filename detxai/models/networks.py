@@ -33,6 +33,10 @@ SMALLEST_SIZE, LARGEST_SIZE, COARSEST = 32, 4096, 512
 MOST_ITEMS, DEEPEST = 20_000, 8
 
 
+class Classifier(Exception):
+    """The network says what a whole picture is, not where."""
+
+
 @dataclass(frozen=True, eq=False)
 class Stored:
     """A network that was stored: `kind` as in `Checkpoint`, the network, its class names, its training size."""
@@ -156,6 +160,8 @@ def _anchor_based(
     kind = head.name.rpartition(".")[2] if type(head) is Node else type(head).__name__
     state = head.state if type(head) is Node and type(head.state) is dict else {}
     parts, buffers = state.get("_modules", {}), state.get("_buffers", {})
+    if kind == "Classify":
+        raise Classifier
     if kind not in ("Detect", "IDetect", "IAuxDetect", "Segment", "ISegment") or not {"m"} <= parts.keys():
         raise Unbuildable(f"it ends in a {kind} head of its own repository")
     count, feeds = state["nc"], state["f"]
