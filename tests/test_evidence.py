@@ -27,12 +27,14 @@ from detxai.evidence import measures, neighbours
 from detxai.evidence.calibration import FEATURES, EvidenceCalibration, calibration_error
 from detxai.evidence.calibration import read as read_calibration
 from detxai.evidence.fitting import LabelledDetection, auroc, fit, gain, logistic, thresholds
+from detxai.evidence.groups import FEWEST
 from detxai.evidence.maps import map_sums, near_edge
 from detxai.evidence.model import Evidence
 from detxai.evidence.typicality import typicality
 from detxai.evidence.verdict import DEFAULTS, RULES, verdict
 from detxai.models import checkpoints, detectors
 from detxai.output import records
+from detxai.run.groups import GroupTally
 from detxai.statistics import Moments, rank_correlation
 from detxai.values import Attribution, Detection, Target
 
@@ -319,6 +321,33 @@ def test_full_evidence_holds_contrasts_and_a_second_baseline(full: Path) -> None
                 assert a["value_at_input"] == pytest.approx(difference, abs=1e-3)
             assert d["evidence"]["second_baseline"] == "blur"
             assert -1 <= d["evidence"]["baseline_agreement"] <= 1
+
+
+def test_a_group_whose_evidence_lies_outside_is_named_in_the_summary(full: Path) -> None:
+    d = next(d for r in read(full) for d in records.load(json.dumps(r).encode()).detections or ())
+    grid = np.maximum(np.array(d.attributions[0].grid.values), 0) + 0.01
+
+    def box(number: int, outside: float) -> records.DetectionRecord:
+        values = tuple(map(tuple, (grid * (1 + number % 5)).tolist()))
+        own = d.attributions[0].model_copy(
+            update={"grid": d.attributions[0].grid.model_copy(update={"values": values})}
+        )
+        evidence = d.evidence.model_copy(update={"net_outside": outside * float(grid.sum()) * (1 + number % 5)})
+        return d.model_copy(update={"id": number, "attributions": (own,), "evidence": evidence})
+
+    tally = GroupTally()
+    for number in range(FEWEST - 1):
+        tally.add("honest.jpg", box(number, 0.0))
+    assert tally.records() is None, "too few"
+    for number in range(FEWEST - 1, 30):
+        tally.add("honest.jpg", box(number, 0.0))
+    assert [g.finding for g in tally.records() or ()] == [None], "one kind, and nothing to look into"
+    for number in range(10):
+        tally.add("tagged.jpg", box(number, 4.0))
+    honest, tagged = tally.records() or ()
+    assert (honest.boxes, honest.finding, tagged.boxes, tagged.share) == (30, None, 10, 0.25)
+    assert tagged.finding and tagged.outside == pytest.approx(0.8, abs=0.01)
+    assert tagged.typical and all(name.startswith("tagged.jpg#") for name in tagged.typical)
 
 
 def test_who_is_a_neighbour_and_whom_a_report_rests_on() -> None:

@@ -71,6 +71,25 @@ def silhouette(found: Vectors, labels: NDArray[np.intp]) -> float:
     return float(np.where(sizes[at] > 1, value, 0).mean())
 
 
+def where(grid: NDArray[np.float64]) -> str:
+    """In words, which ninth of the box holds most of what speaks for the class, and how much of it."""
+    positive = np.maximum(grid, 0)
+    if not positive.sum() > 0:
+        return "nothing speaks for it"
+    thirds = np.array_split(np.arange(8), [3, 5])
+    sums = np.array([[positive[np.ix_(rows, cols)].sum() for cols in thirds] for rows in thirds])
+    cells = np.array([[len(rows) * len(cols) for cols in thirds] for rows in thirds])
+    row, col = np.unravel_index(np.argmax(sums / cells), sums.shape)
+    place = f"{('upper', 'middle', 'lower')[row]} {('left', 'centre', 'right')[col]}".replace("middle centre", "centre")
+    return f"densest at the {place} ({sums[row, col] / sums.sum():.0%} on {cells[row, col] / 64:.0%} of the box)"
+
+
+def outside_share(grids: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
+    """Share of what speaks for the class that lies outside the boxes, of all boxes together, in [0, 1]."""
+    beside, inside = float(np.maximum(outside, 0).sum()), float(np.maximum(grids.sum((1, 2)), 0).sum())
+    return beside / (beside + inside) if beside + inside > 0 else 0.0
+
+
 def _divide(found: Vectors, k: int) -> NDArray[np.intp]:
     """(n,): the group of each; fewer than `k` groups where some run empty."""
     centres = [found[int(np.argmax(likeness(found)))]]

@@ -74,8 +74,9 @@ def findings(record: Record) -> Iterator[Finding]:
 def severity(f: Finding) -> tuple[int, int, float, str, int]:
     """Sorts the worst first: by verdict, then by the lowest trust (the lowest score without a calibration).
 
-    Of 287 reports on 200 labelled X-rays 61 are wrong. Among the first 20 and the first 80 of this order lie 10 and 40
-    of them; of the lowest score alone 14 and 36; of the same verdicts with the highest score first 8 and 26.
+    Of 287 reports on 200 labelled X-rays 81 are wrong. Among the first 20 and the first 80 of this order lie 12 and 44
+    of them; of the lowest score alone 16 and 51; of the same verdicts with the highest score first 9 and 36
+    (`scripts/studies/study_alarms.py`).
     Candidates are turned round: the worst is the one that nearly was reported and has evidence.
     """
     kind, rank = KINDS.index(f.kind), VERDICTS.index(f.verdict)

@@ -283,10 +283,23 @@ class ImageCounts(_Part):
     ignored: int = Field(default=0, description="files that are no images")
 
 
+class GroupRecord(_Part):
+    """Boxes of one class whose evidence lies alike."""
+
+    left_out = frozenset({"finding"})
+
+    boxes: int = Field(description="how many")
+    share: Score = Field(description="of the boxes of the class")
+    where: Text = Field(description="in words, where in the box most of it lies")
+    outside: Score = Field(description="share of the net evidence that lies outside the boxes")
+    finding: Text | None = Field(default=None, description="what a person should look into, in words")
+    typical: tuple[Text, ...] = Field(description="its most typical boxes, path#id")
+
+
 class ClassStatistics(_Part):
     """What a run saw of one class: its detections, not candidates and misses."""
 
-    left_out = frozenset({"verdicts", "mean_grid", "grid_spread", "labels", "true", "false", "missed"})
+    left_out = frozenset({"verdicts", "mean_grid", "grid_spread", "labels", "true", "false", "missed", "groups"})
 
     class_id: int = Field(description="id of the class in the model")
     class_name: Text = Field(description="its name")
@@ -301,6 +314,9 @@ class ClassStatistics(_Part):
     true: int | None = Field(default=None, description="detections that are on one of these labels")
     false: int | None = Field(default=None, description="other detections of this class on labelled images")
     missed: int | None = Field(default=None, description="of these labels, those that no detection is on")
+    groups: tuple[GroupRecord, ...] | None = Field(
+        default=None, description="its boxes by where their evidence lies, of at least twelve; one: of one kind"
+    )
 
 
 class Failure(_Part):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detxai.evidence.groups import groups, likeness, vectors
+from detxai.evidence.groups import groups, likeness, outside_share, vectors
 from detxai.output.ranking import Finding
 from detxai.output.records import AttributionRecord, DetectionRecord
 from detxai.statistics import Moments
@@ -69,19 +69,6 @@ def behaviours(found: Iterable[Finding]) -> list[Behaviour]:
     return [_behaviour(pairs) for _, pairs in sorted(by_class.items())]
 
 
-def where(grid: NDArray[np.float64]) -> str:
-    """In words, which ninth of the box holds most of what speaks for the class, and how much of it."""
-    positive = np.maximum(grid, 0)
-    if not positive.sum() > 0:
-        return "nothing speaks for it"
-    thirds = np.array_split(np.arange(8), [3, 5])
-    sums = np.array([[positive[np.ix_(rows, cols)].sum() for cols in thirds] for rows in thirds])
-    cells = np.array([[len(rows) * len(cols) for cols in thirds] for rows in thirds])
-    row, col = np.unravel_index(np.argmax(sums / cells), sums.shape)
-    place = f"{('upper', 'middle', 'lower')[row]} {('left', 'centre', 'right')[col]}".replace("middle centre", "centre")
-    return f"densest at the {place} ({sums[row, col] / sums.sum():.0%} on {cells[row, col] / 64:.0%} of the box)"
-
-
 def _behaviour(pairs: Sequence[tuple[Finding, AttributionRecord]]) -> Behaviour:
     found = tuple(f for f, _ in pairs)
     grids = np.asarray([a.grid.values for _, a in pairs], np.float64)
@@ -100,14 +87,14 @@ def _behaviour(pairs: Sequence[tuple[Finding, AttributionRecord]]) -> Behaviour:
         verdicts=Counter(f.verdict for f in found),
         mean=sums.mean,
         spread=sums.std,
-        outside=_share(grids, outside),
+        outside=outside_share(grids, outside),
         typical=tuple(order[:SHOWN]),
         odd=tuple(reversed(order[SHOWN:][-SHOWN:])),
         groups=tuple(
             Group(
                 tuple(m.tolist()),
                 grids[m].mean(0),
-                _share(grids[m], outside[m]),
+                outside_share(grids[m], outside[m]),
                 float(np.mean([found[i].score for i in m])),
                 Counter(found[i].verdict for i in m),
             )
@@ -123,9 +110,3 @@ def _unit(a: AttributionRecord) -> str:
 
 def _outside(f: Finding) -> float:
     return f.detection.evidence.net_outside if f.detection.evidence is not None else 0.0
-
-
-def _share(grids: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
-    """Share of what speaks for the class that lies outside the boxes, of all boxes together, in [0, 1]."""
-    beside, inside = float(np.maximum(outside, 0).sum()), float(np.maximum(grids.sum((1, 2)), 0).sum())
-    return beside / (beside + inside) if beside + inside > 0 else 0.0

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
+from detxai.evidence.groups import where
 from detxai.output.ranking import VERDICTS, Finding
-from detxai.review.behaviour import Behaviour, Group, where
+from detxai.review.behaviour import Behaviour, Group
 from detxai.text import printable
 
 #: From none to all of the greatest absolute cell.

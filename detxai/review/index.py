@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from detxai.evidence.groups import where
 from detxai.evidence.model import Evidence
 from detxai.output import ranking, records
 from detxai.output.ranking import Finding
 from detxai.output.tree import Mixture, Tree
-from detxai.review.behaviour import Behaviour, behaviours, where
+from detxai.review.behaviour import Behaviour, behaviours
 from detxai.review.listing import MEASURES
 from detxai.vocabulary import METHODS
 

@@ -291,6 +291,10 @@ class ExplainRun:
             self.console.say("no image has a label file in --labels: see its names in the README", kind="warning")
         if self.config.detection.predictions is not None and self.tally.done and not summary.detections:
             self.console.say("no box in --predictions belongs to any of these images: check its names", kind="warning")
+        for c in summary.classes:
+            for group in (g for g in c.groups or () if g.finding):
+                some = f"{group.boxes} boxes ({group.share:.0%})"
+                self.console.say(f"{c.class_name}, {some}: {group.finding}, such as {group.typical[0]}", kind="warning")
         self._name_the_worst()
         if summary.stopped:
             self.console.say(f"stopped early: {summary.stopped}; run the same command again to go on", kind="warning")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from detxai.errors import ExitCode
 from detxai.evidence.maps import GRID
 from detxai.output import ranking, records
+from detxai.run.groups import GroupTally
 from detxai.statistics import Moments
 
 #: Failures listed in the summary; all of them are in records.jsonl.
@@ -29,9 +30,11 @@ class _ClassSums:
     statuses: Counter[str] = field(default_factory=Counter)
     verdicts: Counter[str] = field(default_factory=Counter)
     grids: Moments = field(default_factory=lambda: Moments((GRID, GRID)))
+    groups: GroupTally = field(default_factory=GroupTally)
 
-    def add(self, detection: records.DetectionRecord) -> None:
+    def add(self, path: str, detection: records.DetectionRecord) -> None:
         self.count += 1
+        self.groups.add(path, detection)
         self.score += detection.score
         if detection.match is not None:
             self.statuses[detection.match.status] += 1
@@ -105,7 +108,7 @@ class Tally:
                 self.listed = (self.listed or 0) + detection.listed
             if detection.kind == "detection":
                 self.detections += 1
-                self._of(detection.class_id, detection.class_name).add(detection)
+                self._of(detection.class_id, detection.class_name).add(record.image.path, detection)
             for attribution in detection.attributions:
                 self.attributions += 1
                 self.unconverged += attribution.converged is False
@@ -140,6 +143,7 @@ class Tally:
                 true=sums.statuses["true"] if self.labelled else None,
                 false=sums.statuses.total() - sums.statuses["true"] if self.labelled else None,
                 missed=sums.missed if self.labelled else None,
+                groups=sums.groups.records(),
             )
             for class_id, sums in sorted(self._sums.items())
         )
