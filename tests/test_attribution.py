@@ -299,7 +299,8 @@ def test_baselines_keep_the_padding(name: str) -> None:
     square = np.full((SIDE, SIDE, 3), 114, np.uint8)
     square[8:-8] = pixels("bag-02.jpg", (SIDE, SIDE - 16))
     box = Letterbox(SIDE, SIDE, SIDE - 16, 1.0, 0, 8, SIDE, SIDE - 16)
-    found, label = baselines.baseline(name, square, box)
+    label = baselines.resolved(name, square, box)
+    found = baselines.baseline(label, baselines.picture(square), box)
     assert found.shape == (3, SIDE, SIDE)
     assert bool((found[:, :8] == np.float32(114 / 255)).all())
     inner = found[:, 8:-8]
@@ -319,7 +320,7 @@ def test_baselines_keep_the_padding(name: str) -> None:
 def test_no_ground_means_black() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     assert baselines.ground(noise) is None
-    assert baselines.baseline("auto", noise, Letterbox(SIDE, SIDE, SIDE, 1.0, 0, 0, SIDE, SIDE))[1] == "auto:black"
+    assert baselines.resolved("auto", noise, Letterbox(SIDE, SIDE, SIDE, 1.0, 0, 0, SIDE, SIDE)) == "auto:black"
 
 
 def test_gradients_without_room_are_computed_again_to_the_same_bits(detector: Detector, scene: Scene) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from detxai.values import Letterbox, Pixels
@@ -14,6 +16,8 @@ from detxai.vocabulary import COLOURS
 #: (mean level above PALE) than for darker ones. Its channels lie within CHROMA of each other: lawns are no ground.
 GROUND_SHARE, GROUND_SHARE_PALE = 0.4, 0.18
 PALE, CHROMA = 170, 28
+#: Colours are counted in this many steps a channel, of LEVELS levels each.
+STEPS, LEVELS = 16, 16
 WHITE = (255, 255, 255)
 #: Standard deviation of the blur, as a share of the longer side.
 BLUR_SIGMA = 0.05
@@ -21,61 +25,70 @@ BLUR_SIGMA = 0.05
 SOFT_SIGMA = 0.004
 
 
-def baseline(name: str, square: Pixels, box: Letterbox, file: Pixels | None = None) -> tuple[Tensor, str]:
-    """The baseline of a letterboxed image (size, size, 3) uint8 as (3, size, size) float32 in [0, 1], and its name.
+def picture(square: Pixels, device: torch.device | None = None) -> Tensor:
+    """A letterboxed image (size, size, 3) uint8 as (3, size, size) float32 in [0, 1] on `device`."""
+    return torch.from_numpy(square).to(device).permute(2, 0, 1).contiguous().float() / 255
 
-    `auto` is the image's own ground where it has one (the white tunnel of an X-ray), else black; its name says which
-    colour was found. `file`: a letterboxed picture (same size), for a baseline image.
+
+def resolved(name: str, square: Pixels, box: Letterbox) -> str:
+    """The name of a baseline, `auto` with what it is on this image: `auto:#rrggbb`, its ground, else `auto:black`."""
+    if name != "auto":
+        return name
+    colour = ground(square[inner(box)])
+    return "auto:black" if colour is None else "auto:#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def baseline(name: str, x: Tensor, box: Letterbox, file: Tensor | None = None) -> Tensor:
+    """The baseline `name` (see `resolved`) of the letterboxed image `x`, both (3, size, size) float32 in [0, 1].
+
+    `file`: a letterboxed picture like `x`, for a baseline image.
     """
-    rows, cols = slice(box.top, box.top + box.inner_height), slice(box.left, box.left + box.inner_width)
-    inner = square[rows, cols]
-    result = square.astype(np.float32) / 255
+    result, at = x.clone(), (slice(None), *inner(box))
     if file is not None:
-        result[rows, cols] = file[rows, cols].astype(np.float32) / 255
-    elif name in COLOURS:
-        result[rows, cols] = COLOURS[name]
+        result[at] = file[at]
     elif name == "mean":
-        result[rows, cols] = inner.reshape(-1, 3).mean(0) / 255
+        levels = (x[at] * 255).round().double()
+        result[at] = (levels.mean((1, 2)) / 255).float()[:, None, None]
     elif name == "blur":
-        result[rows, cols] = _blurred(inner)
+        result[at] = _blurred(x[at])
+    elif name in COLOURS:
+        result[at] = COLOURS[name]
     else:
-        colour = ground(inner)
-        result[rows, cols] = 0.0 if colour is None else np.asarray(colour) / 255
-        name = "auto:black" if colour is None else "auto:#{:02x}{:02x}{:02x}".format(*colour)
-    return torch.from_numpy(result).permute(2, 0, 1).contiguous(), name
+        colour = torch.tensor(ground_of(name) or (0, 0, 0), dtype=torch.float64) / 255
+        result[at] = colour.float()[:, None, None].to(x.device)
+    return result
 
 
-def softened(square: Pixels, box: Letterbox) -> Tensor:
-    """The image itself under a slight Gaussian, as (3, size, size) float32 in [0, 1]; its padding stays."""
-    rows, cols = slice(box.top, box.top + box.inner_height), slice(box.left, box.left + box.inner_width)
-    result = square.astype(np.float32) / 255
-    result[rows, cols] = _blurred(square[rows, cols], SOFT_SIGMA)
-    return torch.from_numpy(result).permute(2, 0, 1).contiguous()
+def softened(x: Tensor, box: Letterbox) -> Tensor:
+    """The image `x` (3, size, size) under a slight Gaussian; its padding stays."""
+    result, at = x.clone(), (slice(None), *inner(box))
+    result[at] = _blurred(x[at], SOFT_SIGMA)
+    return result
 
 
-def ground_of(name: str, inner: Pixels) -> tuple[int, int, int] | None:
-    """`ground` of a picture whose baseline has the `name` that `baseline` gave it: `auto` has looked already."""
+def inner(box: Letterbox) -> tuple[slice, slice]:
+    """The rows and columns of the letterbox in which the image lies."""
+    return slice(box.top, box.top + box.inner_height), slice(box.left, box.left + box.inner_width)
+
+
+def ground_of(name: str) -> tuple[int, int, int] | None:
+    """The colour in a name that `resolved` gave; None for `auto:black`."""
     if name == "auto:black":
         return None
-    if name.startswith("auto:#"):
-        red, green, blue = bytes.fromhex(name[len("auto:#") :])
-        return red, green, blue
-    return ground(inner)
+    red, green, blue = bytes.fromhex(name.removeprefix("auto:#"))
+    return red, green, blue
 
 
 def ground(pixels: Pixels) -> tuple[int, int, int] | None:
     """The colour of the empty ground of a picture (height, width, 3), or None where no colour dominates."""
-    flat = pixels.reshape(-1, 3)
-    bins = flat >> 4
-    count = np.zeros((18, 18, 18), np.int64)
-    np.add.at(count, tuple(bins.T.astype(np.int64) + 1), 1)
+    count = np.pad(cv2.calcHist([pixels], [0, 1, 2], None, [STEPS] * 3, [0, 256] * 3), 1)
     for axis in range(3):  # a colour counts with its neighbours: grounds are noisy
         count = count + np.roll(count, 1, axis) + np.roll(count, -1, axis)
     mode = np.array(np.unravel_index(count.argmax(), count.shape)) - 1
-    near = (np.abs(bins.astype(np.int16) - mode) <= 1).all(1)
-    colour = np.median(flat[near], axis=0).round().astype(int)
+    near = cv2.inRange(pixels, LEVELS * np.maximum(mode - 1.0, 0), LEVELS * (mode + 2.0) - 1)
+    colour = np.array([_median(pixels, channel, near) for channel in range(3)]).round().astype(int)
     pale = colour.mean() > PALE
-    if near.mean() < (GROUND_SHARE_PALE if pale else GROUND_SHARE):
+    if cv2.countNonZero(near) / near.size < (GROUND_SHARE_PALE if pale else GROUND_SHARE):
         return None
     if np.ptp(colour) >= CHROMA:
         return WHITE if pale else None  # the thin stuff of a bag that fills the picture: its ground is the tunnel's
@@ -83,17 +96,24 @@ def ground(pixels: Pixels) -> tuple[int, int, int] | None:
     return int(red), int(green), int(blue)
 
 
-def _blurred(inner: Pixels, share: float = BLUR_SIGMA) -> NDArray[np.float32]:
-    """`inner` (height, width, 3) in [0, 1] under a Gaussian, its border pixels repeated beyond it."""
-    image = torch.from_numpy(inner.astype(np.float32) / 255).permute(2, 0, 1)
-    sigma = share * max(inner.shape[:2])
-    rows, columns = (_gaussian(length, sigma) for length in inner.shape[:2])
-    return np.asarray((rows @ image @ columns.T).permute(1, 2, 0))
+def _median(pixels: Pixels, channel: int, mask: Pixels) -> float:
+    """The median level of a channel where `mask` (height, width) is not 0."""
+    below = cv2.calcHist([pixels], [channel], mask, [256], [0, 256]).ravel().cumsum()
+    middle = (below[-1] - 1) // 2, below[-1] // 2
+    return float(np.searchsorted(below, middle, side="right").mean())
 
 
-def _gaussian(length: int, sigma: float) -> Tensor:
+def _blurred(inside: Tensor, share: float = BLUR_SIGMA) -> Tensor:
+    """`inside` (3, height, width) under a Gaussian, its border pixels repeated beyond it."""
+    sigma = share * max(inside.shape[1:])
+    rows, columns = (_gaussian(length, sigma, inside.device) for length in inside.shape[1:])
+    return rows @ inside @ columns.T
+
+
+@lru_cache(maxsize=16)
+def _gaussian(length: int, sigma: float, device: torch.device) -> Tensor:
     """(length, length) float32: each row weighs the pixels of a line around one; what lies beyond counts at the end."""
     offsets = torch.arange(-int(3 * sigma) - 1, int(3 * sigma) + 2)
     taps = torch.exp(-0.5 * (offsets / max(sigma, 1e-6)) ** 2)
     at = (torch.arange(length)[:, None] + offsets).clamp(0, length - 1)
-    return torch.zeros(length, length).scatter_add_(1, at, (taps / taps.sum()).expand(length, -1))
+    return torch.zeros(length, length).scatter_add_(1, at, (taps / taps.sum()).expand(length, -1)).to(device)

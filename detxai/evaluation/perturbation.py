@@ -45,8 +45,8 @@ class Scene:
     @classmethod
     def of(cls, square: Pixels, box: Letterbox, device: torch.device) -> Scene:
         """The scene of a letterboxed picture (size, size, 3) uint8; the padding stays as it is in every fill."""
-        x = torch.from_numpy(square).permute(2, 0, 1).float() / 255
-        return cls(x.to(device), box, {f: baselines.baseline(f, square, box)[0].to(device) for f in FILLS})
+        x = baselines.picture(square, device)
+        return cls(x, box, {fill: baselines.baseline(fill, x, box) for fill in FILLS})
 
 
 @dataclass(frozen=True, eq=False)

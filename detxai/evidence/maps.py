@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -104,25 +105,15 @@ def peak(positive: Map) -> tuple[float, float] | None:
         return None
     block = -(-max(positive.shape) // PEAK_SIDE)
     smooth = positive.astype(np.float64)
-    for axis in (0, 1):
+    for axis in (0, 1) if block > 1 else ():
         smooth = np.add.reduceat(smooth, np.arange(0, positive.shape[axis], block), axis)
-    radius = round(max(smooth.shape) * PEAK_SMOOTHING)
-    for axis in (0, 0, 1, 1):
-        smooth = _box_sum(smooth, radius, axis)
+    side = 2 * round(max(smooth.shape) * PEAK_SMOOTHING) + 1
+    for _ in range(2):
+        smooth = cv2.boxFilter(smooth, -1, (side, side), normalize=False, borderType=cv2.BORDER_CONSTANT)
     top, left = (block * at for at in divmod(int(smooth.argmax()), smooth.shape[1]))
     part = positive[top : top + block, left : left + block]
     row, col = divmod(int(part.argmax()), part.shape[1])
     return left + col + 0.5, top + row + 0.5
-
-
-def _box_sum(values: NDArray[np.float64], radius: int, axis: int) -> NDArray[np.float64]:
-    """Sums over the 2 * `radius` + 1 neighbours along `axis`."""
-    count = values.shape[axis]
-    total = np.insert(values.cumsum(axis), 0, 0.0, axis)
-    index = np.arange(count)
-    upper = total.take(np.minimum(index + radius + 1, count), axis)
-    sums: NDArray[np.float64] = upper - total.take(np.maximum(index - radius, 0), axis)
-    return sums
 
 
 def near_edge(values: Map, box: Box, edge: str) -> float | None:
@@ -149,4 +140,6 @@ def concentration(positive: Map, box: Box) -> float | None:
     if total <= 0:
         return None
     count = max(1, round(TOP_PIXELS * part.size))
-    return float(np.partition(part, -count)[-count:].sum(dtype=np.float64)) / total
+    some = part[part > 0]  # nothing is gained by sorting what has none, mostly half of the box
+    most = np.partition(some, -count)[-count:] if count < len(some) else some
+    return float(most.sum(dtype=np.float64)) / total

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,9 +27,8 @@ def ground_mask(pixels: Pixels, colour: tuple[int, int, int] | None) -> NDArray[
     """(height, width): where a picture shows its empty ground; None for a picture without one."""
     if colour is None:
         return None
-    low = np.clip(np.array(colour) - GROUND_NEAR, 0, 255).astype(np.uint8)
-    high = np.clip(np.array(colour) + GROUND_NEAR, 0, 255).astype(np.uint8)
-    return np.asarray(((pixels >= low) & (pixels <= high)).all(-1))
+    low, high = (np.clip(np.array(colour, float) + by, 0, 255) for by in (-GROUND_NEAR, GROUND_NEAR))
+    return np.asarray(cv2.inRange(pixels, low, high)) > 0
 
 
 @dataclass(frozen=True)

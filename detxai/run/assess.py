@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from detxai.attribution.ablation import Case, TrialOutcome, trials, without_neighbours
 from detxai.attribution.methods import Settings, ig
@@ -19,6 +18,7 @@ from detxai.evidence.model import Contrast, Evidence, EvidenceLevel, Neighbour
 from detxai.evidence.neighbours import near, rests_on
 from detxai.evidence.verdict import DEFAULTS, verdict
 from detxai.inputs.letterbox import boxes_to_letterbox
+from detxai.run.prepare import Pictures
 from detxai.run.results import Explanation
 from detxai.run.targets import MapKey, Variant, WantedTarget, rival
 from detxai.statistics import rank_correlation
@@ -49,9 +49,7 @@ class TrialPlan:
 
     def trials(
         self,
-        x: Tensor,
-        fills: Mapping[str, Tensor],
-        softened: Tensor,
+        shown: Pictures,
         detections: Sequence[Detection],
         wanted: Sequence[WantedTarget],
         maps: Maps,
@@ -61,8 +59,8 @@ class TrialPlan:
             return {}
         owners = _owners(wanted, maps)
         cases = [_case(detections[index], keys, wanted, maps) for index, keys in owners.items()]
-        thorough = len(fills) if self.level is EvidenceLevel.FULL else 1
-        outcomes = yield from trials(x, fills, softened, cases, self.settings.dtype, thorough)
+        thorough = len(shown.fills) if self.level is EvidenceLevel.FULL else 1
+        outcomes = yield from trials(shown.x, shown.fills, shown.softened, cases, self.settings.dtype, thorough)
         return {
             key: [t for t in column if t.map in (None, k)]
             for keys, column in zip(owners.values(), outcomes, strict=True)
@@ -71,8 +69,7 @@ class TrialPlan:
 
     def neighbours(
         self,
-        x: Tensor,
-        fills: Mapping[str, Tensor],
+        shown: Pictures,
         letterbox: Letterbox,
         detections: Sequence[Detection],
         wanted: Sequence[WantedTarget],
@@ -80,7 +77,7 @@ class TrialPlan:
     ) -> Generator[list[Point], list[Reply], dict[int, dict[int, dict[int, float]]]]:
         """Coroutine, full evidence: by detection and neighbour the logits by class id that are left without it.
 
-        Each becomes the first of `fills`. A label that was missed is nobody's neighbour.
+        Each becomes the first of the fills. A label that was missed is nobody's neighbour.
         """
         if self.level is not EvidenceLevel.FULL or self.black_box:
             return {}
@@ -90,22 +87,24 @@ class TrialPlan:
             (_case(detections[i], keys, wanted, maps), {k: places[k] for k in near(i, places, there)})
             for i, keys in owners.items()
         ]
-        fill = next(iter(fills.values()))
-        left = yield from without_neighbours(x, fill, cases, self.settings.dtype)
+        fill = next(iter(shown.fills.values()))
+        left = yield from without_neighbours(shown.x, fill, cases, self.settings.dtype)
         return dict(zip(owners, left, strict=True))
 
     def second_maps(
-        self, x: Tensor, fills: Mapping[str, Tensor], wanted: Sequence[WantedTarget], maps: Maps
+        self, shown: Pictures, wanted: Sequence[WantedTarget], maps: Maps
     ) -> Generator[list[Point], list[Reply], dict[MapKey, tuple[str, TargetMap]]]:
         """Coroutine, full evidence: integrals from the last of `fills` for every integral that gets evidence."""
         if self.level is not EvidenceLevel.FULL:
             return {}
         keys = [(v, j) for v, j in assessed_maps(wanted, list(maps)) if maps[v][j].converged is not None]
-        name = list(fills)[-1]
+        name = list(shown.fills)[-1]
         second: dict[MapKey, tuple[str, TargetMap]] = {}
         for start in range(0, len(keys), self.targets_at_once):
             some = keys[start : start + self.targets_at_once]
-            column = yield from ig([Segment(x, fills[name])], [wanted[j].target for _, j in some], self.settings)
+            column = yield from ig(
+                [Segment(shown.x, shown.fills[name])], [wanted[j].target for _, j in some], self.settings
+            )
             second |= {key: (name, one) for key, one in zip(some, column, strict=True)}
         return second
 

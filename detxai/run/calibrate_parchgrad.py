@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from detxai.attribution.baselines import picture
 from detxai.config.settings import AttributionConfig, RunConfig
 from detxai.errors import ExitCode, ImageError, NoInputError, UsageError
 from detxai.inputs import decode
@@ -61,7 +62,7 @@ class Pass:
         image = decode.load(ref, settings.window, settings.max_pixels)
         labels = None if drawn is None else drawn.at(image.width, image.height)
         square, box = plan.letterboxed(image.pixels)
-        x = torch.from_numpy(square).permute(2, 0, 1).float()[None].to(plan.device) / 255
+        x = picture(square, plan.device)[None]
         with outputs(list(self.convolutions.values())) as seen:
             (found,) = plan.detector.predict(x.contiguous(memory_format=torch.channels_last))
         if labels is None:

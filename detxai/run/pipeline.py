@@ -20,12 +20,14 @@ from typing import Any
 
 import torch
 
+from detxai.attribution.baselines import picture
 from detxai.attribution.engine import Engine, out_of_memory
 from detxai.attribution.methods import METHODS
 from detxai.attribution.points import Segment, TargetMap
 from detxai.config import settings
 from detxai.config.settings import RunConfig
 from detxai.errors import DeviceError, ImageError, UsageError
+from detxai.evidence.model import EvidenceLevel
 from detxai.inputs import given
 from detxai.inputs.budget import Budget
 from detxai.models.detector import Detector
@@ -35,7 +37,7 @@ from detxai.run.assess import TrialPlan
 from detxai.run.engine import engine as engine_of
 from detxai.run.leaving import Leaving
 from detxai.run.plan import make_plan
-from detxai.run.prepare import prepared_image
+from detxai.run.prepare import Pictures, prepared_image
 from detxai.run.publish import LeftUnfinished, Publisher
 from detxai.run.results import MapGroup, PreparedImage, PublishedGroup, Result
 from detxai.run.resume import Work
@@ -279,7 +281,7 @@ class Explainer:
         if isinstance(item, Result):
             return item
         try:
-            x = item.x.to(self.plan.device)
+            x = picture(item.square, self.plan.device)
             detections, context, outputs = self._detect(x, item)
             wanted = tuple(
                 wanted_targets(
@@ -289,9 +291,8 @@ class Explainer:
             )  # fmt: skip
             masks = self._masks([w.target for w in wanted], outputs, item.letterbox)
             outputs.clear()
-            paths = [Segment(x, b.to(self.plan.device)) for b in item.baselines.values()]
-            fills = {name: fill.to(self.plan.device) for name, fill in item.fills.items()}
-            softened = item.softened.to(self.plan.device)
+            shown = Pictures.of(item, x, self.plan.level if wanted else EvidenceLevel.NONE)
+            paths = [Segment(x, b) for b in shown.baselines.values()]
             published: list[Future[PublishedGroup]] = []
             parts = list(groups(wanted, self.plan.targets_at_once))
             work = self._works[index] = self._work(item, detections, tree if len(parts) > 1 else None)
@@ -300,9 +301,9 @@ class Explainer:
                     published.append(_known(kept))
                     continue
                 maps = yield from self._maps(paths, [w.target for w in group], masks)
-                trials = yield from self._trials.trials(x, fills, softened, detections, group, maps)
-                second = yield from self._trials.second_maps(x, fills, group, maps)
-                left = yield from self._trials.neighbours(x, fills, item.letterbox, detections, group, maps)
+                trials = yield from self._trials.trials(shown, detections, group, maps)
+                second = yield from self._trials.second_maps(shown, group, maps)
+                left = yield from self._trials.neighbours(shown, item.letterbox, detections, group, maps)
                 if published:
                     self._waited(published[-1].result)
                 published.append(publish(work, number, MapGroup(item, detections, group, maps, trials, second, left)))

@@ -1,8 +1,9 @@
-"""Before the device: a file becomes a letterboxed picture with its baselines, or fails, or is done already."""
+"""Before the device a file becomes a letterboxed picture, fails, or is done already; there its baselines are made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -41,21 +42,18 @@ def prepared_image(
         image = decode.load(ref, settings.window, settings.max_pixels, admit)
         square, box = plan.letterboxed(image.pixels)
         compared = _baselines(plan, square, box)
-        fills, softened, ground = _fills(plan.level, square, box, *next(iter(compared.items())))
         labels, given = (None if drawn is None else drawn.at(image.width, image.height) for drawn in boxes)
         key = _fingerprint(plan, image.digest, digests)
         return PreparedImage(
             ref,
             image,
             box,
-            torch.from_numpy(square).permute(2, 0, 1).float() / 255,
+            square,
             compared,
             key,
-            fills,
-            softened,
             labels=labels,
             given=given,
-            ground=ground,
+            ground=_ground(plan.level, square, box, next(iter(compared))),
             parts={} if tree is None else _parts(plan, ref, tree, key),
         )
     except ImageError as error:
@@ -90,27 +88,45 @@ def _fingerprint(plan: Plan, image_sha256: str, digests: Sequence[str | None]) -
     return fingerprint(plan.config, image_sha256, plan.info.sha256, schema, digests, used, fit)
 
 
-def _baselines(plan: Plan, square: Pixels, box: Letterbox) -> dict[str, torch.Tensor]:
+def _baselines(plan: Plan, square: Pixels, box: Letterbox) -> dict[str, Pixels | None]:
     """The pictures that show nothing by name, the one asked for first; more than one for `expected` only."""
-    a, given = plan.config.attribution, plan.baseline_images
-    made = {name: baselines.baseline(name, square, box, fitted(p, box))[0] for name, p in given.items()}
-    if not given:
-        b, name = baselines.baseline(a.baseline, square, box)
-        made[name] = b
+    a = plan.config.attribution
+    made: dict[str, Pixels | None] = {name: fitted(p, box) for name, p in plan.baseline_images.items()}
+    if not made:
+        made[baselines.resolved(a.baseline, square, box)] = None
     if "expected" in a.method and not Path(a.baseline).is_dir():
-        for name in EXPECTED_BASELINES:
-            if name not in {known.removeprefix("auto:") for known in made}:
-                made[name], _ = baselines.baseline(name, square, box)
+        known = {name.removeprefix("auto:") for name in made}
+        made |= dict.fromkeys(name for name in EXPECTED_BASELINES if name not in known)
     return made
 
 
-def _fills(
-    level: EvidenceLevel, square: Pixels, box: Letterbox, name: str, b: torch.Tensor
-) -> tuple[dict[str, torch.Tensor], torch.Tensor, tuple[int, int, int] | None]:
-    """What takes the place of parts of the picture in trials, the picture softened, its empty ground's colour."""
+def _ground(level: EvidenceLevel, square: Pixels, box: Letterbox, name: str) -> tuple[int, int, int] | None:
+    """The colour of the picture's empty ground, for its evidence; `auto` in the `name` of its baseline has looked."""
     if level is EvidenceLevel.NONE:
-        return {}, b, None
-    other = next(fill for fill in FILLS if fill != name)
-    inner = square[box.top : box.top + box.inner_height, box.left : box.left + box.inner_width]
-    fills = {name: b, other: baselines.baseline(other, square, box)[0]}
-    return fills, baselines.softened(square, box), baselines.ground_of(name, inner)
+        return None
+    return baselines.ground_of(name) if name.startswith("auto:") else baselines.ground(square[baselines.inner(box)])
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Of an image on the device, (3, size, size) float32 in [0, 1]: itself as `x`, its `baselines`, and what trials
+    show: `fills` by name, and itself `softened`."""
+
+    x: torch.Tensor
+    baselines: dict[str, torch.Tensor]
+    fills: dict[str, torch.Tensor]
+    softened: torch.Tensor
+
+    @classmethod
+    def of(cls, p: PreparedImage, x: torch.Tensor, level: EvidenceLevel) -> Pictures:
+        """The pictures that go with `x`, made where it lies; without evidence nothing is tried."""
+        made = {
+            name: baselines.baseline(name, x, p.letterbox, None if file is None else baselines.picture(file, x.device))
+            for name, file in p.baselines.items()
+        }
+        if level is EvidenceLevel.NONE:
+            return cls(x, made, {}, x)
+        name, first = next(iter(made.items()))
+        other = next(fill for fill in FILLS if fill != name)
+        fills = {name: first, other: baselines.baseline(other, x, p.letterbox)}
+        return cls(x, made, fills, baselines.softened(x, p.letterbox))

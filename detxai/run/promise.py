@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from detxai.attribution.baselines import picture
 from detxai.evidence.promise import FLOOR, Promise, threshold
 from detxai.run.calibrated import box_settings
 from detxai.run.plan import Plan
@@ -63,7 +64,7 @@ def item_scores(plan: Plan, refs: Iterable[ImageRef]) -> ItemScores:
 
 @torch.no_grad()
 def _boxes(plan: Plan, item: PreparedImage, select: Selector) -> tuple[Detection, ...]:
-    x = item.x.to(plan.device)[None].contiguous(memory_format=torch.channels_last)
+    x = picture(item.square, plan.device)[None].contiguous(memory_format=torch.channels_last)
     return select(plan.detector.predict(x)[0], item.letterbox, item.labels)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import PIL.Image
-import torch
 
 from detxai.attribution.ablation import TrialOutcome
 from detxai.attribution.points import TargetMap
@@ -18,25 +17,24 @@ from detxai.output import overlays
 from detxai.output.overview import Stamp
 from detxai.output.records import AttributionRecord, ModelInfo, Record
 from detxai.run.targets import MapKey, Variant, WantedTarget
-from detxai.values import Attribution, Detection, Image, ImageRef, Label, Letterbox, Map
+from detxai.values import Attribution, Detection, Image, ImageRef, Label, Letterbox, Map, Pixels
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """An image as the device gets it: `x` and `baselines` (3, size, size) float32 in [0, 1].
+    """An image as the device gets it: `square` (size, size, 3) uint8, the letterboxed picture.
 
-    `fills` and `softened`: what trials show; `ground`: the colour of its empty ground; `labels`, `given`: boxes in
-    source pixels, None where there are none. `parts`: what an earlier run has finished of it, as the tree has it.
+    `baselines`: by name, the one asked for first; letterboxed like `square` where a file is one. `ground`: the colour
+    of its empty ground; `labels`, `given`: boxes in source pixels, None where there are none. `parts`: what an earlier
+    run has finished of it, as the tree has it.
     """
 
     ref: ImageRef
     image: Image
     letterbox: Letterbox
-    x: torch.Tensor
-    baselines: dict[str, torch.Tensor]
+    square: Pixels
+    baselines: dict[str, Pixels | None]
     fingerprint: str
-    fills: dict[str, torch.Tensor]
-    softened: torch.Tensor
     labels: tuple[Label, ...] | None = None
     given: tuple[Label, ...] | None = None
     ground: tuple[int, int, int] | None = None

@@ -100,10 +100,9 @@ def lines(
         except ImageError:
             continue
         square, box = letterboxed(image.pixels, size, fit)
-        b, name = baselines.baseline(baseline, square, box)
-        x = torch.from_numpy(square).permute(2, 0, 1).float() / 255
+        name, x = baselines.resolved(baseline, square, box), baselines.picture(square, device)
         key = f"{image.sha256[:16]}-{name.replace(':', '_')}-{size}"
-        yield ref.path, key, Segment(x.to(device), b.to(device))
+        yield ref.path, key, Segment(x, baselines.baseline(name, x, box))
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ class Again:
             image.pixels, record["model"]["imgsz"], record["model"].get("letterbox", "letterbox")
         )
         self.square = square
-        self.x = torch.from_numpy(square).permute(2, 0, 1).float() / 255
+        self.x = baselines.picture(square)
         self.found = self._predict(self.x)
 
     def _predict(self, x: torch.Tensor) -> Candidates:
@@ -100,8 +100,7 @@ class Again:
     def evidence(self, d: Numbers, a: Numbers, recorded: Numbers, boxes: list[list[float]]) -> Numbers:
         """The numbers of the evidence for the class that attribution `a` of detection `d` explains; `boxes`: all."""
         anchor, class_id = self.pinned(d), a["class_id"]
-        name = a["baseline"].partition(":")[0]
-        b, _ = baselines.baseline(name, self.square, self.frame)
+        b = self._baseline(a["baseline"])
         target = self._target(anchor, class_id)
         path = integrated_gradients(Segment(self.x, b), [target], **self.settings)
         square = solve(self.detector.full_values, path)[0].map
@@ -112,6 +111,11 @@ class Again:
             numbers["margin"] = at_input[class_id] - at_input[order[0]]
         numbers |= self._of_trials(anchor, class_id, order[:4], d["box"], square, b, a, at_input[class_id], recorded)
         return numbers | self.without(d, a, recorded, boxes, b)
+
+    def _baseline(self, name: str) -> torch.Tensor:
+        """Of `auto` the name alone counts: its colour is sought anew."""
+        again = baselines.resolved(name.partition(":")[0], self.square, self.frame)
+        return baselines.baseline(again, self.x, self.frame)
 
     def _of_map(self, square: np.ndarray, box: list[float], grounded: bool) -> Numbers:
         f, m = self.frame, map_to_source(square, self.frame).astype(float)
@@ -150,13 +154,13 @@ class Again:
         a: Numbers, logit: float, recorded: Numbers,
     ) -> Numbers:  # fmt: skip
         inside = self._inside(box)
-        fills = {name: baselines.baseline(name.partition(":")[0], self.square, self.frame)[0]
+        fills = {name: self._baseline(name)
                  for name in dict.fromkeys(t["fill"] for t in recorded["trials"]) if name != "gaussian"}  # fmt: skip
         kept, leads, rows, way = defaultdict(list), defaultdict(list), [], []
         for t in recorded["trials"]:
             hidden = {"without box": inside, "only box": ~inside, "without top": _top(square, inside)}.get(t["what"])
             if t["what"] == "softened":
-                picture = baselines.softened(self.square, self.frame)
+                picture = baselines.softened(self.x, self.frame)
             elif t["what"] in WAY:
                 picture = fills[t["fill"]] + WAY[t["what"]] * (self.x - fills[t["fill"]])
             else:

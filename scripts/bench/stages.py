@@ -1,0 +1,169 @@
+"""Where the CPU's time goes around the device: milliseconds an image, and a detection, of every stage on one core.
+
+    python scripts/bench/stages.py --images DIR [--labels DIR] [--model FILE] [--imgsz 640] [--json OUT]
+
+The command runs as it would, once for each of --overlay-format, and each stage counts the CPU time of its own thread:
+neither waiting nor what other programs do is in it. What the network takes is left out, and so are stages within a
+stage, which count for themselves. A picture that is decoded, letterboxed and compared is *prepared*; what is made of a
+detection's map, once it is there, comes *behind* the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import cv2
+import torch
+from machine import machine, say
+
+from detxai.attribution import ablation, baselines
+from detxai.config.settings import RunConfig
+from detxai.inputs import decode, sources
+from detxai.output import overlays, records, store
+from detxai.run import assess, pipeline, prepare, publish
+from detxai.run.pipeline import Explainer
+from detxai.run.plan import Plan
+
+#: Stage -> what does it, as (where its name is looked up, the name). The first of each is the rest of the whole.
+AN_IMAGE: dict[str, tuple[tuple[Any, str], ...]] = {
+    "the rest of preparing": ((pipeline, "prepared_image"),),
+    "read, hash, decode": ((decode, "load"),),
+    "letterbox": ((Plan, "letterboxed"),),
+    "baseline by name": ((prepare, "_baselines"),),
+    "baselines, fills, softened picture, on the device": ((prepare.Pictures, "of"),),
+    "ground colour": ((baselines, "ground"),),
+}
+A_DETECTION: dict[str, tuple[tuple[Any, str], ...]] = {
+    "the rest behind the device": ((publish.Publisher, "group"), (publish.Publisher, "image")),
+    "parts that trials hide": ((ablation, "top_part"), (ablation, "within")),
+    "map to source pixels": ((publish, "map_to_source"),),
+    "sums of the map": ((publish, "map_sums"),),
+    "evidence": ((publish, "ground_mask"), (assess, "evidence")),
+    "record": ((records, "attribution_record"), (records, "detection_record")),
+    "painting": ((overlays, "draw"), (overlays, "draw_edges")),
+    "encoding": ((overlays, "encode"),),
+    "writing": ((store.Store, "write_image"),),
+}
+
+
+class Clock:
+    """CPU seconds by stage, of all threads; a stage within a stage counts for itself only."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._open = threading.local()
+
+    def timed(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """`work`, its time counted for `stage`."""
+
+        def counted(*args: Any, **options: Any) -> Any:
+            around: list[float] = self._open.__dict__.setdefault("within", [0.0])
+            around.append(0.0)
+            start = time.thread_time()
+            try:
+                return work(*args, **options)
+            finally:
+                spent = time.thread_time() - start
+                self.seconds[stage] += spent - around.pop()
+                around[-1] += spent
+
+        return counted
+
+
+@contextmanager
+def clocked(clock: Clock) -> Iterator[None]:
+    """While open, `clock` counts every stage."""
+    with ExitStack() as stack:
+        for stage, places in (AN_IMAGE | A_DETECTION).items():
+            for owner, name in places:
+                stack.enter_context(patch.object(owner, name, clock.timed(stage, getattr(owner, name))))
+        yield
+
+
+def stages(options: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """Milliseconds by stage of the command with overlays of one `kind`, the first two images left out."""
+    refs = list(sources.find([str(options.images)]).refs)[: options.count + 2]
+    with tempfile.TemporaryDirectory() as folder:
+        explainer = Explainer(_config(options, kind, Path(folder)))
+        clock, found = Clock(), []
+        with store.Store(Path(folder), 0) as tree:
+            list(explainer.explain(refs[:2], tree))  # warmed up
+            with clocked(clock):
+                found = [len(r.record.detections or ()) for r in explainer.explain(refs[2:], tree)]
+    an_image = {stage: 1e3 * clock.seconds[stage] / max(len(found), 1) for stage in AN_IMAGE}
+    a_detection = {stage: 1e3 * clock.seconds[stage] / max(sum(found), 1) for stage in A_DETECTION}
+    return {"images": len(found), "detections": sum(found), "an_image": an_image, "a_detection": a_detection}
+
+
+def _config(options: argparse.Namespace, kind: str, out: Path) -> RunConfig:
+    output: dict[str, Any] = {"dir": out, "overlays": kind != "none"}
+    if kind != "none":
+        output["overlay_format"] = kind
+    return RunConfig.model_validate(
+        {
+            "model": {"path": options.model},
+            "detection": {"imgsz": options.imgsz, "labels": options.labels},
+            "attribution": {
+                "baseline": options.baseline,
+                "evidence": options.evidence,
+                "max_evaluations": options.max_evaluations,
+            },
+            "output": output,
+            "run": {"device": options.device},
+        }
+    )
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """A table of images, prepared once whatever is painted, and one of detections with a column a file type."""
+    runs = report["overlays"]
+    first = next(iter(runs.values()))
+    said = f"{first['images']} images, {first['detections']} detections; {report['machine']['cpu']}"
+    lines = [said, "", "| ms an image | |", "|---|---|", *(f"| {k} | {v:.2f} |" for k, v in first["an_image"].items())]
+    lines += [f"| **together** | **{sum(first['an_image'].values()):.2f}** |", ""]
+    lines += [f"| ms a detection | {' | '.join(runs)} |", "|---" * (1 + len(runs)) + "|"]
+    for stage in A_DETECTION:
+        lines.append(f"| {stage} | {' | '.join(format(run['a_detection'][stage], '.2f') for run in runs.values())} |")
+    sums = (f"**{sum(run['a_detection'].values()):.2f}**" for run in runs.values())
+    return "\n".join([*lines, f"| **together** | {' | '.join(sums)} |"])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--images", type=Path, required=True, help="folder of images")
+    parser.add_argument("--labels", type=Path, help="their labels, YOLO txt")
+    parser.add_argument("--model", help="default: the bundled detector")
+    parser.add_argument("--imgsz", type=int, help="default: the model's own")
+    parser.add_argument("--count", type=int, default=20, help="images, beside two to warm up (default: 20)")
+    parser.add_argument("--baseline", default="auto", help="as for detxai explain (default: auto, which costs most)")
+    parser.add_argument("--evidence", default="basic")
+    parser.add_argument("--max-evaluations", type=int, default=8, help="few: the network's time does not count")
+    parser.add_argument("--overlay-format", nargs="+", default=["png", "jpg", "none"], metavar="KIND")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    report: dict[str, Any] = {"machine": machine(torch.device("cpu")), "overlays": {}}
+    for kind in options.overlay_format:
+        say(f"overlays: {kind}")
+        report["overlays"][kind] = stages(options, kind)
+    print(markdown(report))
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
