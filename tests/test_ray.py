@@ -53,7 +53,7 @@ def test_only_the_image_that_a_worker_dies_over_is_blamed(tiny: Path, pictures: 
     config = settings.load(options={"model": str(tiny), "output": str(where), "max_det": 1, "tolerance": 0.5})
     worker = Worker(config.plain(), str(Path.cwd()), ask)
     refs = [ImageRef(name, pictures / name) for name in ("a.png", "b.png")]
-    images = [(n, Given(ref, 0, ((), ()), 0)) for n, ref in enumerate(refs)]
+    images = [(n, Given(ref, 0, ((), ()), None, 0)) for n, ref in enumerate(refs)]
     ask("begin", 0)
     for _ in range(4):  # it dies after a.png, four times
         told = next(worker.rows(0, images))[1]

@@ -319,6 +319,14 @@ ROWS: tuple[Option, ...] = (
         words=("auto",),
     ),
     Option("run.force", False, "do images again that are done already"),
+    Option(
+        "run.skip",
+        "by-hash",
+        "how images are known that are done already: by-hash reads each; by-stat opens none whose size and time are"
+        " those of when its record was made",
+        "by-hash|by-stat",
+        words=("by-hash", "by-stat"),
+    ),
     Option("run.shard", None, "do only part I of N of the images: I/N, from 1/N to N/N", "I/N"),
     Option(
         "run.fail_on",

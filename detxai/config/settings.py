@@ -186,6 +186,7 @@ class BatchConfig(_Section):
     batch: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = _field("batch")
     memory: Literal["auto"] | ByteSize = _field("memory")
     force: bool = _field("force")
+    skip: Literal["by-hash", "by-stat"] = _field("skip")
     shard: Annotated[str, AfterValidator(parse.shard)] | None = _field("shard")
     fail_on: Verdicts = _field("fail_on")
     max_failures: int | None = _field("max_failures", ge=1)

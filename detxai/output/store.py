@@ -23,6 +23,7 @@ from detxai.errors import ImageError
 from detxai.output import records
 from detxai.output.atomic import LOCK, TEMPORARY, explained, held, replace
 from detxai.output.parts import Parts
+from detxai.output.seen import Seen
 from detxai.values import Map
 
 SUMMARY, LINES = "summary.json", "records.jsonl"
@@ -103,6 +104,8 @@ class Store:
     def __init__(self, output: Path, lock_timeout: float = 0) -> None:
         self.output = output
         self._lock_timeout, self._entered = lock_timeout, ExitStack()
+        #: Size and time of inputs; see `detxai.output.seen`.
+        self.seen = Seen(output)
         #: Image path -> endings of its pictures in the tree: 100,000 images take about 25 MB.
         self._pictures: dict[str, tuple[str, ...]] = {}
         self._parts = Parts(output)
@@ -197,9 +200,15 @@ class Store:
         """Learn which parts there are of `path`, of which another process may have made some."""
         self._parts.know(path, self._parts.existing(path))
 
+    def saw(self, record: records.Record, *, skipped: bool) -> None:
+        """Note of what size and time the input of a finished image was. Raises OutputError."""
+        with explained(self.output):
+            self.seen.finish(record, skipped=skipped)
+
     def finish(self, summary: records.Summary) -> None:
         """Write `records.jsonl`, untouched where nothing changed, then `summary.json`."""
         with explained(self.output):
+            self.seen.close()
             replace(self.output / LINES, self._lines())
             replace(self.output / SUMMARY, [records.dump(summary)])
 

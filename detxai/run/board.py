@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detxai.errors import DetxaiError
+from detxai.output.seen import Entry
 from detxai.output.store import Known
 from detxai.values import ImageRef
 
@@ -31,12 +32,14 @@ class Greeting:
 class Given:
     """An image that a worker has, of the group `group`.
 
-    `known`: what the tree has of it, see `Store.known`; `stamp`: which record, see `Store.stamp`.
+    `known`: what the tree has of it, see `Store.known`; `seen`: of its input, see
+    `Seen.entry`; `stamp`: which record, see `Store.stamp`.
     """
 
     ref: ImageRef
     group: int
     known: Known
+    seen: Entry | None
     stamp: int
 
 

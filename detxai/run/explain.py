@@ -45,6 +45,7 @@ class ExplainRun:
         self.passed_over = 0
         self.ignored: list[str] = []
         self._told: Any = None
+        self._finish: Callable[..., None] = lambda *_, **__: None
         self._write: Callable[[bytes], None] = lambda _: None
 
     def run(self, found: Found, started: float) -> ExitCode:
@@ -80,7 +81,10 @@ class ExplainRun:
             self._greet(explainer)
             tree = stack.enter_context(Store(self.config.output.dir, self.config.output.lock_timeout))
             with self._ending():
-                images = chain([first] if first else [], refs)
+                self._finish = tree.saw
+                if self.config.run.skip == "by-stat":
+                    tree.seen.load()
+                images = map(tree.seen.begin, chain([first] if first else [], refs))
                 with self.console.progress(found.count, lambda: _pulse(explainer)):
                     self._loop(explainer, images, tree, started)
             with self._ending():  # of images that were written when a signal came, and of which nobody was told
@@ -106,6 +110,8 @@ class ExplainRun:
         explainer = self._explainer()
         self._greet(explainer)
         tree, counts = Store(self.config.output.dir), Counter[str]()
+        if self.config.run.skip == "by-stat":
+            tree.seen.load()
         with Signals():
             for ref in found.refs:
                 would, why = explainer.forecast(ref, tree)
@@ -177,6 +183,7 @@ class ExplainRun:
             return
         with self.signals.held():
             self.tally.add(result.record, skipped=result.skipped)
+            self._finish(result.record, skipped=result.skipped)
             self._told = result
         self._warn_of_the_demo(result.record)
         self.console.advance(self.tally.done, self._standing())

@@ -125,7 +125,10 @@ class PooledExplainer:
 
     def _give(self, refs: list[ImageRef]) -> None:
         group, tree = next(self._count), self._tree
-        images = [(next(self._images), Given(r, group, tree.known(r.path), tree.stamp(r.path))) for r in refs]
+        images = [
+            (next(self._images), Given(r, group, tree.known(r.path), tree.seen.entry(r.path), tree.stamp(r.path)))
+            for r in refs
+        ]
         self._ledger.update(images)
         self._groups[group] = {number for number, _ in images}
         self._pool.tell("put", pickle.dumps(images))

@@ -45,6 +45,7 @@ class Worker:
         """Of the group `number`, a row an image in their order: what came of it, None where it was not done."""
         for _, given in images:
             self._tree.learn(given.ref.path, given.known)
+            self._tree.seen.learn(given.ref.path, given.seen)
         again = self._ask("begin", number) > 1
         refs = [given.ref for _, given in images]
         results = self._singly(refs) if again else self._explained(refs)
