@@ -71,5 +71,7 @@ def test_an_image_that_does_not_fit_fails_alone(
     first, second = (json.loads((tmp_path / f"{name}.png.json").read_bytes()) for name in "ab")
     assert code == 3
     assert (first["status"], first["error"]["code"]) == ("failed", "memory")
-    assert "--imgsz" in first["error"]["message"]
+    message = first["error"]["message"]
+    assert all(option in message for option in ("--imgsz", "--max-evaluations", "--memory"))
+    assert "again" not in message
     assert second["status"] == "ok"

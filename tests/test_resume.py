@@ -114,48 +114,48 @@ def dense(detxai: Command) -> Path:
 
 @pytest.mark.slow
 def test_a_kill_within_a_picture_loses_the_group_in_flight_alone(detxai: Command, dense: Path) -> None:
-    line = ("explain", dense, "--conf", "0.005", "--max-det", "48", "--imgsz", "160", "--max-evaluations", "24", "-o")
+    boxes = ("--conf", "0.001", "--iou", "0.95", "--max-det", "48", "--evidence", "none")
+    line = ("explain", dense, *boxes, "--imgsz", "96", "--max-evaluations", "8", "-o")
     assert detxai(*line, "whole").code == 0
-    tree, before = detxai.cwd / "tree", 0
-    for _ in range(2):
-        with detxai.start(*line, tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-            while len(parts(tree)) <= before and running.poll() is None:
-                time.sleep(0.01)
-            running.kill()
-        assert running.returncode == -9, "the picture was done before it could be killed: give it more boxes"
-        before = len(parts(tree))
+    tree = detxai.cwd / "tree"
+    with detxai.start(*line, tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        while not parts(tree) and running.poll() is None:
+            time.sleep(0.01)
+        running.kill()
+    assert running.returncode == -9, "the picture was done before it could be killed: give it more boxes"
     outcome = detxai(*line, tree)
     assert outcome.code == 0, outcome.err
     assert files(tree) == files(detxai.cwd / "whole")
     assert parts(tree) == []
     whole, last = (json.loads((detxai.cwd / t / "summary.json").read_text()) for t in ("whole", "tree"))
-    assert whole["detections"] > 2 * 16
-    assert last["timings"]["points"] < 0.6 * whole["timings"]["points"]
+    assert whole["detections"] == 48
+    assert last["timings"]["points"] < 0.8 * whole["timings"]["points"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signalled", [False, True])
 def test_a_dense_picture_is_left_within_ten_seconds(detxai: Command, dense: Path, signalled: bool) -> None:
-    line = ("explain", dense, "--conf", "0.005", "--max-det", "300", "--tolerance", "0.0001", "-o", "tree")
+    line = ("explain", dense, "--conf", "0.001", "--max-det", "300", "--tolerance", "0.0001", "-o", "tree")
     limit = 30
-    before = time.monotonic()
     with detxai.start(*line, *(() if signalled else ("--max-seconds", limit))) as running:
         if signalled:
             while not (detxai.cwd / "tree" / ".detxai.lock").exists():
                 time.sleep(0.1)
             time.sleep(limit / 3)
-            before = time.monotonic() - limit
+            asked = time.monotonic()
             running.terminate()
         _, err = running.communicate()
-    assert time.monotonic() - before <= limit + 10
+    if signalled:
+        assert time.monotonic() - asked <= 10
     assert running.returncode == (143 if signalled else 8), err
     summary = json.loads((detxai.cwd / "tree" / "summary.json").read_text())
+    assert summary["seconds"] <= limit + 10
     (left,) = summary["unfinished"]
     assert left["path"] == "dense.png"
     assert left["kept"] <= left["detections"]
     assert f"dense.png is not finished: {left['kept']} of {left['detections']} boxes".encode() in err
     assert summary["images"] == {"ok": 0, "failed": 0, "skipped": 0, "ignored": 0}
-    assert b" evaluations, " in err, "progress moves"
+    assert signalled or b" evaluations, 0 of " in err, "progress moves"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -16,7 +16,7 @@ from detxai.values import Target
 
 #: What a map is off at most, as a share of its distance to that of every other node: for nine in ten of those that
 #: scripts/bench/map_error.py has compared with dense references.
-DOUBT = 0.4
+DOUBT = 0.6
 
 
 @dataclass(frozen=True, eq=False)

@@ -321,7 +321,8 @@ class Explainer:
     def _too_much(self) -> ImageError:
         """Why an image of which not even one detection fits into memory has failed."""
         what = f"one detection at {self.plan.size} pixels does not fit into the memory of {self.plan.device}"
-        return ImageError("memory", f"{what}: use a smaller --imgsz")
+        helps = "use a smaller --imgsz, or fewer --max-evaluations, a smaller --memory, --batch 1"
+        return ImageError("memory", f"{what}: {helps}")
 
     def _maps(
         self, paths: Sequence[Segment], wanted: Sequence[Target], masks: dict[str, Masks]
@@ -386,6 +387,8 @@ class Explainer:
                 written = frozenset().union(*(group.written for group in kept))
             except ImageError as error:
                 result = _failed(outcome.prepared, error)
+            except MemoryError:
+                result = _failed(outcome.prepared, self._too_much())
             except (ValueError, IndexError, KeyError, ArithmeticError) as error:
                 result = _bug(outcome.prepared.ref, error)
         if tree is None or result.skipped:
