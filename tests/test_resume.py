@@ -114,8 +114,8 @@ def dense(detxai: Command) -> Path:
 
 @pytest.mark.slow
 def test_a_kill_within_a_picture_loses_the_group_in_flight_alone(detxai: Command, dense: Path) -> None:
-    boxes = ("--conf", "0.001", "--iou", "0.95", "--max-det", "48", "--evidence", "none")
-    line = ("explain", dense, *boxes, "--imgsz", "96", "--max-evaluations", "8", "-o")
+    boxes = ("--conf", "0.001", "--iou", "0.95", "--max-det", "64", "--evidence", "none")
+    line = ("explain", dense, *boxes, "--imgsz", "160", "--max-evaluations", "16", "-o")
     assert detxai(*line, "whole").code == 0
     tree = detxai.cwd / "tree"
     with detxai.start(*line, tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
@@ -128,7 +128,7 @@ def test_a_kill_within_a_picture_loses_the_group_in_flight_alone(detxai: Command
     assert files(tree) == files(detxai.cwd / "whole")
     assert parts(tree) == []
     whole, last = (json.loads((detxai.cwd / t / "summary.json").read_text()) for t in ("whole", "tree"))
-    assert whole["detections"] == 48
+    assert whole["detections"] == 64
     assert last["timings"]["points"] < 0.8 * whole["timings"]["points"]
 
 
@@ -136,12 +136,12 @@ def test_a_kill_within_a_picture_loses_the_group_in_flight_alone(detxai: Command
 @pytest.mark.parametrize("signalled", [False, True])
 def test_a_dense_picture_is_left_within_ten_seconds(detxai: Command, dense: Path, signalled: bool) -> None:
     line = ("explain", dense, "--conf", "0.001", "--max-det", "300", "--tolerance", "0.0001", "-o", "tree")
-    limit = 30
+    limit = 60  # of which the half may go to loading, on a busy machine
     with detxai.start(*line, *(() if signalled else ("--max-seconds", limit))) as running:
         if signalled:
             while not (detxai.cwd / "tree" / ".detxai.lock").exists():
                 time.sleep(0.1)
-            time.sleep(limit / 3)
+            time.sleep(limit / 6)
             asked = time.monotonic()
             running.terminate()
         _, err = running.communicate()
