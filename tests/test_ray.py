@@ -140,6 +140,9 @@ def test_workers_that_are_killed_lose_nothing(
     run = detxai.start("explain", many, "-m", tiny, "-o", tree, *FAST, *RAY, "--json")
     for share in (10, 40, 70):
         until(lambda share=share: records_in(tree) >= share and len(workers(run)) == 2, run)
+        for process in [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]:
+            listens = [c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+            assert all(ip.removeprefix("::ffff:").startswith("127.") for ip in listens), (process, listens)
         workers(run)[0].kill()
     out, err = run.communicate()
     assert run.returncode == 0, err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import shlex
 import time
@@ -345,6 +346,9 @@ def _pulse(explainer: Any) -> str:
 
 def _pooled(config: RunConfig) -> Any:
     """An explainer with Ray's workers. Raises UsageError where Ray is not installed."""
+    if not (config.ray.address or os.environ.get("RAY_ADDRESS")):
+        # Read when ray is imported: a Ray of our own listens on loopback, whatever the name says.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         from detxai.run.ray_engine import RayPool
     except ModuleNotFoundError as error:
