@@ -28,12 +28,21 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class View:
+    """Which view of which bag: `bag` is the image's path without the `name` of the view."""
+
+    bag: str
+    name: str
+
+
+@dataclass(frozen=True)
 class ImageRef:
     """One input: `file` on disk and `path`, its POSIX name in the output tree (unique in a run).
 
     `problem` says why the name cannot be used (then the image ends in a failed record). `frame`: which picture of a
     file that holds several, counted from 1; None: the first. `data`: the content of an image that is in memory and not
     on disk. `pair`: the other half of a dual-energy image, of which `file` is the one of low energy.
+    `view`: which of two views of one bag it is.
     """
 
     path: str
@@ -42,6 +51,7 @@ class ImageRef:
     frame: int | None = None
     data: bytes | None = field(default=None, repr=False)
     pair: Pair | None = None
+    view: View | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Dual energy: pictures of the generator, whose truth is known, through pairing, colours and records."""
+"""Dual energy by pictures of the generator, whose truth is known; two views of one bag."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import FAST, explain, files
+from conftest import FAST, explain, files, pixels
+from PIL import Image
 from xraysim.bags import Bag, make_bag
 from xraysim.physics import MU, OPEN
 
+from detxai.cli.app import run
 from detxai.errors import ImageError
 from detxai.inputs import decode, pairs, sources
 from detxai.inputs.samples import Samples
+from detxai.output.tree import Tree
+from detxai.review.index import build
 from detxai.values import ImageRef, Pair
 
 
@@ -58,8 +62,8 @@ def test_effective_numbers_are_those_of_the_truth(bag: Bag) -> None:
 
 
 def test_two_files_are_one_image_and_halves_alone_fail(tiny: Path, scans: Path, tmp_path: Path) -> None:
-    run = (scans, "-m", tiny, "--pair", "_low,_high", *FAST, "-o", tmp_path / "out")
-    assert explain(*run) == 3
+    given = (scans, "-m", tiny, "--pair", "_low,_high", *FAST, "-o", tmp_path / "out")
+    assert explain(*given) == 3
     lines = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
     assert [line["image"]["path"] for line in lines] == ["a_low.png", "c_high.png", "deep/b_low.png", "other.png"]
     whole, half, _, neither = lines
@@ -69,10 +73,10 @@ def test_two_files_are_one_image_and_halves_alone_fail(tiny: Path, scans: Path, 
     assert half["error"]["code"] == "unpaired" and "c_low.png" in half["error"]["message"]
     assert "neither _low nor _high" in neither["error"]["message"]
     before = files(tmp_path / "out")
-    assert explain(*run) == 3 and files(tmp_path / "out") == before, "nothing is done again"
+    assert explain(*given) == 3 and files(tmp_path / "out") == before, "nothing is done again"
     values = cv2.imread(str(scans / "a_high.png"), cv2.IMREAD_UNCHANGED)
     cv2.imwrite(str(scans / "a_high.png"), values // 2)
-    assert explain(*run) == 3 and files(tmp_path / "out") != before, "either half decides"
+    assert explain(*given) == 3 and files(tmp_path / "out") != before, "either half decides"
 
 
 def test_pairs_in_two_folders_shards_and_sizes(scans: Path, tmp_path: Path) -> None:
@@ -84,9 +88,9 @@ def test_pairs_in_two_folders_shards_and_sizes(scans: Path, tmp_path: Path) -> N
     assert ref.path == "low/x.png" and ref.pair == Pair(tmp_path / "all/high/x.png", "high/x.png", "channels")
     shards = [[r.path for r in sources.find([str(tmp_path / "all")], shard=(n, 2), pair=pair).refs] for n in (1, 2)]
     assert sorted(shards) == [[], ["low/x.png"]]
-    pixels = decode.load(ref, "0,50000").pixels
+    shown = decode.load(ref, "0,50000").pixels
     values = cv2.imread(str(tmp_path / "all/low/x.png"), cv2.IMREAD_UNCHANGED)
-    assert np.abs(pixels[..., 0] - np.clip(values / 50000, 0, 1) * 255).max() <= 0.51
+    assert np.abs(shown[..., 0] - np.clip(values / 50000, 0, 1) * 255).max() <= 0.51
     cv2.imwrite(str(tmp_path / "all/high/x.png"), values[:10])
     with pytest.raises(ImageError, match="not of one size"):
         decode.load(ref)
@@ -104,3 +108,24 @@ def test_what_is_no_picture_of_one_energy_is_refused(tmp_path: Path) -> None:
         decode.load(ImageRef("low.png", tmp_path / "low.png", pair=Pair(tmp_path / "high.png", "high.png", "channels")))
     for words in (("--pair", "low"), ("--pair", "a,ab"), ("--pair", "low,high", "--frames", "all")):
         assert explain(tmp_path, *words, "-o", tmp_path / "out") == 2
+
+
+def test_two_views_stay_together(tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "scans").mkdir()
+    for number, name in enumerate(("a_side", "a_top", "b_side", "b_top", "lone"), 1):
+        Image.fromarray(pixels(f"bag-{number:02d}.jpg", (90, 80))).save(tmp_path / "scans" / f"{name}.png")
+    (tmp_path / "scans" / "c_top.png").write_bytes(b"no picture")
+    options = (*FAST, "--max-evaluations", 2, "--views", "_top,_side", "--no-overlays")
+    assert explain(tmp_path / "scans", "-m", tiny, *options, "-o", tmp_path / "out") == 3
+    lines = [json.loads(line)["image"] for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    views = {line["path"]: line.get("view") for line in lines}
+    assert views["a_top.png"] == {"bag": "a.png", "name": "_top"} and views["lone.png"] is None
+    assert views["a_side.png"] == {"bag": "a.png", "name": "_side"} and views["c_top.png"]["bag"] == "c.png"
+    capfd.readouterr()
+    assert run(["list", str(tmp_path / "out"), "--verdict", "all", "--json"]) == 0
+    boxes = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    order = [box.get("bag") or box["path"] for box in boxes]
+    bags = [bag for n, bag in enumerate(order) if n == 0 or order[n - 1] != bag]
+    assert len({box["path"] for box in boxes}) > len(set(order)) and bags.count("a.png") == bags.count("b.png") == 1
+    index = build(Tree(tmp_path / "out"), tmp_path / "out" / "report.html")
+    assert sorted(map(str, index["images"]["bag"])) == ["None", "a.png", "a.png", "b.png", "b.png"]

@@ -137,8 +137,9 @@ def explain(settings: "RunConfig", sources: Sources, null: Null = False) -> int:
     console = Console.of(settings.talk)
     shard = settings.run.part if settings.run.shard else None
     try:
-        frames, pair = settings.images.frames, settings.images.paired
-        images = images_of(sources, null=null, shard=shard, exclude=settings.output.dir, frames=frames, pair=pair)
+        of = settings.images
+        more: dict[str, Any] = {"frames": of.frames, "pair": of.paired, "views": of.viewed}
+        images = images_of(sources, null=null, shard=shard, exclude=settings.output.dir, **more)
         from detxai.run.explain import ExplainRun
 
         job = ExplainRun(settings, console)

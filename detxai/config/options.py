@@ -260,6 +260,13 @@ ROWS: tuple[Option, ...] = (
         "COLORS",
         words=("materials", "channels"),
     ),
+    Option(
+        "images.views",
+        None,
+        "two views of one bag: by what their paths differ, as _top,_side; records link them, list and page show them"
+        " together",
+        "ONE,OTHER",
+    ),
     Option("output.dir", Path("runs/explain"), "folder of the output tree", "DIR", name="output", letter="-o"),
     Option(
         "output.overlays",

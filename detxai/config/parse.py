@@ -101,10 +101,10 @@ def overlays(value: Any) -> Any:
 
 
 def pair(value: str) -> str:
-    """`LOW,HIGH`: two texts of which neither holds the other."""
+    """`ONE,OTHER`: two texts of which neither holds the other."""
     low, comma, high = value.partition(",")
     if not comma or low in high or high in low or "," in high:
-        raise ValueError("must be LOW,HIGH, by which two paths differ, as _low,_high or low/,high/")
+        raise ValueError("must be two texts by which paths differ, as _low,_high or low/,high/")
     return value
 
 

@@ -153,12 +153,19 @@ class ImagesConfig(_Section):
     frames: Literal["first", "all"] = _field("frames")
     pair: Annotated[str, AfterValidator(parse.pair)] | None = _field("pair")
     energy_colors: Literal["materials", "channels"] = _field("energy_colors")
+    views: Annotated[str, AfterValidator(parse.pair)] | None = _field("views")
 
     @property
     def paired(self) -> tuple[str, str, str] | None:
         """(LOW, HIGH, colours) for dual energy; None without --pair."""
         low, _, high = (self.pair or "").partition(",")
         return (low, high, self.energy_colors) if self.pair else None
+
+    @property
+    def viewed(self) -> tuple[str, str] | None:
+        """The names of both views; None without --views."""
+        one, _, other = (self.views or "").partition(",")
+        return (one, other) if self.views else None
 
 
 class OutputConfig(_Section):

@@ -20,16 +20,21 @@ from detxai.values import ImageRef
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
 
-def refs(images: Any, frames: str = "first", pair: tuple[str, str, str] | None = None) -> Iterator[ImageRef]:
+def refs(
+    images: Any,
+    frames: str = "first",
+    pair: tuple[str, str, str] | None = None,
+    views: tuple[str, str] | None = None,
+) -> Iterator[ImageRef]:
     """References to `images`: a path (file, folder, glob), a Pillow image, an array, or an iterable of these.
 
-    `frames`, `pair`: as `find` has them. Arrays are (height, width, 3) uint8 in RGB (OpenCV has
+    `frames`, `pair`, `views`: as `find` has them. Arrays are (height, width, 3) uint8 in RGB (OpenCV has
     BGR: `array[..., ::-1]`). Raises UsageError for anything else, and NoInputError for paths without an image.
     """
     number = 0
     for are_paths, group in groupby(_flat(images), lambda item: isinstance(item, str | Path)):
         if are_paths:
-            yield from _of_paths([str(item) for item in group], frames, pair)
+            yield from _of_paths([str(item) for item in group], frames, pair, views)
             continue
         for item in group:
             if isinstance(item, ImageRef):
@@ -49,11 +54,13 @@ def _flat(images: Any) -> Iterator[Any]:
             yield from _flat(item)
 
 
-def _of_paths(places: list[str], frames: str, pair: tuple[str, str, str] | None) -> Iterator[ImageRef]:
+def _of_paths(
+    places: list[str], frames: str, pair: tuple[str, str, str] | None, views: tuple[str, str] | None
+) -> Iterator[ImageRef]:
     """Images of `places` as `find` has them, but one that is named twice is there twice."""
     while places:
         count = next((n for n, place in enumerate(places) if place in places[:n]), len(places))
-        found = find(places[:count], frames=frames, pair=pair)
+        found = find(places[:count], frames=frames, pair=pair, views=views)
         yield from found.refs
         if not found.total:
             raise NoInputError(f"No image was found in {', '.join(places[:count])} ({found.ignored} other files).")

@@ -1,4 +1,4 @@
-"""Dual energy: which two files are one picture, and what the network sees of both."""
+"""Two pictures that belong together: two views of one bag; two energies, and what the network sees of both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from detxai.errors import ImageError
 from detxai.inputs.samples import Samples
 from detxai.inputs.window import AUTO_PERCENTILES, Method
-from detxai.values import ImageRef, Pair, Pixels, Window
+from detxai.values import ImageRef, Pair, Pixels, View, Window
 
 #: Ratio of the log-attenuations at low and high energy -> effective atomic number: plastics, aluminium and steel at
 #: about 60 and 110 keV.
@@ -46,6 +46,15 @@ def paired(refs: Iterable[ImageRef], low: str, high: str, colors: str) -> Iterat
         if own == low or not half.is_file():
             name = _swapped(ref.path, own, other) if own in ref.path else half.name
             yield replace(ref, pair=Pair(half, name, colors))
+
+
+def viewed(refs: Iterable[ImageRef], names: tuple[str, str]) -> Iterator[ImageRef]:
+    """`refs` with the view that the last of two `names` in their path tells; those with neither are as they were."""
+    for ref in refs:
+        name = max(names, key=ref.path.rfind)
+        if name in ref.path and ref.problem is None:
+            ref = replace(ref, view=View(_swapped(ref.path, name, ""), name))
+        yield ref
 
 
 def _swapped(text: str, own: str, other: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from detxai.errors import UsageError
+from detxai.inputs import pairs
 from detxai.inputs.folders import IMAGE_SUFFIXES, MAGIC, Walk, written_by_us
 from detxai.inputs.naming import digest, printable, unused
 from detxai.inputs.piped import piped
@@ -64,11 +65,13 @@ def find(
     exclude: Path | None = None,
     frames: str = "first",
     pair: tuple[str, str, str] | None = None,
+    views: tuple[str, str] | None = None,
 ) -> Found:
     """The images of `sources`, in their order, folders sorted by path.
 
     `frames`: `all` makes an image of each picture of a file that holds several, `first` of the first alone.
-    `pair`: (LOW, HIGH, colours) makes one image of two files, see `pairs.paired`.
+    `pair`: (LOW, HIGH, colours) makes one image of two files, see `pairs.paired`; `views`: names of
+    two views of one bag, see `pairs.viewed`.
 
     `stdin` is read for the source `-`, a path a line (`null`: NUL-separated), as the lines come.
     The folder `exclude` (the output tree) is left out, and so are pictures that lie beside the record of the image
@@ -96,6 +99,8 @@ def find(
         else:
             streams.append(Walk(root, pattern, prefix, exclude))
     found.refs = _pictures(_counted(streams, found), frames, pair)
+    if views is not None:
+        found.refs = pairs.viewed(found.refs, views)
     if "-" not in distinct:
         found.count = partial(_count, sources, shard, exclude, frames, pair)
     return found
@@ -112,9 +117,7 @@ def _pictures(refs: Iterable[ImageRef], frames: str, pair: tuple[str, str, str] 
     if pair is not None and frames == "all":
         raise UsageError("--pair and --frames all exclude each other.", "Leave one of them out.")
     if pair is not None:
-        from detxai.inputs.pairs import paired
-
-        return paired(refs, *pair)
+        return pairs.paired(refs, *pair)
     if frames == "all":
         from detxai.inputs import decode
         from detxai.inputs.frames import expanded

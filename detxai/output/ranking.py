@@ -32,6 +32,7 @@ class Finding:
     trust: float | None
     overlay: str | None
     detection: DetectionRecord = field(compare=False, repr=False)
+    bag: str | None = None
 
     @property
     def reason(self) -> str:
@@ -41,11 +42,12 @@ class Finding:
 
     def plain(self) -> dict[str, Any]:
         """What `detxai list --json` prints of it."""
+        bag = {} if self.bag is None else {"bag": self.bag}
         return {
             "path": self.path, "id": self.id, "kind": self.kind, "class_id": self.class_id,
             "class_name": self.class_name, "score": self.score, "verdict": self.verdict, "trust": self.trust,
             "reasons": list(self.reasons), "box": list(self.detection.box), "overlay": self.overlay,
-            "match": self.detection.match and self.detection.match.status,
+            "match": self.detection.match and self.detection.match.status, **bag,
         }  # fmt: skip
 
 
@@ -68,6 +70,7 @@ def findings(record: Record) -> Iterator[Finding]:
             trust=evidence.trust if evidence else None,
             overlay=f"{folder}/{first}" if folder and first else first,
             detection=d,
+            bag=record.image.view.bag if record.image.view else None,
         )
 
 

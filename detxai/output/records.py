@@ -58,10 +58,17 @@ class PairInfo(_Part):
     colors: str = Field(description="how both halves became colours: materials or channels")
 
 
+class ViewInfo(_Part):
+    """Which view of which bag."""
+
+    bag: Text = Field(description="path of the image without the name of its view: both views of a bag have the same")
+    name: Text = Field(description="name of the view in that path")
+
+
 class ImageInfo(_Part):
     """The picture."""
 
-    left_out = frozenset({"window", "pair", "notes"})
+    left_out = frozenset({"window", "pair", "view", "notes"})
 
     path: Text = Field(description="POSIX path in the output tree")
     sha256: str | None = Field(default=None, description="of the file's bytes; null if unreadable")
@@ -69,6 +76,7 @@ class ImageInfo(_Part):
     height: int | None = Field(default=None, description="pixels, after EXIF rotation")
     window: WindowInfo | None = Field(default=None, description="16-bit and float images only")
     pair: PairInfo | None = Field(default=None, description="dual energy only: the other half of the picture")
+    view: ViewInfo | None = Field(default=None, description="only with --views: which view of which bag it is")
     notes: tuple[Text, ...] | None = Field(default=None, description="what is special in this file")
 
 
@@ -382,6 +390,7 @@ def image_info(image: Image) -> ImageInfo:
         height=image.height,
         window=WindowInfo(method=window.method, low=window.low, high=window.high) if window else None,
         pair=PairInfo(path=pair.path, sha256=str(image.pair_sha256), colors=pair.colors) if pair else None,
+        view=ViewInfo(**vars(image.ref.view)) if image.ref.view else None,
         notes=image.notes or None,
     )
 
@@ -391,10 +400,13 @@ def failed_record(ref: ImageRef, error: ImageError, image: ImageInfo | None = No
     message = str(error)
     for place in (str(ref.file.absolute()), str(ref.file)):
         message = message.replace(place, ref.path)
+    width, height = error.size
+    view = ViewInfo(**vars(ref.view)) if ref.view else None
+    known = ImageInfo(path=ref.path, sha256=error.sha256, width=width, height=height, view=view)
     return Record(
         status="failed",
         fingerprint=fingerprint or None,
-        image=image or ImageInfo(path=ref.path, sha256=error.sha256, width=error.size[0], height=error.size[1]),
+        image=image or known,
         error=ErrorInfo(code=error.code, message=message),
     )
 

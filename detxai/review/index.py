@@ -19,7 +19,7 @@ from detxai.output import ranking, records
 from detxai.output.ranking import Finding
 from detxai.output.tree import Mixture, Tree
 from detxai.review.behaviour import Behaviour, behaviours
-from detxai.review.listing import MEASURES
+from detxai.review.listing import MEASURES, together
 from detxai.vocabulary import METHODS
 
 FORMAT: Final = "detxai.index/1"
@@ -47,7 +47,7 @@ def build(tree: Tree, page: Path) -> dict[str, Any]:
     mixture = Mixture()
     found: list[Finding] = []
     failed: list[list[str]] = []
-    images: dict[str, list[Any]] = {name: [] for name in ("path", "width", "height", "key", "overview")}
+    images: dict[str, list[Any]] = {name: [] for name in ("path", "width", "height", "key", "overview", "bag")}
     number: dict[str, int] = {}
     for record in tree.read():
         mixture.add(record)
@@ -57,11 +57,12 @@ def build(tree: Tree, page: Path) -> dict[str, Any]:
         path = record.image.path
         number[path] = len(number)
         overview = (record.overview or "").removeprefix(f"{path.rpartition('/')[2]}.")
-        row = (path, record.image.width, record.image.height, (record.fingerprint or "")[:12], overview)
+        key, bag = (record.fingerprint or "")[:12], record.image.view.bag if record.image.view else None
+        row = (path, record.image.width, record.image.height, key, overview, bag)
         for column, value in zip(images.values(), row, strict=True):
             column.append(value)
         found += ranking.findings(record)
-    found.sort(key=ranking.severity)
+    found = together(sorted(found, key=ranking.severity))
     place = {id(f): i for i, f in enumerate(found)}
     return {
         "format": FORMAT,

@@ -104,6 +104,14 @@ def ordered(found: Iterable[Finding], key: str = "severity") -> list[Finding]:
     return known + [f for f in worst_first if value(f) is None]
 
 
+def together(found: Iterable[Finding]) -> list[Finding]:
+    """`found` with both views of a bag where the first of them is; boxes of no bag stay where they are."""
+    bags: dict[object, list[Finding]] = {}
+    for f in found:
+        bags.setdefault(f.bag or (f.path, f.id), []).append(f)
+    return [f for views in bags.values() for f in views]
+
+
 def unique_paths(found: Iterable[Finding]) -> list[str]:
     """The images of `found`, each once, as they come."""
     return list(dict.fromkeys(f.path for f in found))
@@ -138,7 +146,7 @@ def select(tree: Tree, choice: Choice, key: str = "severity") -> Selection:
                 found.append(f)
     choice.require_classes(seen)
     warnings = tree.warnings() + mixture.warnings() + promises.warnings()
-    return Selection(ordered(found, key), total, warnings, failures)
+    return Selection(together(ordered(found, key)), total, warnings, failures)
 
 
 @dataclass

@@ -129,9 +129,8 @@ class Explainer:
         (see `unfinished`). `cut_short` then says whether anything was left to do.
         Raises DeviceError when the device is lost, OutputError when the tree cannot be written.
         """
-        results = self._explained(
-            given.refs(images, self.plan.config.images.frames, self.plan.config.images.paired), tree, over
-        )
+        of = self.plan.config.images
+        results = self._explained(given.refs(images, of.frames, of.paired, of.viewed), tree, over)
         with contextlib.closing(results):
             while True:
                 with torch.inference_mode(False):  # whatever mode the caller is in, and not beyond this step

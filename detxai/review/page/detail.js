@@ -31,7 +31,7 @@ function drawDetail() {
       el("button", {onclick: closeBox, title: "Close (Esc)"}, "✕")),
     el("div", {class: "columns"},
       el("div", {}, stage, thumbs(i, show)),
-      el("div", {}, why(i), inWords(i, own), classesHere(i), contrasts(i), edges(i), measures(i), maps(i), mates(i))));
+      el("div", {}, why(i), inWords(i, own), classesHere(i), contrasts(i), edges(i), measures(i), maps(i), mates(i), otherView(i))));
 }
 function toggleMark() {
   const i = state.open >= 0 && document.getElementById("detail").open ? state.open : state.shown[state.at];
@@ -111,8 +111,15 @@ function maps(i) {
     B.maps[i].map(m => { const v = X.variants[m[0]], [what, method] = mapName(v, i);
       return el("tr", {}, [EDGE.includes(v[2]) ? v[2] : what, method, v[5], m[7] === null ? "no promise" : percent(m[7]) + (m[3] ? "" : ", not converged"), m[11] == null ? "–" : percent(m[11]), m[9] === null ? "–" : percent(m[9]), m[4]].map(t => el("td", {}, String(t)))); })));
 }
+const boxes = found => el("ul", {class: "mates"}, found.map(k =>
+  el("li", {}, el("button", {onclick: () => openBox(k)}, `#${B.id[k]} ${className(k)} ${B.score[k].toFixed(2)} `, badge(verdictOf(k)), B.kind[k] ? ` ${kindOf(k)}` : ""))));
 function mates(i) {
   const found = MATES[B.image[i]].filter(k => k !== i);
-  return !found.length ? null : el("section", {}, el("h3", {}, "Other boxes of this picture"), el("ul", {class: "mates"}, found.map(k =>
-    el("li", {}, el("button", {onclick: () => openBox(k)}, `#${B.id[k]} ${className(k)} ${B.score[k].toFixed(2)} `, badge(verdictOf(k)), B.kind[k] ? ` ${kindOf(k)}` : "")))));
+  return !found.length ? null : el("section", {}, el("h3", {}, "Other boxes of this picture"), boxes(found));
+}
+function otherView(i) {
+  const bag = X.images.bag[B.image[i]];
+  const images = bag === null ? [] : [...X.images.bag.keys()].filter(k => X.images.bag[k] === bag && k !== B.image[i]);
+  return !images.length ? null : el("section", {}, el("h3", {}, "The other view of this bag"), images.map(k =>
+    el("div", {}, X.images.path[k], MATES[k].length ? boxes(MATES[k]) : ": no box")));
 }
