@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,11 @@ from conftest import FAST, explain, files
 from detxai.config.settings import RunConfig
 from detxai.errors import UsageError
 from detxai.models.heads.anchor_free import AnchorFree
+from detxai.run import pipeline
 from detxai.run.budget import IN_FLIGHT, PICTURES, Budget, budget
 from detxai.run.pipeline import Explainer
+from detxai.run.publish import Publisher
+from detxai.run.results import MapGroup, PublishedGroup
 
 CPU = torch.device("cpu")
 GIB = 2**30
@@ -75,3 +80,35 @@ def test_an_image_that_does_not_fit_fails_alone(
     assert all(option in message for option in ("--imgsz", "--max-evaluations", "--memory"))
     assert "again" not in message
     assert second["status"] == "ok"
+
+
+def test_many_writers_keep_to_their_bytes_and_the_summary_says_who_waited(
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one picture only, eight writers paint one after the other, and the tree is the same."""
+    options = ("-m", tiny, *FAST, "--evidence", "none", "--max-evaluations", "2", "--batch", "4")
+    some = [pictures / name for name in ("a.png", "b.png", "b.jpg")]
+    assert explain(*some, *options, "-o", tmp_path / "plain") == 0
+    at_work, most, group = 0, 0, Publisher.group
+    lock = threading.Lock()
+
+    def counted(self: Publisher, one: MapGroup) -> PublishedGroup:
+        nonlocal at_work, most
+        with lock:
+            at_work, most = at_work + 1, max(most, at_work + 1)
+        time.sleep(0.05)
+        try:
+            return group(self, one)
+        finally:
+            with lock:
+                at_work -= 1
+
+    monkeypatch.setattr(Publisher, "group", counted)
+    monkeypatch.setattr(pipeline, "BEHIND_BYTES", 1)
+    monkeypatch.setattr(pipeline, "_cores", lambda: 8)
+    assert explain(*some, *options, "-o", tmp_path / "bounded") == 0
+    assert most == 1
+    assert files(tmp_path / "plain") == files(tmp_path / "bounded")
+    timings = json.loads((tmp_path / "bounded" / "summary.json").read_bytes())["timings"]
+    assert timings["waiting"] == pytest.approx(timings["waiting_for_input"] + timings["waiting_for_output"], abs=1e-5)
+    assert timings["waiting_for_output"] > 0.05

@@ -365,7 +365,10 @@ class Summary(_Part):
     unconverged: int = Field(default=0, description="maps that missed the wanted tolerance")
     evaluations: int = Field(default=0, description="gradient evaluations in this run")
     seconds: Number = Field(default=0.0, description="wall-clock time of the run")
-    timings: dict[str, Number] = Field(default_factory=dict, description="seconds by stage")
+    timings: dict[str, Number] = Field(
+        default_factory=dict,
+        description="seconds by stage: in the engine (device), and its thread waiting for input and for output",
+    )
     exit_code: int = Field(default=0, description="of the process")
     stopped: Text | None = Field(default=None, description="why the run ended early")
     unfinished: tuple[Unfinished, ...] | None = Field(

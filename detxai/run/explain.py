@@ -255,7 +255,9 @@ class ExplainRun:
             seconds=seconds,
             timings={
                 "device": timings.device,
-                "waiting": timings.waiting,
+                "waiting": timings.waiting_for_input + timings.waiting_for_output,
+                "waiting_for_input": timings.waiting_for_input,
+                "waiting_for_output": timings.waiting_for_output,
                 "points": timings.points,
                 "padded_points": timings.padded,
                 "packs_halved": timings.packs_halved,

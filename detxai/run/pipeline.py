@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,18 @@ from detxai.vocabulary import EDGES
 
 #: Bytes that decoding ahead may hold, by the headers of the files; a picture that takes more is decoded alone.
 AHEAD_BYTES = 2**30
+#: Bytes that maps in source pixels and their pictures may hold while they are made, and how many a pixel takes of that:
+#: 36 were measured with one map, the four edges of a box share a picture.
+BEHIND_BYTES, PAINT_BYTES = 2**30, 64
 
 
 @dataclass
 class Timings:
-    """Seconds of the calling thread: `device` computing, `waiting` for decoded images or for the writers."""
+    """Seconds of the calling thread: in the engine (`device`), waiting for decoded images, waiting for the writers."""
 
     device: float = 0.0
-    waiting: float = 0.0
+    waiting_for_input: float = 0.0
+    waiting_for_output: float = 0.0
     points: int = 0
     padded: int = 0
     packs_halved: int = 0
@@ -98,7 +102,7 @@ class Explainer:
         self._works: dict[int, Work] = {}
         self._all_begun = True
         self._detecting = 0.0
-        self.workers = max(1, min(4, os.cpu_count() or 1))
+        self.workers = _cores()
         self._select = Selector(plan.config.detection, plan.info.names, plan.classes)
         self._trials = TrialPlan(plan.level, plan.network is None, plan.settings, plan.targets_at_once)
 
@@ -154,7 +158,10 @@ class Explainer:
             budget = Budget(AHEAD_BYTES)
             prepared = enumerate(self._ahead(readers, refs, tree, 2 * in_flight, leaving.begins_no_more, budget))
             publisher = self._publisher(leaving.leaves_writers, files=tree is not None)
-            publish: Publish = lambda *made: writers.submit(_published, publisher, *made)  # noqa: E731
+            painting, tickets = Budget(BEHIND_BYTES), count()
+            publish: Publish = lambda *made: writers.submit(  # noqa: E731
+                _published, painting, next(tickets), publisher, *made
+            )
             jobs = ((index, self._job(index, item, publish, tree)) for index, item in prepared)
             try:
                 for index, outcome in engine.run(jobs, in_flight):
@@ -162,11 +169,11 @@ class Explainer:
                     self._account(engine)
                     # A slow image holds back those behind it, but not more of them than this.
                     while turn in waiting and (waiting[turn].done() or len(waiting) > 4 * in_flight):
-                        yield self._waited(waiting[turn].result)
+                        yield self._written(waiting[turn])
                         del waiting[turn]
                         turn += 1
                 for index in sorted(waiting):
-                    yield self._waited(waiting[index].result)
+                    yield self._written(waiting[index])
                     del waiting[index]
             except LeftUnfinished:
                 pass  # see `untold` and `unfinished`
@@ -221,7 +228,7 @@ class Explainer:
             queue.append((number, pool.submit(self._within, budget, number, ref, tree)))
         while queue and not over():
             first, future = queue.popleft()
-            ready = self._waited(future.result)
+            ready = self._read(future)
             budget.give_back(first)
             for number, ref in islice(source, 1):
                 queue.append((number, pool.submit(self._within, budget, number, ref, tree)))
@@ -239,11 +246,21 @@ class Explainer:
             budget.skip(number)
             budget.shrink(number, held)
 
-    def _waited(self, get: Callable[[], Any]) -> Any:
+    def _read(self, future: Future[PreparedImage | Result]) -> PreparedImage | Result:
+        """What a reader has made, waited for."""
         start = time.perf_counter()
-        result = get()
-        self.timings.waiting += time.perf_counter() - start
-        return result
+        try:
+            return future.result()
+        finally:
+            self.timings.waiting_for_input += time.perf_counter() - start
+
+    def _written(self, future: Future[Any]) -> Any:
+        """What a writer has made, waited for."""
+        start = time.perf_counter()
+        try:
+            return future.result()
+        finally:
+            self.timings.waiting_for_output += time.perf_counter() - start
 
     def _account(self, engine: Engine) -> None:
         t = self.timings
@@ -304,7 +321,7 @@ class Explainer:
                 second = yield from self._trials.second_maps(shown, group, maps)
                 left = yield from self._trials.neighbours(shown, item.letterbox, detections, group, maps)
                 if published:
-                    self._waited(published[-1].result)
+                    self._written(published[-1])
                 published.append(publish(work, number, MapGroup(item, detections, group, maps, trials, second, left)))
             return MappedImage(item, detections, tuple(published))
         except ImageError as error:
@@ -400,6 +417,11 @@ class Explainer:
         return result
 
 
+def _cores() -> int:
+    """Cores that this process may use: so many threads read, and as many write."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _configured(model: RunConfig | str | Path | None, options: dict[str, Any]) -> RunConfig:
     """The settings that `model` and `options` ask for. Raises UsageError."""
     if isinstance(model, RunConfig):
@@ -410,9 +432,15 @@ def _configured(model: RunConfig | str | Path | None, options: dict[str, Any]) -
     return settings.load(options={k: str(v) if isinstance(v, Path) else v for k, v in words.items()})
 
 
-def _published(publisher: Publisher, work: Work, number: int, group: MapGroup) -> PublishedGroup:
-    """What is kept of a group, in the tree where the image has several."""
-    return work.keep(number, group.wanted, publisher.group(group))
+def _published(
+    painting: Budget, ticket: int, publisher: Publisher, work: Work, number: int, group: MapGroup
+) -> PublishedGroup:
+    """What is kept of a group, in the tree where the image has several; made when `painting` has room for it."""
+    try:
+        painting.take(ticket, PAINT_BYTES * group.prepared.image.pixels[..., 0].size)
+        return work.keep(number, group.wanted, publisher.group(group))
+    finally:
+        painting.give_back(ticket)
 
 
 def _known(kept: PublishedGroup) -> Future[PublishedGroup]:
