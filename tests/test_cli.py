@@ -21,7 +21,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from conftest import FAST, ROOT, Command, Inside, files
+from conftest import FAST, ROOT, SAMPLES, Command, Inside, files
 from filelock import FileLock
 from PIL import Image
 
@@ -472,3 +472,18 @@ def test_the_module_is_the_command(detxai: Command) -> None:
         pytest.skip("detxai is not installed here")
     done = subprocess.run([script, "--help"], capture_output=True, env=detxai.env, cwd=ROOT, text=True)
     assert done.stdout == detxai("--help").out
+
+
+def test_without_a_temporary_folder_and_a_home_there_is_a_way_on(tmp_path: Path) -> None:
+    """A file system that is read only, in a container without variables."""
+    code = (
+        "import sys, tempfile\n"
+        "def none(*_, **__): raise FileNotFoundError(2, 'No usable temporary directory found')\n"
+        "tempfile.mkdtemp = tempfile.gettempdir = none\n"
+        "from detxai.cli.app import run\n"
+        "sys.exit(run(['explain', sys.argv[1], '-o', sys.argv[2]]))"
+    )
+    line = [sys.executable, "-c", code, str(SAMPLES / "bag-01.jpg"), str(tmp_path / "out")]
+    done = subprocess.run(line, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 6, done.stderr
+    assert "TMPDIR=" in done.stderr

@@ -210,6 +210,15 @@ def test_convert_writes_the_same_model_or_nothing(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
 
 
+def test_converting_a_model_of_four_bands_says_why_not(tmp_path: Path) -> None:
+    module = tasks_model()
+    module.model[0].conv = nn.Conv2d(4, module.model[0].conv.out_channels, 3, 2, 1, bias=False)
+    torch.save({"model": module}, tmp_path / "a.pt")
+    with pytest.raises(ModelError, match="pictures of 4 channels") as caught:
+        checkpoints.save(checkpoints.load(str(tmp_path / "a.pt")), tmp_path / "a.safetensors")
+    assert "as it is" not in caught.value.hint, "the .pt cannot be explained either"
+
+
 def test_layers_of_ones_own_need_trust_and_the_folder_of_their_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

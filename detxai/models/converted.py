@@ -238,9 +238,9 @@ def _compare(checkpoint: Checkpoint, data: bytes) -> None:
     hint = "Nothing was written. detxai explains the .pt as it is; ONNX is another form without a pickle."
     picture = torch.rand(1, 3, PICTURE // 8, PICTURE // 8, generator=torch.Generator().manual_seed(0))
     picture = nn.functional.interpolate(picture, scale_factor=8, mode="bilinear")
+    own = detectors.sound(detectors.build(checkpoint), picture)
     try:
-        converted = read(checkpoint.name, "", data)
-        own, other = (detectors.sound(detectors.build(c), picture) for c in (checkpoint, converted))
+        other = detectors.sound(detectors.build(read(checkpoint.name, "", data)), picture)
     except (ModelError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ModelError(f"{checkpoint.name} cannot be converted: {error!s:.200}", hint) from error
     pairs = ((own.boxes, other.boxes), (own.logits, other.logits))

@@ -20,6 +20,8 @@ from pathlib import Path
 import PIL.Image
 import torch  # noqa: F401  (first: torch reads OMP_NUM_THREADS when it starts)
 
+from detxai.errors import OutputError
+
 #: Of temporary folders. None is needed for longer than a model takes to load: what is older was left by a kill.
 PREFIX, STALE_SECONDS = "detxai-", 3600
 
@@ -36,8 +38,14 @@ def clear_stale_folders() -> None:
 
 @contextlib.contextmanager
 def _tamed() -> Iterator[None]:
-    clear_stale_folders()
-    folder = tempfile.mkdtemp(prefix=PREFIX)
+    try:
+        clear_stale_folders()
+        folder = tempfile.mkdtemp(prefix=PREFIX)
+    except OSError as error:
+        raise OutputError(
+            f"There is no temporary folder that can be written: {error.strerror or error}.",
+            "Name one: TMPDIR=/dev/shm detxai …",
+        ) from error
     private = {"YOLO_CONFIG_DIR": folder, "YOLO_OFFLINE": "1"}
     before = {name: os.environ.get(name) for name in (*private, "OMP_NUM_THREADS")}
     pillow_open = PIL.Image.open
