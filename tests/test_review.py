@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,12 @@ from make_tree import write
 
 from detxai.cli.app import run
 from detxai.evidence import groups
-from detxai.output import ranking
+from detxai.output import ranking, records
+from detxai.output.mixture import Mixture
 from detxai.output.tree import Tree
 from detxai.review.behaviour import behaviours
+from detxai.run.console import Console
+from detxai.run.explain import class_row
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +160,7 @@ def test_two_models_in_one_tree_are_told(night: Path, tmp_path: Path, capfd: pyt
     record["model"] |= {"sha256": "1" * 64, "name": "other.pt"}
     file.write_text(json.dumps(record))
     assert run(["list", str(tmp_path / "t")]) == 0
-    assert "boxes of 2 models" in (err := capfd.readouterr().err) and "other.pt at 320 px" in err
+    assert "boxes of 2 models" in (err := capfd.readouterr().err) and "other.pt (11111111) at 320 px" in err
 
 
 def test_worst_keeps_the_worst_and_counts_the_rest(night: Path) -> None:
@@ -210,3 +214,52 @@ def test_behaviour_counts_what_the_records_say(night: Path) -> None:
     np.testing.assert_allclose(found["knife"].mean, np.mean(grids, 0))
     np.testing.assert_allclose(found["knife"].spread, np.std(grids, 0, ddof=1))
     assert not set(found["knife"].typical) & set(found["knife"].odd)
+
+
+def test_a_tree_of_two_models_says_so_from_the_start(
+    finished: Callable[[], Path], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, one = finished(), tmp_path / "one"
+    one.mkdir()
+    (one / "new.png").write_bytes((pictures / "a.png").read_bytes())
+    line = [
+        "explain",
+        str(one),
+        "--imgsz",
+        "64",
+        "--method",
+        "grad",
+        "--evidence",
+        "none",
+        "--max-det",
+        "1",
+        "--conf",
+        "0.001",
+    ]
+    assert run([*line, "--no-overlays", "-o", str(tree)]) == 0
+    said = capsys.readouterr().err
+    assert said.index("holds records of tiny") < said.index("1 explained")
+    mixed = json.loads((tree / "summary.json").read_bytes())["warnings"]
+    assert [w for w in mixed if "boxes of 2 models" in w] and [w for w in mixed if "2 methods or settings" in w]
+    assert "boxes of 2 models" in said
+    lines = Mixture(), Mixture()
+    for raw in (tree / "records.jsonl").read_bytes().splitlines():
+        lines[0].add_line(raw)
+        lines[1].add(records.load(raw))
+    assert lines[0] == lines[1] and len(lines[0].models) == 2
+
+
+def test_the_table_breaks_no_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    one = records.ClassStatistics(
+        class_id=0, class_name="telescopic baton", detections=1200, mean_score=0.5, mean_inside_share=0.91,
+        converged_share=1, verdicts={"supported": 1000, "weak": 150, "unsupported": 50}, true=900, false=300, missed=7,
+    )  # fmt: skip
+    row = class_row(one, judged=True, labelled=True)
+    columns = ("class", "boxes", "mean score", "inside box", "converged", "verdicts", "by the labels")
+    Console().table("title", columns, [row])
+    assert "telescopic baton" in capsys.readouterr().err, "a log has no width"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    Console().table("title", columns, [row])
+    words = set(re.sub(r"\x1b\[[0-9;]*m|[^ -~]", " ", capsys.readouterr().err).split())
+    assert {word.strip(",") for cell in (*row, *columns) for word in cell.split()} <= {w.strip(",") for w in words}

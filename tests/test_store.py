@@ -46,6 +46,11 @@ def record(path: str, pictures: list[str], fingerprint: str = "f") -> records.Re
     )
 
 
+def finish(tree: Store, summary: records.Summary) -> None:
+    tree.gather()
+    tree.finish(summary)
+
+
 def write(tree: Store, path: str, count: int, fingerprint: str = "f") -> None:
     names = [store.picture_stem(path, number, "ig") + ".png" for number in range(count)]
     pictures = {name: f"{fingerprint} {name}".encode() for name in names}
@@ -69,7 +74,7 @@ def test_tree_of_a_run(tmp_path: Path) -> None:
     with Store(tmp_path / "deep/out") as tree:
         write(tree, "bags/b.jpg", 1)
         write(tree, "a.jpg", 0)
-        tree.finish(records.Summary())
+        finish(tree, records.Summary())
     found = files(tmp_path / "deep/out")
     assert set(found) == {
         "a.jpg.json",
@@ -89,7 +94,7 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
                 if not tree.done(f"{number}.jpg", "f"):
                     write(tree, f"{number}.jpg", 2)
             tree.write_image("bad.jpg", {}, failed("bad.jpg"))
-            tree.finish(records.Summary(seconds=os.times().elapsed))
+            finish(tree, records.Summary(seconds=os.times().elapsed))
         return {name: (tmp_path / name).stat().st_mtime_ns for name in files(tmp_path)}
 
     assert run() == run()
@@ -124,7 +129,7 @@ def test_superseded_pictures_go_and_others_stay(tmp_path: Path) -> None:
     (tmp_path / ".detxai-mine.tmp").write_text("not of detxai")
     with Store(tmp_path) as tree:
         write(tree, "a.jpg", 1, "g")
-        tree.finish(records.Summary())
+        finish(tree, records.Summary())
     assert {file.name for file in tmp_path.iterdir() if "lock" not in file.name} == own | {
         "a.jpg.json",
         "a.jpg.d00.ig.png",
@@ -155,7 +160,7 @@ def test_nothing_is_written_outside_or_over_the_own_files(tmp_path: Path, path: 
             write(tree, path, 1)
         assert caught.value.code == "bad_path"
         tree.write_image(path, {}, failed(path.replace("\0", "?")))
-        tree.finish(records.Summary())
+        finish(tree, records.Summary())
     assert {file.name for file in tmp_path.iterdir()} == {"out", "outside"}
     assert not list(outside.iterdir())
     assert (output / "records.jsonl").read_bytes().count(b'"failed"') == 1
@@ -180,7 +185,7 @@ def test_an_image_and_a_folder_of_its_records_name(tmp_path: Path) -> None:
         with pytest.raises(ImageError, match="folder"):
             write(tree, "c.jpg", 1)
         tree.write_image("c.jpg", {}, failed("c.jpg"))
-        tree.finish(records.Summary())
+        finish(tree, records.Summary())
     lines = (tmp_path / "records.jsonl").read_bytes().splitlines()
     assert len(lines) == 3
     assert not (tmp_path / "c.jpg.d00.ig.png").exists()
@@ -198,7 +203,7 @@ def test_names_that_are_no_unicode(tmp_path: Path) -> None:
     with Store(tmp_path) as tree:
         tree.write_image(path, {}, record(path, []))
         assert tree.done(path, "f")
-        tree.finish(records.Summary())
+        finish(tree, records.Summary())
     assert b"caf" in (tmp_path / "records.jsonl").read_bytes()
 
 
@@ -233,7 +238,7 @@ def test_a_failing_disk_is_an_output_error_and_leaves_whole_files(
             with pytest.raises(OutputError, match=words):
                 write(tree, "b.jpg", 1)
             with pytest.raises(OutputError, match=words):
-                tree.finish(records.Summary())
+                finish(tree, records.Summary())
         assert files(tmp_path) == before
         assert not list(tmp_path.rglob("*.tmp"))
     monkeypatch.setattr(os, "fsync", fail)
@@ -276,7 +281,7 @@ def run(root, fingerprint, counts):
                     tree.write_image(path, {}, failed(path))
                 else:
                     write(tree, path, count, fingerprint)
-        tree.finish(records.Summary())
+        tree.gather(); tree.finish(records.Summary())
 
 def dying(call, countdown):
     def patched(*arguments, **named):
@@ -333,11 +338,11 @@ def test_killed_at_any_moment_the_next_run_completes_the_same_tree(tmp_path: Pat
 def test_a_reformatted_record_still_counts(tmp_path: Path) -> None:
     with Store(tmp_path) as tree:
         write(tree, "a.jpg", 0)
-        tree.finish(records.Summary())
+        finish(tree, records.Summary())
         before = (tmp_path / "records.jsonl").read_bytes()
         raw = (tmp_path / "a.jpg.json").read_bytes()
         (tmp_path / "a.jpg.json").write_bytes(raw.replace(b",", b",\n  "))
-        tree.finish(records.Summary())
+        finish(tree, records.Summary())
     assert (tmp_path / "records.jsonl").read_bytes() == before
 
 
@@ -345,7 +350,7 @@ def test_lines_are_ordered_by_path_not_by_file_name(tmp_path: Path) -> None:
     with Store(tmp_path) as tree:
         for path in ("a.jpg", "a.jpg.b/x.jpg", "a.jpg!", "B.jpg"):
             write(tree, path, 0)
-        tree.finish(records.Summary())
+        finish(tree, records.Summary())
     lines = (tmp_path / "records.jsonl").read_bytes().splitlines(keepends=True)
     paths = [records.load(line).image.path for line in lines]
     assert paths == sorted(paths)

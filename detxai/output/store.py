@@ -14,6 +14,7 @@ import stat
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,6 +23,7 @@ import numpy as np
 from detxai.errors import ImageError
 from detxai.output import records
 from detxai.output.atomic import LOCK, TEMPORARY, explained, held, replace
+from detxai.output.mixture import Mixture
 from detxai.output.parts import Parts
 from detxai.output.seen import Seen
 from detxai.values import Map
@@ -34,6 +36,8 @@ NAME_BYTES, PATH_BYTES = 255, 1024
 PNG_ZERO, PNG_RANGE = 32768, 32767
 MAP_SUFFIX = {"npz": ".npz", "png": ".map.png"}
 
+#: Records that a run looks at before it begins, to tell which models made the tree.
+FIRST_LINES = 1000
 #: Endings of the picture of all boxes.
 OVERVIEWS = ("png", "jpg", "webp")
 
@@ -205,12 +209,26 @@ class Store:
         with explained(self.output):
             self.seen.finish(record, skipped=skipped)
 
-    def finish(self, summary: records.Summary) -> None:
-        """Write `records.jsonl`, untouched where nothing changed, then `summary.json`."""
+    def gather(self) -> Mixture:
+        """Write `records.jsonl`, untouched where nothing changed; how the records of the tree were made."""
+        mixture = Mixture()
         with explained(self.output):
             self.seen.close()
-            replace(self.output / LINES, self._lines())
+            replace(self.output / LINES, self._lines(mixture))
+        return mixture
+
+    def finish(self, summary: records.Summary) -> None:
+        """Write `summary.json`, the last file of a run."""
+        with explained(self.output):
             replace(self.output / SUMMARY, [records.dump(summary)])
+
+    def kinds(self) -> Mixture:
+        """How the first records of an earlier run were made, by its `records.jsonl`; none without that file."""
+        mixture = Mixture()
+        with suppress(OSError), (self.output / LINES).open("rb") as lines:
+            for line in islice(lines, FIRST_LINES):
+                mixture.add_line(line)
+        return mixture
 
     def _write(
         self, path: str, pictures: Mapping[str, bytes], record: records.Record, written: Collection[str] = ()
@@ -303,16 +321,19 @@ class Store:
                     image = prefix + owner[0]
                     self._pictures[image] = (*self._pictures.get(image, ()), sys.intern(owner[1]))
 
-    def _lines(self) -> Iterator[bytes]:
-        """Every record of the tree as a line, ordered by path, one in memory at a time."""
+    def _lines(self, mixture: Mixture) -> Iterator[bytes]:
+        """Every record of the tree as a line, ordered by path, one in memory at a time; `mixture` learns from each."""
         names = (prefix + name for prefix, names in self._walk() for name in names if name.endswith(".json"))
         for path in sorted(name.removesuffix(".json") for name in names if name != SUMMARY):
             raw = (self.output / f"{path}.json").read_bytes()
             if raw.startswith(_RECORD_START) and raw.find(b"\n") == len(raw) - 1:
+                mixture.add_line(raw)
                 yield raw
                 continue
             with suppress(ValueError):  # some other JSON, or a record that someone reformatted
-                yield records.dump(records.load(raw))
+                record = records.load(raw)
+                mixture.add(record)
+                yield records.dump(record)
 
 
 def _owner(name: str, images: Collection[str]) -> tuple[str, str] | None:

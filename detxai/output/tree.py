@@ -62,31 +62,3 @@ class Tree:
             inside = os.path.relpath(folder, self.folder)
             prefix = "" if inside == "." else f"{inside}/"
             yield from (prefix + name for name in names if name.endswith(".json") and prefix + name != SUMMARY)
-
-
-@dataclass
-class Mixture:
-    """Whether records of one tree can be compared: the models and ways of explaining that made them."""
-
-    models: dict[str, str] = field(default_factory=dict)
-    ways: dict[str, None] = field(default_factory=dict)
-
-    def add(self, record: records.Record) -> None:
-        """Learn how `record` was made."""
-        if record.model is not None:
-            self.models.setdefault(record.model.sha256, f"{record.model.name} at {record.model.imgsz} px")
-        for detection in record.detections or ():
-            first = detection.attributions[0] if detection.attributions else None
-            if first is not None and detection.kind == "detection":
-                ground = first.baseline.partition(":")[0]  # auto names the picture's own ground
-                self.ways.setdefault(f"{first.method} ({first.gradient}, baseline {ground})")
-
-    def warnings(self) -> list[str]:
-        """A sentence for each thing that makes the tree a mixture; none where all is of one kind."""
-        said = [("models", list(self.models.values())), ("methods or settings", list(self.ways))]
-        return [
-            f"this tree holds boxes of {len(names)} {what}: {', '.join(names)}; numbers of one cannot be compared with"
-            " those of another"
-            for what, names in said
-            if len(names) > 1
-        ]

@@ -10,8 +10,9 @@ import numpy as np
 
 from detxai.errors import NoInputError
 from detxai.output import ranking, records
+from detxai.output.mixture import Mixture
 from detxai.output.ranking import Finding
-from detxai.output.tree import Mixture, Tree
+from detxai.output.tree import Tree
 from detxai.review.behaviour import own
 
 DIFF_SCHEMA: Final = "detxai.diff/1"

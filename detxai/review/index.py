@@ -16,8 +16,9 @@ import numpy as np
 from detxai.evidence.groups import where
 from detxai.evidence.model import Evidence
 from detxai.output import ranking, records
+from detxai.output.mixture import Mixture
 from detxai.output.ranking import Finding
-from detxai.output.tree import Mixture, Tree
+from detxai.output.tree import Tree
 from detxai.review.behaviour import Behaviour, behaviours
 from detxai.review.listing import MEASURES, together
 from detxai.vocabulary import METHODS

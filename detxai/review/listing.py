@@ -11,9 +11,10 @@ from detxai.config.parse import names
 from detxai.errors import UsageError
 from detxai.evidence.model import Evidence
 from detxai.output import ranking
+from detxai.output.mixture import Mixture
 from detxai.output.ranking import Finding
 from detxai.output.records import Failure, PromiseRecord, Record
-from detxai.output.tree import Mixture, Tree
+from detxai.output.tree import Tree
 
 #: Sort keys besides the measures of `evidence`.
 PLAIN_KEYS: dict[str, Callable[[Finding], Any]] = {

@@ -253,17 +253,26 @@ class Console:
             self.say(title)
         if not rows or self.log_format == "json" or self.verbosity < 0:
             return
+        from rich.box import SIMPLE
         from rich.console import Console as RichConsole
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(printable(title)), title_justify="left", title_style="bold")
+        table = Table(
+            title=Text(printable(title)), title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False
+        )
         for i, column in enumerate(columns):
-            table.add_column(Text(column), justify="left" if i == 0 else "right")
+            words = " ".join((column, *(row[i] for row in rows))).split()
+            longest = max(len(printable(word)) for word in words)
+            table.add_column(Text(column), justify="left" if i in (0, 5, 6) else "right", min_width=longest)
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
         with contextlib.suppress(OSError, ValueError):
-            RichConsole(stderr=True, no_color=not self.color, highlight=False).print(table)
+            screen = RichConsole(stderr=True, no_color=not self.color, highlight=False)
+            # A log has no width: nothing is broken there. On a terminal cells break between words.
+            if not screen.is_terminal:
+                screen.width = 10_000
+            screen.print(table)
 
 
 @contextlib.contextmanager

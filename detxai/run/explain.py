@@ -81,6 +81,7 @@ class ExplainRun:
             stack.callback(explainer.close)
             self._greet(explainer)
             tree = stack.enter_context(Store(self.config.output.dir, self.config.output.lock_timeout))
+            self._name_earlier(explainer, tree)
             with self._ending():
                 self._finish = tree.saw
                 if self.config.run.skip == "by-stat":
@@ -93,6 +94,8 @@ class ExplainRun:
                     self._tell(result)
             with self._ending():
                 self._write_page()
+            for mixed in tree.gather().warnings():
+                self._warn(mixed)
             summary = self._summary(explainer, found, time.monotonic() - started)
             self.passed_over, self.ignored = found.own, found.named
             with self._ending():
@@ -225,6 +228,18 @@ class ExplainRun:
         parts += [f"{count} {what}" for count, what in ((t.skipped, "skipped"), (t.failed, "failed")) if count]
         return ", ".join(parts)
 
+    def _name_earlier(self, explainer: Any, tree: Any) -> None:
+        """Say at once where the tree holds records of another model or method: those of other images stay."""
+        a, info = self.config.attribution, explainer.plan.info
+        ways = [(m, g) for m in a.method for g in a.gradient]
+        others = tree.kinds().unlike(info.sha256, explainer.plan.size, ways)
+        if others:
+            self.console.say(
+                f"{self.config.output.dir} holds records of {', '.join(others)}: those of images that are not in this"
+                " run stay; choose another folder with -o to keep them apart",
+                kind="warning",
+            )
+
     def _greet(self, explainer: Any) -> None:
         info = explainer.plan.info
         self.console.say(
@@ -279,24 +294,14 @@ class ExplainRun:
         )
 
     def _report(self, summary: records.Summary) -> None:
-        rows: list[tuple[str, ...]] = [
-            (
-                c.class_name,
-                str(c.detections),
-                "–" if c.mean_score is None else f"{c.mean_score:.2f}",
-                "–" if c.mean_inside_share is None else f"{100 * c.mean_inside_share:.0f} %",
-                "–" if c.converged_share is None else f"{100 * c.converged_share:.0f} %",
-                "–" if c.verdicts is None else str(c.verdicts.get("supported", 0)),
-                *(str(n) for n in (c.true, c.false, c.missed) if n is not None),
-            )
-            for c in summary.classes
-        ]
         i = summary.images
         title = f"{i.ok} explained, {i.skipped} already done, {i.failed} failed, in {summary.seconds:.1f} s"
-        columns: tuple[str, ...] = ("class", "detections", "mean score", "inside box", "converged", "supported")
-        if summary.labelled:  # more columns, shorter titles
-            columns = ("class", "boxes", "score", "inside box", "converged", "supported", "true", "false", "missed")
-        self.console.table(title, columns, rows)
+        columns = ["class", "boxes", "mean score", "inside box", "converged"]
+        judged = any(c.verdicts for c in summary.classes)
+        columns += ["verdicts"] if judged else []
+        columns += ["by the labels"] if summary.labelled else []
+        rows = [class_row(c, judged=judged, labelled=bool(summary.labelled)) for c in summary.classes]
+        self.console.table(title, tuple(columns), rows)
         if summary.labelled == 0 and self.tally.done:
             self.console.say("no image has a label file in --labels: see its names in the README", kind="warning")
         if self.config.detection.predictions is not None and self.tally.done and not summary.detections:
@@ -358,6 +363,18 @@ def _pooled(config: RunConfig) -> Any:
     from detxai.run.ledger import PooledExplainer
 
     return PooledExplainer(RayPool(config))
+
+
+def class_row(c: records.ClassStatistics, *, judged: bool, labelled: bool) -> tuple[str, ...]:
+    """A class in the table at the end: its reported boxes and the maps of their own class."""
+    shares = ("–" if value is None else f"{100 * value:.0f} %" for value in (c.mean_inside_share, c.converged_share))
+    row = [c.class_name, str(c.detections), "–" if c.mean_score is None else f"{c.mean_score:.2f}", *shares]
+    if judged:
+        verdicts = c.verdicts or {}
+        row.append(", ".join(f"{verdicts[word]} {word}" for word in VERDICTS if verdicts.get(word)) or "–")
+    if labelled:
+        row.append(f"{c.true} right, {c.false} not, {c.missed} missed")
+    return tuple(row)
 
 
 def _detections(record: records.Record) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from detxai.errors import ExitCode, NoInputError, UsageError, worst
 from detxai.output import records
+from detxai.output.mixture import Mixture
 from detxai.output.store import Store
 from detxai.output.tree import Tree
 from detxai.run.tally import Tally
@@ -40,7 +41,7 @@ def merge(trees: Sequence[Path], output: Path) -> tuple[ExitCode, records.Summar
         for record in _existing(output):
             if record.image.path not in sources:
                 tally.add(record, skipped=False)
-        summary = _summary(tally, models)
+        summary = _summary(tally, models, store.gather())
         store.finish(summary)
     return worst(tally.codes), summary
 
@@ -95,7 +96,7 @@ def _pictures(tree: Path, record: records.Record) -> dict[str, bytes]:
     return found
 
 
-def _summary(tally: Tally, models: Sequence[Any]) -> records.Summary:
+def _summary(tally: Tally, models: Sequence[Any], mixture: Mixture) -> records.Summary:
     """What the records themselves say; times, settings and versions are those of the parts."""
     return records.Summary(
         images=records.ImageCounts(ok=tally.ok, failed=tally.failed),
@@ -111,4 +112,5 @@ def _summary(tally: Tally, models: Sequence[Any]) -> records.Summary:
         model=models[0] if len(models) == 1 else None,
         classes=tally.statistics(),
         failures=tuple(tally.failures),
+        warnings=tuple(mixture.warnings()),
     )

@@ -40,10 +40,10 @@ class _ClassSums:
             self.statuses[detection.match.status] += 1
         if detection.evidence is not None:
             self.verdicts[detection.evidence.verdict] += 1
-        own = next((a for a in detection.attributions if a.target == "class" and not a.as_class), None)
-        if own is not None:
-            self.grids.add(own.grid.values)
-        for a in detection.attributions:
+        own = [a for a in detection.attributions if a.target == "class" and not a.as_class]
+        if own:
+            self.grids.add(own[0].grid.values)
+        for a in own:
             if a.inside_share is not None:
                 self.inside, self.shares = self.inside + a.inside_share, self.shares + 1
             if a.converged is not None:
