@@ -132,7 +132,9 @@ def layer_of(owner: NDArray[np.uint8], level: NDArray[np.float32], ramps: Sequen
     """RGBA: each pixel in the ramp of its `owner`, from clear at `level` 0 to full from 1 on."""
     table = _colours(tuple(ramps))
     steps = len(table) // len(ramps)
-    return Image.fromarray(table[owner * steps + np.rint(np.minimum(level, 1) * (steps - 1)).astype(np.uint8)])
+    rows = owner * steps + np.rint(np.minimum(level, 1) * (steps - 1)).astype(np.uint8)
+    painted = table.view(np.uint32)[:, 0].take(rows)  # four bytes at once
+    return Image.fromarray(painted.view(np.uint8).reshape(*rows.shape, 4))
 
 
 def signed_bar(text: Lettering) -> Image.Image:
