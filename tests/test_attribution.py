@@ -226,7 +226,12 @@ def test_the_bound_falls_on_smooth_functions() -> None:
     assert all(later < earlier / 4 for earlier, later in zip(bounds, bounds[1:], strict=False)), bounds
 
 
-@pytest.fixture(scope="module", params=["yolov8n.yaml", "yolov5n.yaml", "yolo11n.yaml"])
+def _later(value: object) -> Any:
+    """A case that the quick suite leaves to CI."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["yolov8n.yaml", _later("yolov5n.yaml"), _later("yolo11n.yaml")])
 def detector(request: pytest.FixtureRequest) -> Detector:
     network = seeded_network(request.param)
     return build(Checkpoint(request.param, "", "ultralytics", network, "yolo", network.names, SIDE))

@@ -278,7 +278,12 @@ STREAMS: dict[str, tuple[list[str], dict[int, str | None], int]] = {
 }
 
 
-@pytest.mark.parametrize("case", STREAMS)
+QUICK_STREAMS = ("stderr full", "stdout full, and asked for", "help for nobody")
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK_STREAMS else pytest.param(case, marks=pytest.mark.slow) for case in STREAMS]
+)
 def test_streams_that_fail(machine: Inside, case: str) -> None:
     """Talking never stops the work; what was asked for on stdout is an error, and the tree is whole all the same."""
     (name, *more), redirected, code = STREAMS[case]

@@ -85,7 +85,9 @@ def test_a_wrong_sparse_path_is_noticed(v8: Case, change: Callable[..., Tensor])
         test_families.test_sparse_equals_full(broken)
 
 
-@pytest.mark.parametrize("change", [_next_anchor, _detached, _half_detached])
+@pytest.mark.parametrize(
+    "change", [_detached, *(pytest.param(c, marks=pytest.mark.slow) for c in (_next_anchor, _half_detached))]
+)
 def test_a_wrong_gradient_is_noticed(v8: Case, change: Callable[..., Tensor]) -> None:
     broken = dataclasses.replace(v8, detector=_Broken(v8.detector, change))  # type: ignore[arg-type]
     with pytest.raises(AssertionError):

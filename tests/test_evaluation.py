@@ -481,6 +481,7 @@ def test_a_damaged_image_is_one_failure(machine: Inside, monkeypatch: pytest.Mon
     assert json.loads((machine.cwd / "runs" / "evaluate" / "evaluate.json").read_text())["failed"] == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(machine: Inside) -> None:
     for number in range(14):
         picture = pixels("bag-01.jpg", (90 + number, 80))

@@ -589,6 +589,7 @@ def test_a_list_with_a_promise(
     assert "without a promise" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_calibrated_on_labels_and_found_beside_the_model(
     labelled: tuple[Path, Path],
     calibrated: tuple[list[str], Path],

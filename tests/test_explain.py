@@ -81,7 +81,7 @@ def some_pictures() -> list[Path]:
     return [*sorted(SAMPLES.glob("*.jpg")), *more]
 
 
-@pytest.mark.parametrize("yaml", ["yolov8n.yaml", "yolo11n.yaml"])
+@pytest.mark.parametrize("yaml", ["yolov8n.yaml", pytest.param("yolo11n.yaml", marks=pytest.mark.slow)])
 def test_detections_of_seeded_networks_are_those_of_ultralytics(yaml: str, tmp_path: Path) -> None:
     network = seeded_network(yaml, side=128)
     network.args = {"imgsz": 128}
