@@ -318,15 +318,17 @@ def collected(args: argparse.Namespace, tree: Path) -> list[Seen]:
     return [one for _, own in with_records(args, tree) for one in own]
 
 
-def every_report(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+def every_report(
+    parser: argparse.ArgumentParser, argv: list[str] | None = None, against: str = "all", conf: float = 0.25
+) -> argparse.Namespace:
     """The arguments of a study of all reports of a model, with those of this one at their defaults."""
     parser.add_argument("--images", type=Path, required=True, help="folder of pictures")
     parser.add_argument("--labels", type=Path, required=True, help="folder of YOLO labels")
     parser.add_argument("--model", help="a model file; default: the bundled one")
-    parser.add_argument("--conf", type=float, default=0.25, help="boxes from this score")
+    parser.add_argument("--conf", type=float, default=conf, help="boxes from this score")
     parser.add_argument("--tree", type=Path, help="output tree of `detxai explain` to keep or to continue")
     parser.set_defaults(imgsz=None, classes=None, sources=None, below=1.0)
-    parser.set_defaults(against="all", baseline="auto", evidence="basic")
+    parser.set_defaults(against=against, baseline="auto", evidence="basic")
     return parser.parse_args(argv)
 
 
