@@ -19,8 +19,6 @@ from detxai.vocabulary import RECORD_SCHEMA as RECORD_SCHEMA
 from detxai.vocabulary import SUMMARY_SCHEMA as SUMMARY_SCHEMA
 
 TOP_CLASSES = 5
-
-
 ValueGrid = tuple[tuple[Number, ...], ...]
 
 
