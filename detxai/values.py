@@ -42,7 +42,7 @@ class ImageRef:
     `problem` says why the name cannot be used (then the image ends in a failed record). `frame`: which picture of a
     file that holds several, counted from 1; None: the first. `data`: the content of an image that is in memory and not
     on disk. `pair`: the other half of a dual-energy image, of which `file` is the one of low energy.
-    `view`: which of two views of one bag it is.
+    `view`: which of two views of one bag it is. `url`: of an image that lies in an object store.
     """
 
     path: str
@@ -52,6 +52,7 @@ class ImageRef:
     data: bytes | None = field(default=None, repr=False)
     pair: Pair | None = None
     view: View | None = None
+    url: str | None = None
 
 
 @dataclass(frozen=True)

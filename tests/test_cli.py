@@ -71,7 +71,7 @@ REFUSED: dict[str, tuple[str, int, list[str]]] = {
     "target without head": ("explain pics -m tiny.safetensors --target objectness", 2, ["objectness", "class, left"]),
     "unknown class": ("explain pics -m tiny.safetensors --as-class gun", 2, ["--as-class", "'gun'", "thing 0"]),
     "wrong number": ("explain pics --conf 2", 2, ["--conf", "less than or equal to 1"]),
-    "a URL": ("explain s3://bags/x.png", 2, ["s3://bags/x.png", "URL", "Copy it here"]),
+    "a URL": ("explain https://bags/x.png", 2, ["https://bags/x.png", "URL", "Copy it here"]),
     "an archive": ("explain bags.zip", 2, ["bags.zip", "archive", "Unpack"]),
     "a device as config": ("explain pics -c /dev/zero", 2, ["/dev/zero", "no regular file"]),
     "a device as predictions": ("explain pics --predictions /dev/zero", 2, ["neither a file nor a folder"]),

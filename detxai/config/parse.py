@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import AfterValidator
 
+_STORE = re.compile(r"(s3|gs|az|https?)://?\w", re.IGNORECASE)
+
 
 def items(value: Any) -> Any:
     """A list from a scalar, from text with commas, or as it is."""
@@ -83,6 +85,8 @@ def given(value: Any) -> Any:
     """A path that is not empty: that would be the working folder."""
     if value == "":
         raise ValueError("must not be empty; write . for the working folder")
+    if _STORE.match(str(value)):
+        raise ValueError("must be a folder here: object stores are read only; copy the finished tree there")
     return value
 
 

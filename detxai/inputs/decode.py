@@ -26,7 +26,7 @@ import numpy as np
 import PIL.Image
 
 from detxai.errors import ImageError
-from detxai.inputs import dicom, frames, pairs
+from detxai.inputs import dicom, frames, pairs, remote
 from detxai.inputs.complete import ended_early
 from detxai.inputs.samples import Samples, samples
 from detxai.inputs.window import Method, parse_window, ramp, window_of
@@ -142,6 +142,8 @@ def _opened(ref: ImageRef, max_pixels: int) -> Iterator[BufferedReader]:
     """The regular file of `ref`, open; ImageError where there is none or it is too large."""
     if ref.problem:
         raise ImageError("bad_path", ref.problem)
+    if ref.url is not None:
+        ref = replace(ref, data=remote.read(ref.url, _most_bytes(max_pixels)), url=None)
     if ref.data is not None:
         with tempfile.TemporaryFile() as kept, open(kept.fileno(), "rb", closefd=False) as stream:
             kept.write(ref.data)
@@ -166,10 +168,14 @@ def _opened(ref: ImageRef, max_pixels: int) -> Iterator[BufferedReader]:
             raise ImageError("unreadable", "this is not a regular file")
         if not status.st_size:
             raise ImageError("empty_file", "the file has no bytes")
-        # 16 bytes are four channels of 32 bits: nothing within the limit needs more.
-        if status.st_size > 16 * max_pixels + 2**24:
+        if status.st_size > _most_bytes(max_pixels):
             raise ImageError("too_large", f"a file of {status.st_size} bytes; --max-pixels {max_pixels} allows less")
         yield stream
+
+
+def _most_bytes(max_pixels: int) -> int:
+    """16 bytes are four channels of 32 bits: nothing within the limit needs more."""
+    return 16 * max_pixels + 2**24
 
 
 def _at_once(name: str, flags: int) -> int:

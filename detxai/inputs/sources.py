@@ -18,6 +18,7 @@ from detxai.inputs import pairs
 from detxai.inputs.folders import IMAGE_SUFFIXES, MAGIC, Walk, written_by_us
 from detxai.inputs.naming import digest, printable, unused
 from detxai.inputs.piped import piped
+from detxai.inputs.remote import REMOTE, Objects
 from detxai.values import ImageRef
 
 __all__ = ["IMAGE_SUFFIXES", "STDIN_NAME", "Found", "Shard", "find"]
@@ -91,6 +92,12 @@ def find(
             name = printable(os.path.basename(source))
             streams.append([ImageRef(unused(*os.path.splitext(name), taken), Path(source))])
             continue
+        if REMOTE.fullmatch(source):
+            if pair is not None:
+                raise UsageError("--pair reads files only.", f"Copy {source} here first, then name the folder.")
+            name = printable(source.rstrip("/").rpartition("/")[2])
+            streams.append(Objects(source, "" if len(distinct) == 1 else unused(name, "", taken) + "/"))
+            continue
         root, pattern = _root(source, stdin)
         name = printable(os.path.basename(os.path.abspath(root))) or "root"
         prefix = "" if len(distinct) == 1 else unused(name, "", taken) + "/"
@@ -144,7 +151,7 @@ def _root(source: str, stdin: BinaryIO | None) -> tuple[str, tuple[str, ...]]:
         return source, ()
     if _URL.match(source):
         raise UsageError(
-            f"SOURCE {source!r} is a URL, and detxai reads files and folders only.",
+            f"SOURCE {source!r} is a URL, and detxai reads s3://, gs:// and az:// only, without credentials.",
             "Copy it here first, then name the file or folder.",
         )
     parts = Path(source).parts
@@ -159,13 +166,17 @@ def _counted(streams: Iterable[Iterable[ImageRef]], found: Found) -> Iterator[Im
     for stream in streams:
         for ref in stream:
             # A folder's own pictures are known by what lies in it; those named one by one are looked up here.
-            if not isinstance(stream, Walk) and not ref.problem and written_by_us(ref.file.name, ref.file.parent):
+            if (
+                not isinstance(stream, Walk | Objects)
+                and not ref.problem
+                and written_by_us(ref.file.name, ref.file.parent)
+            ):
                 found.own += 1
                 continue
             found.total += 1
             if found.mine(ref.path):
                 yield ref
-        if isinstance(stream, Walk):
+        if isinstance(stream, Walk | Objects):
             ignored = [path for path in stream.ignored if found.mine(path)]
             found.ignored += len(ignored)
             found.named += ignored[: NAMED - len(found.named)]

@@ -84,7 +84,7 @@ class Seen:
 
 
 def _stat(ref: ImageRef) -> tuple[int, int] | None:
-    if ref.data is not None or ref.problem or ref.pair:  # two halves are hashed
+    if ref.data is not None or ref.url is not None or ref.problem or ref.pair:  # two halves are hashed
         return None
     try:
         status = os.stat(ref.file)
