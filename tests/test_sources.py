@@ -253,7 +253,7 @@ def test_a_killed_run_in_the_source_leaves_no_input(tmp_path: Path) -> None:
     assert paths(tmp_path) == ["a.jpg", "a.jpg.d00.ig.png", "a.jpg.png", "b.png"], "no tree lies here"
 
 
-@pytest.mark.parametrize("source", ["http://x/a.jpg", "s3://bucket/scans", "rtsp://camera", "BAGS.ZIP", "a.tar.gz"])
+@pytest.mark.parametrize("source", ["http://x/a.jpg", "https://bucket/scans", "rtsp://camera", "BAGS.ZIP", "a.tar.gz"])
 def test_what_is_not_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     touch(tmp_path, "BAGS.ZIP", "a.tar.gz")
     monkeypatch.chdir(tmp_path)
