@@ -73,7 +73,6 @@ def find(
     `frames`: `all` makes an image of each picture of a file that holds several, `first` of the first alone.
     `pair`: (LOW, HIGH, colours) makes one image of two files, see `pairs.paired`; `views`: names of
     two views of one bag, see `pairs.viewed`.
-
     `stdin` is read for the source `-`, a path a line (`null`: NUL-separated), as the lines come.
     The folder `exclude` (the output tree) is left out, and so are pictures that lie beside the record of the image
     they were made of. Raises UsageError for a source that does not exist; finding nothing is no error here (see
@@ -93,10 +92,7 @@ def find(
             streams.append([ImageRef(unused(*os.path.splitext(name), taken), Path(source))])
             continue
         if REMOTE.fullmatch(source):
-            if pair is not None:
-                raise UsageError("--pair reads files only.", f"Copy {source} here first, then name the folder.")
-            name = printable(source.rstrip("/").rpartition("/")[2])
-            streams.append(Objects(source, "" if len(distinct) == 1 else unused(name, "", taken) + "/"))
+            streams.append(_objects(source, alone=len(distinct) == 1, taken=taken, pair=pair))
             continue
         root, pattern = _root(source, stdin)
         name = printable(os.path.basename(os.path.abspath(root))) or "root"
@@ -111,6 +107,14 @@ def find(
     if "-" not in distinct:
         found.count = partial(_count, sources, shard, exclude, frames, pair)
     return found
+
+
+def _objects(url: str, *, alone: bool, taken: set[str], pair: object) -> Objects:
+    """The images of an object store. Raises UsageError."""
+    if pair is not None:
+        raise UsageError("--pair reads files only.", f"Copy {url} here first, then name the folder.")
+    name = printable(url.rstrip("/").rpartition("/")[2])
+    return Objects(url, "" if alone else unused(name, "", taken) + "/")
 
 
 def _count(
