@@ -113,6 +113,7 @@ def dense(detxai: Command) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_kill_within_a_picture_loses_the_group_in_flight_alone(detxai: Command, dense: Path) -> None:
     boxes = ("--conf", "0.001", "--iou", "0.95", "--max-det", "64", "--evidence", "none")
     line = ("explain", dense, *boxes, "--imgsz", "160", "--max-evaluations", "16", "-o")
