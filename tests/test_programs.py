@@ -221,3 +221,27 @@ def test_half_weights_below_the_head(detector: Any, x: Tensor) -> None:
     )
     assert 1e-4 < near(exact, rough) < 0.3
     assert rough.dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("methods", ["grad,odam,layercam", "drise"])
+def test_shared_packs_wait_for_no_row(
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, methods: str
+) -> None:
+    """Trials, methods of layers and D-RISE: a pack is looked at once, when all its rows are done."""
+    evaluate, fields, waits = Engine._evaluate, set(), Counter[str]()
+
+    def counted(self: Engine, points: Any, rows: int) -> Any:
+        with Waits() as found:
+            replies = evaluate(self, points, rows)
+        fields.add((points[0].field, points[0].layer is None))
+        waits.update(found.waits)
+        return replies
+
+    monkeypatch.setattr(Engine, "_evaluate", counted)
+    options = (*FAST, "--method", methods, "--max-evaluations", "2", "--no-overlays")
+    assert explain(pictures / "a.png", "-m", tiny, "-o", tmp_path / "out", *options) == 0
+    wanted = {("similarity", True)} if methods == "drise" else {("trial", True), ("value", True), ("value", False)}
+    assert fields >= wanted
+    del waits["nonzero"]  # of windows, which are measured once a scale
+    assert not waits
