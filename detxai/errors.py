@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -88,3 +92,36 @@ class ImageError(DetxaiError):
         self.code = code
         self.sha256: str | None = None
         self.size: tuple[int | None, int | None] = (None, None)
+
+
+#: What torch, oneDNN, Python and the kernel say where the system gives no memory or no thread.
+_NO_MEMORY = re.compile(
+    "could not create a primitive|failed to map segment|can't start new thread|(can't|cannot) allocate memory"
+    "|out of memory",
+    re.IGNORECASE,
+)
+
+
+def memory_refused(error: BaseException | None) -> bool:
+    """Whether `error` says that the system gives no memory, or no thread."""
+    number = getattr(error, "errno", None)
+    return isinstance(error, MemoryError) or number == errno.ENOMEM or bool(_NO_MEMORY.search(str(error)))
+
+
+def no_memory(error: BaseException) -> DeviceError:
+    """What an `error` of which `memory_refused` holds is to the user."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "thread" in said:
+        return DeviceError(f"The system refused a thread: {said}.", "Raise the limit of this user (ulimit -u).")
+    return DeviceError(f"The system refused memory: {said}.", "Make room (see ulimit -v), or try a smaller --memory.")
+
+
+@contextmanager
+def sound_if_it_had_room() -> Iterator[None]:
+    """Within, a model that failed because the system refused memory is a DeviceError, not a broken model."""
+    try:
+        yield
+    except ModelError as error:
+        if error.__cause__ is not None and memory_refused(error.__cause__):
+            raise no_memory(error.__cause__) from error
+        raise

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import pty
+import re
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +27,8 @@ import attacks
 from detxai import Explainer
 from detxai.cli.app import run
 from detxai.inputs import decode
+from detxai.models import checkpoints
+from detxai.run import streams
 from detxai.run.console import Stopped
 
 CHOSEN = [*itertools.islice(attacks.picture_attacks(1), 0, 65, 16)]
@@ -55,6 +62,89 @@ def test_a_pipe_in_the_place_of_a_picture_that_was_explained_never_hangs(
     assert explain(*arguments) == 3
     record = json.loads((tmp_path / "out" / "a.png.json").read_text())
     assert record["error"]["code"] == "unreadable"
+
+
+def test_what_is_no_picture_in_a_folder_never_hangs_and_is_named(
+    tiny: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(pictures / "deeper", folder / "deeper")
+    os.mkfifo(folder / "pipe.png")
+    monkeypatch.chdir(folder)  # names of sockets are short
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket.png")
+        links = {"zero.png": "/dev/zero", "terminal.png": "/dev/tty", "to-pipe.png": "pipe.png", "gone.png": "nowhere"}
+        links |= {"to-socket.png": "socket.png", "round.png": "round.png", "deeper/loop": "..", "devices": "/dev"}
+        for name, target in links.items():
+            (folder / name).symlink_to(target)
+        started = time.monotonic()
+        assert explain(".", "-m", tiny, "-o", tmp_path / "out", *FAST) == 3
+        assert time.monotonic() - started < 20
+    said = capsys.readouterr().err
+    odd = [name for name in ("pipe.png", "socket.png", *links) if name.endswith(".png")]
+    for name in odd:
+        assert f"error: {name}: " in said
+        record = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert record["error"]["code"] == ("not_found" if name == "gone.png" else "unreadable"), name
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["images"]["ok"], summary["images"]["failed"]) == (2, len(odd))
+
+
+@pytest.fixture
+def speaking(tiny: Path, tmp_path: Path) -> Path:
+    """The tiny detector, its family and classes named after what steers a terminal or is markup to Rich."""
+    checkpoint = checkpoints.load(str(tiny))
+    names = {0: "weapon [sharp]", 1: "[/x] [bold red]", 2: "\x1b]0;gotcha\x07\x9b31m"}
+    family = "yolo\x1b[31mv8[/x]"
+    checkpoints.save(replace(checkpoint, names=names, family=family), tmp_path / "speaking.safetensors")
+    return tmp_path / "speaking.safetensors"
+
+
+def on_a_terminal(line: list[str], folder: Path) -> tuple[int, bytes]:
+    """The exit code of the command with all its streams on a terminal, in colour, and what the terminal got."""
+    child, terminal = pty.fork()
+    if not child:
+        try:
+            os.environ["TERM"] = "xterm-256color"
+            os.environ.pop("NO_COLOR", None)
+            os.chdir(folder)
+            streams.install()
+            os._exit(run(line))
+        finally:
+            os._exit(99)
+    said = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while part := os.read(terminal, 1 << 16):
+            said += part
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+
+
+@pytest.mark.slow
+def test_nothing_of_others_steers_a_terminal_in_colour(speaking: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "\x1b[41m[red]\x07"
+    folder.mkdir(parents=True)
+    shutil.copy(pictures / "a.png", folder / "weapon [sharp].png")
+    (folder / "b\x1b]0;gotcha\x07 [bold].png").write_text("no picture")
+    model, all_said = str(speaking), b""
+    lines = [
+        (["explain", "in", "-m", model, "-o", "out", "-v", "--color", "always", *FAST, "--conf", "0.01"], 3),
+        (["list", "out", "--verdict", "supported,weak,unsupported,unknown"], 0),
+        (["diff", "out", "out"], 0),
+        (["merge", "out", "-o", "merged"], 3),
+        (["doctor", model], 0),
+    ]
+    for line, code in lines:
+        left, said = on_a_terminal(line, tmp_path)
+        assert left == code, said.decode(errors="replace")
+        assert b"gotcha\x07" not in said and b"\x1b]0" not in said and b"\x9b" not in said, line
+        for own in (b"\x1b[41m", b"\x1b[31mv8"):
+            assert own not in said, line
+        all_said += said
+    text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", all_said)
+    assert b"\x1b[" in all_said, "this was in colour"
+    for whole in (b"weapon [sharp]", b"[/x]", b"[bold red]", rb"\x1b]0;gotcha\x07"):
+        assert whole in text, whole
 
 
 def test_a_folder_with_escapes_in_its_name_does_not_steer_the_terminal(

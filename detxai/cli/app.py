@@ -1,9 +1,7 @@
 """The commands, thin: options to a RunConfig, a run to an exit code."""
 
-import errno
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +18,7 @@ from detxai.cli.merge import merge
 from detxai.cli.options import Null, Sources, configured, images_of
 from detxai.cli.review import diff, list_, report
 from detxai.cli.versions import show as show_versions
-from detxai.errors import DetxaiError, DeviceError, ExitCode, UsageError
+from detxai.errors import DetxaiError, ExitCode, UsageError, memory_refused, no_memory
 from detxai.run.console import Console, Stopped
 from detxai.run.streams import ReaderGone
 from detxai.text import printable
@@ -72,8 +70,8 @@ def run(arguments: Sequence[str]) -> int:
     except (ReaderGone, BrokenPipeError):
         return int(ExitCode.READER_GONE)
     except Exception as error:
-        if _memory_refused(error):
-            _console(arguments).error(DeviceError(f"The system refused memory: {error}.", "Try a smaller --memory."))
+        if memory_refused(error):
+            _console(arguments).error(no_memory(error))
             return int(ExitCode.DEVICE)
         if "-vv" in arguments or os.environ.get("DETXAI_VERBOSITY") == "2":
             raise
@@ -94,19 +92,6 @@ def _console(arguments: Sequence[str]) -> Console:
     asked = " ".join(arguments).replace("=", " ")
     log_format = "json" if "--log-format json" in asked else os.environ.get("DETXAI_LOG_FORMAT", "text")
     return Console(log_format=log_format)
-
-
-#: What torch, oneDNN, Python and the kernel say where the system gives no memory or no thread.
-_NO_MEMORY = re.compile(
-    "could not create a primitive|failed to map segment|can't start new thread|(can't|cannot) allocate memory"
-    "|out of memory",
-    re.IGNORECASE,
-)
-
-
-def _memory_refused(error: Exception) -> bool:
-    number = getattr(error, "errno", None)
-    return isinstance(error, MemoryError) or number == errno.ENOMEM or bool(_NO_MEMORY.search(str(error)))
 
 
 @app.callback(help=ABOUT)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from detxai.errors import ModelError
+from detxai.errors import ModelError, sound_if_it_had_room
 from detxai.models import converted, darknet, networks, tensors, trusted, upstream  # noqa: F401  (before any ultralytics.*)
 from detxai.models.converted import build, metadata, packed, save
 from detxai.models.layers import Unbuildable
@@ -41,6 +41,7 @@ OPENVINO = "_openvino_model"
 MOST_BYTES = 1 << 32
 
 
+@sound_if_it_had_room()
 def load(
     model: str | None = None,
     *,
@@ -54,7 +55,7 @@ def load(
     `names`: a file with one class name a line, for Darknet. `module_path`: a folder of the user's own layers, which a
     trusted pickle may import. The sha256 of a Darknet model is that of the bytes of its
     cfg followed by those of its weights. Raises ModelError when the model is missing, does not match `sha256`, is
-    damaged, or would run code.
+    damaged, or would run code; DeviceError when the system has no memory for it.
     """
     path = _located(model) if model else BUNDLED
     suffix = path.suffix.lower()

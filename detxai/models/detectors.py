@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detxai.errors import ImageError, ModelError
+from detxai.errors import ImageError, ModelError, sound_if_it_had_room
 from detxai.models import upstream  # noqa: F401  (before any ultralytics.*)
 from detxai.models.bounds import Bounds
 from detxai.models.detector import Candidates, Detector, Differentiable, Pin
@@ -48,8 +48,9 @@ SAME = 1e-3
 MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
+@sound_if_it_had_room()
 def build(checkpoint: Checkpoint, branch: str | None = None) -> Detector:
-    """The detector for `checkpoint`. Raises ModelError for a head that cannot be explained."""
+    """The detector for `checkpoint`. Raises ModelError for a head that cannot be explained, DeviceError."""
     if checkpoint.kind == "ultralytics":
         layers = getattr(checkpoint.module, "model", None)
         head = type(layers[-1]).__name__ if layers is not None else type(checkpoint.module).__name__

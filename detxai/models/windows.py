@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from detxai.errors import memory_refused
+
 #: Cells of a probed output, and inputs that are probed side by side: strides up to as many are seen.
 PROBE, OFFSETS = 32, 4
 #: Above this share of its map a window saves too little to be worth its cutting.
@@ -84,7 +86,9 @@ def reach(
             maps[probed][k, :, place, place] = torch.nan
         try:
             output = layer(maps if many else maps[0])
-        except (RuntimeError, ValueError, IndexError, AssertionError):
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            if memory_refused(error):
+                raise
             return None
         if not isinstance(output, Tensor) or output.shape[2:] != (PROBE, PROBE):
             return None

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -83,7 +83,8 @@ def held(folder: Path, timeout: float = 0) -> Iterator[None]:
         require_writable(folder)
         yield
     finally:
-        lock.release()
+        with suppress(OSError):  # a network's file system may refuse (ENOLCK); the lock goes with the process
+            lock.release()
 
 
 @contextmanager

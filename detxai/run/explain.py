@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from detxai.config.settings import RunConfig
-from detxai.errors import DetxaiError, ExitCode, NoInputError, UsageError, worst
+from detxai.errors import DetxaiError, ExitCode, NoInputError, UsageError, memory_refused, no_memory, worst
 from detxai.inputs.sources import Found
 from detxai.output import listing, ranking, records
 from detxai.run.console import Console, Signals, Stopped, keep_freed_memory
@@ -149,8 +149,15 @@ class ExplainRun:
         except ReaderGone:
             self._end(ExitCode.READER_GONE, "the reader of stdout went away")
         except DetxaiError as error:
-            self._end(error.exit_code, error.message)
-            self.console.error(error)
+            self._fail(error)
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not memory_refused(error):
+                raise
+            self._fail(no_memory(error))
+
+    def _fail(self, error: DetxaiError) -> None:
+        self._end(error.exit_code, error.message)
+        self.console.error(error)
 
     def _loop(self, explainer: Any, images: Iterator[ImageRef], tree: Any, started: float) -> None:
         with contextlib.closing(explainer.explain(images, tree, lambda: self._over(started))) as results:
@@ -201,7 +208,9 @@ class ExplainRun:
         else:
             what = "done already" if result.skipped else _detections(record)
             self.console.say(f"{path}: {what}", level=1, path=path)
-        self._write(records.dump(record))
+        with self.signals.held():  # pydantic would make a bug of a signal that comes within
+            line = records.dump(record)
+        self._write(line)
 
     def _warn_of_the_demo(self, record: records.Record) -> None:
         """Say once, and in the summary, that the bundled detector looks at images that it was not made for."""

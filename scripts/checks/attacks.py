@@ -337,7 +337,7 @@ def model_attacks(seed: int) -> Iterator[Attack]:
     for name, stream in BYPASSES.items():
         yield Attack("models", f"pickle: {name}", explained(archive(stream)), (5,))
         yield Attack("models", f"pickle without archive: {name}", explained(stream), (5,))
-    for number in range(100):
+    for number in range(112):
         yield Attack("models", f"random program {number}", explained(archive(program(dice))), (5,))
     for what, data in headers():
         yield Attack("models", f"safetensors: {what}", explained(data, ".safetensors"), (5,))

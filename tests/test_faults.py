@@ -1,0 +1,125 @@
+"""What the system refuses: memory, threads, locks, permission; and a few of the faults of scripts/checks/faults.py."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FAST, ROOT, Command, explain, files
+
+from detxai.models import converted
+
+sys.path.insert(0, str(ROOT / "scripts" / "checks"))
+
+TORCH_SAYS = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+
+
+def test_no_memory_for_a_model_is_no_broken_model(
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError(f"{TORCH_SAYS} allocate 4096 bytes. Error code 12 (Cannot allocate memory)")
+
+    monkeypatch.setattr(converted, "read", full)
+    assert explain(pictures / "a.png", "-m", tiny, "-o", tmp_path / "tree") == 7
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("error: The system refused memory:")
+    assert not (tmp_path / "tree").exists()
+
+
+def test_no_thread_ends_a_run_with_its_summary(
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from detxai.run import pipeline
+
+    def none(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(pipeline.ThreadPoolExecutor, "submit", none)
+    assert explain(pictures / "a.png", "-m", tiny, "-o", tmp_path) == 7
+    assert "ulimit -u" in capsys.readouterr().err
+    assert json.loads((tmp_path / "summary.json").read_text())["exit_code"] == 7
+
+
+@pytest.mark.parametrize(("operation", "code"), [(fcntl.LOCK_UN, 0), (fcntl.LOCK_EX, 6)], ids=["unlock", "lock"])
+def test_a_file_system_without_locks(
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: int, code: int
+) -> None:
+    """One that refuses to give a lock back is no bug; without a lock nothing is written."""
+    real = fcntl.flock
+
+    def flock(file: Any, wanted: int) -> None:
+        if wanted & ~fcntl.LOCK_NB == operation:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        real(file, wanted)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert explain(pictures / "a.png", "-m", tiny, "-o", tmp_path, *FAST) == code
+    assert bool(files(tmp_path)) == (code == 0)
+
+
+# -- refused by the system itself -------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(detxai: Command, tiny: Path, pictures: Path) -> Command:
+    (detxai.cwd / "tiny.safetensors").symlink_to(tiny)
+    (detxai.cwd / "a.png").symlink_to(pictures / "a.png")
+    return detxai
+
+
+LINE = ("explain", "a.png", "-m", "tiny.safetensors", "-o", "tree", *FAST)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mib", [500, 1500, 3000])
+def test_memory_that_the_system_refuses(command: Command, mib: int) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (mib << 20, mib << 20))
+
+    running = command.start(*LINE, preexec_fn=limit)
+    _, err = running.communicate()
+    assert running.returncode == 7, err
+    assert err.count(b"\n") == err.count(b"error: The system refused memory") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_that_the_system_refuses(command: Command, threads: int) -> None:
+    """As another user where this is root, whom no limit holds; one who may read Python in root's home."""
+    if os.geteuid() == 0 and not shutil.which("setpriv"):
+        pytest.skip("needs setpriv")
+    rights = "+dac_override,+dac_read_search"
+    nobody = ["setpriv", "--reuid=65534", "--clear-groups", f"--inh-caps={rights}", f"--ambient-caps={rights}"]
+    limited = ["prlimit", f"--nproc={threads}:{threads}", sys.executable, "-m", "detxai", *LINE]
+    line = [*(nobody if os.geteuid() == 0 else []), *limited]
+    done = subprocess.run(line, capture_output=True, cwd=command.cwd, env=command.env, check=False)
+    assert done.returncode == 7, done.stderr
+    assert done.stderr.count(b"error: The system refused a thread") == 1
+
+
+@pytest.mark.slow
+def test_an_output_without_permission(command: Command) -> None:
+    """Root loses the right to override permissions first; others never had it."""
+    (command.cwd / "tree").mkdir(mode=0o555)
+
+    def bound() -> None:
+        libc, drop, override = ctypes.CDLL(None), 24, 1  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+        libc.prctl(drop, override)
+
+    running = command.start(*LINE, preexec_fn=bound)
+    _, err = running.communicate()
+    assert running.returncode == 6, err
+    assert err.count(b"error: ") == 1
+    assert b"not writable: Permission denied. Choose another folder with -o" in err
