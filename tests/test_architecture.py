@@ -79,6 +79,17 @@ def test_switches_are_keywords() -> None:
     assert guilty == set()
 
 
+def test_names_say_what_they_hold() -> None:
+    """`found` could be anything."""
+    guilty = [
+        f"{path}:{node.lineno}"
+        for path, tree in trees("detxai", "scripts")
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Name) and node.id == "found") or (isinstance(node, ast.arg) and node.arg == "found")
+    ]
+    assert guilty == []
+
+
 def test_nobody_reaches_into_anothers_private_parts() -> None:
     guilty = []
     for path, tree in trees("detxai", "scripts"):

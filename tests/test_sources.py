@@ -14,7 +14,7 @@ import pytest
 from detxai.config import settings
 from detxai.errors import ExitCode, UsageError
 from detxai.inputs import naming
-from detxai.inputs.sources import Found, find
+from detxai.inputs.sources import ImageSource, find
 from detxai.values import ImageRef
 
 
@@ -26,7 +26,7 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
-def refs(found: Found) -> list[ImageRef]:
+def refs(found: ImageSource) -> list[ImageRef]:
     return list(found.refs)
 
 

@@ -29,7 +29,7 @@ def test_auroc_counts_pairs_and_halves_ties() -> None:
 
 
 def test_average_precision_by_hand() -> None:
-    # Found at ranks 1 and 3: precision 1 and 2/3.
+    # ImageSource at ranks 1 and 3: precision 1 and 2/3.
     assert tools.average_precision([1, 0, 1, 0], [4, 3, 2, 1]) == pytest.approx((1 + 2 / 3) / 2)
     # One threshold for all: its precision is the share of positives.
     assert tools.average_precision([1, 0, 0, 0], [7, 7, 7, 7]) == pytest.approx(1 / 4)

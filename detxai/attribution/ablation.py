@@ -96,7 +96,7 @@ def trials(
     `thorough` fills only.
     """
     few = dict(islice(fills.items(), thorough))
-    found: list[list[TrialOutcome]] = []
+    outcomes: list[list[TrialOutcome]] = []
     for start in range(0, len(cases), BOXES_AT_ONCE):
         part = cases[start : start + BOXES_AT_ONCE]
         asked: list[tuple[int, str, str, int | None]] = []
@@ -126,8 +126,8 @@ def trials(
             values = iter(reply.values)
             for row, case in zip(rows, part, strict=True):
                 row.append(TrialOutcome(what, fill, {target.class_id: next(values) for target in case.targets}))
-        found += rows
-    return found
+        outcomes += rows
+    return outcomes
 
 
 def without_neighbours(
@@ -148,8 +148,8 @@ def without_neighbours(
                 asked.append((index, number))
                 points.append(Point(path, 1.0, case.targets, False, dtype, hidden=hidden, field=FIELD))
     replies = (yield points) if points else []
-    found: list[dict[int, dict[int, float]]] = [{} for _ in cases]
+    outcomes: list[dict[int, dict[int, float]]] = [{} for _ in cases]
     for (index, number), reply in zip(asked, replies, strict=True):
         ids = (target.class_id for target in cases[index][0].targets)
-        found[index][number] = dict(zip(ids, reply.values, strict=True))
-    return found
+        outcomes[index][number] = dict(zip(ids, reply.values, strict=True))
+    return outcomes

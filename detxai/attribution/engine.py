@@ -342,7 +342,7 @@ class Engine:
                     raise _Over
                 if layer is not None:
                     maps = _layer_maps(points, k, values[k], tapped, k + 1 < depth)
-                    held.append([self.room.hold(found, needed=True) for found in maps])
+                    held.append([self.room.hold(point_maps, needed=True) for point_maps in maps])
                     continue
                 if parchgrad is not None:
                     parchgrad.keep([p.channels[min(k, len(p.targets) - 1)] for p in filled if p.channels])
@@ -350,13 +350,13 @@ class Engine:
                 maps = [p.kept(g[row].float()) for row, p in enumerate(points)]
                 held.append(
                     [
-                        self.room.hold(found, needed=p.needed) if k < len(p.targets) else None
-                        for found, p in zip(maps, points, strict=True)
+                        self.room.hold(point_maps, needed=p.needed) if k < len(p.targets) else None
+                        for point_maps, p in zip(maps, points, strict=True)
                     ]
                 )
-                slopes += [p.slope(found) for found, p in zip(maps, points, strict=True)]
-        found = torch.cat([values.detach().double(), *([torch.stack(slopes).view(depth, -1)] if slopes else [])], 1)
-        table = found.cpu().tolist()
+                slopes += [p.slope(point_maps) for point_maps, p in zip(maps, points, strict=True)]
+        numbers = torch.cat([values.detach().double(), *([torch.stack(slopes).view(depth, -1)] if slopes else [])], 1)
+        table = numbers.cpu().tolist()
         return [
             Reply(
                 [table[k][row] for k in range(len(p.targets))],
@@ -368,9 +368,9 @@ class Engine:
 
     def _field(self, name: str) -> Field:
         fields = {"value": self.f, "trial": self.f, "entered": self.entered, "similarity": self.similarity or self.f}
-        found = fields[name]
-        assert found is not None, f"an engine without {name}"
-        return found
+        value = fields[name]
+        assert value is not None, f"an engine without {name}"
+        return value
 
     def _tapped(self, layer: int | None) -> contextlib.AbstractContextManager[list[Tensor]]:
         if layer is None:

@@ -40,8 +40,8 @@ def integrated_gradients(
     rule = rule.within(max_evaluations)
     meshes = [Mesh(rule) for _ in targets]
     held: list[dict[float, Held]] = [{} for _ in targets]
-    found: dict[int, TargetMap] = {}
-    while active := [k for k in range(len(targets)) if k not in found]:
+    by_target: dict[int, TargetMap] = {}
+    while active := [k for k in range(len(targets)) if k not in by_target]:
         plan: dict[tuple[float, bool], list[int]] = {}
         for k in active:
             for v, gradient in meshes[k].missing().items():
@@ -59,9 +59,9 @@ def integrated_gradients(
         del replies, reply
         for k in active:
             if not _refined(meshes[k], tolerance, max_evaluations):
-                found[k] = yield from _integral(path, targets[k], meshes[k], held[k], tolerance, dtype)
+                by_target[k] = yield from _integral(path, targets[k], meshes[k], held[k], tolerance, dtype)
                 held[k].clear()
-    return [found[k] for k in range(len(targets))]
+    return [by_target[k] for k in range(len(targets))]
 
 
 def _refined(mesh: Mesh, tolerance: float, max_evaluations: int) -> bool:
@@ -96,5 +96,5 @@ def _integral(
             if coarse is not None:
                 difference.add_(gradient, alpha=weight - coarse.get(v, 0.0))
     ends, bound = (mesh.value[1.0], mesh.value[0.0]), mesh.bound()
-    found = TargetMap(target, path.map(integral), *ends, len(mesh.slope), bound, bound <= tolerance, dtype)
-    return found if coarse is None else replace(found, doubt=path.map(difference).norm())
+    target_map = TargetMap(target, path.map(integral), *ends, len(mesh.slope), bound, bound <= tolerance, dtype)
+    return target_map if coarse is None else replace(target_map, doubt=path.map(difference).norm())

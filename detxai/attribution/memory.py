@@ -52,7 +52,7 @@ def saved_bytes(module: nn.Module) -> Iterator[list[int]]:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    found: list[int] = []
+    sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        yield found
-    found.append(sum(seen.values()))
+        yield sizes
+    sizes.append(sum(seen.values()))

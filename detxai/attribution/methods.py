@@ -62,21 +62,21 @@ def ig(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) 
         return (yield from _fixed_integral(paths[0], targets, rule, settings.dtype))
     exact, most = settings.dtype == torch.float32, settings.max_evaluations
     path = paths[0] if settings.stem is None else Entered(paths[0], settings.stem)
-    found = yield from integrated_gradients(
+    integrals = yield from integrated_gradients(
         path,
         targets,
         tolerance=settings.tolerance,
         max_evaluations=most if exact else min(most, LOW_PRECISION_EVALUATIONS),
         dtype=settings.dtype,
     )
-    again = [] if exact else [i for i, integral in enumerate(found) if not integral.converged]
+    again = [] if exact else [i for i, integral in enumerate(integrals) if not integral.converged]
     if again:
         redone = yield from integrated_gradients(
             path, [targets[i] for i in again], tolerance=settings.tolerance, max_evaluations=most
         )
         for i, integral in zip(again, redone, strict=True):
-            found[i] = replace(integral, evaluations=integral.evaluations + found[i].evaluations)
-    return found
+            integrals[i] = replace(integral, evaluations=integral.evaluations + integrals[i].evaluations)
+    return integrals
 
 
 def _fixed_integral(path: Segment, targets: Sequence[Target], rule: Rule, dtype: torch.dtype = torch.float32) -> Ask:
@@ -113,7 +113,7 @@ def expected(paths: Sequence[Segment], targets: Sequence[Target], settings: Sett
     for i, path in enumerate(paths):
         share = replace(settings, max_evaluations=max(left // (len(paths) - i), 2))
         runs.append((yield from ig([path], targets, share)))
-        left -= max(found.evaluations for found in runs[-1])
+        left -= max(target_map.evaluations for target_map in runs[-1])
     return [_mean(column, settings.tolerance) for column in zip(*runs, strict=True)]
 
 

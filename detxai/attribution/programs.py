@@ -119,14 +119,14 @@ class Ends:
 
     def slot(self, path: Segment) -> int:
         """Where the ends of `path` lie, as long as it lives."""
-        found = self._slots.get(path)
-        if found is None:
+        slot = self._slots.get(path)
+        if slot is None:
             if not self._free:
                 self._grow(path.x)
-            found = self._slots[path] = self._free.pop()
-            self.x[found], self.b[found] = path.x, path.b
-            weakref.finalize(path, self._free.append, found)
-        return found
+            slot = self._slots[path] = self._free.pop()
+            self.x[slot], self.b[slot] = path.x, path.b
+            weakref.finalize(path, self._free.append, slot)
+        return slot
 
     def _grow(self, like: Tensor) -> None:
         old = len(self.x)

@@ -81,13 +81,13 @@ class Cubic(Rule):
         u = (v[near] - middle) / half
         weights = half * np.linalg.solve(u[:, None, :] ** powers[:, None], moments[:, None])[..., 0]
         weights *= polyval(v[near], polyder(self.curve))
-        found = []
+        shares = []
         for start, end in np.searchsorted(v, panels):
             total: dict[float, float] = {}
             for node, weight in zip(v[near[start:end]].flat, weights[start:end].flat, strict=True):
                 total[float(node)] = total.get(float(node), 0.0) + float(weight)
-            found.append(total)
-        return found
+            shares.append(total)
+        return shares
 
 
 def cubic(*, curve: Curve = CROWDED, panels: int = 4) -> Cubic:

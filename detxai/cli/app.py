@@ -149,8 +149,8 @@ def schema(
     if form == "md":
         print(records.field_table(models[kind]), end="")
     elif form == "json":
-        found = configuration.schema() if kind == "config" else records.schema(kind)  # type: ignore[arg-type]
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        document = configuration.schema() if kind == "config" else records.schema(kind)  # type: ignore[arg-type]
+        print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         raise typer.BadParameter(f"There is no format {form!r}: json or md.")
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from detxai.config.options import Option, taken
 
 if TYPE_CHECKING:
-    from detxai.inputs.sources import Found
+    from detxai.inputs.sources import ImageSource
 
 INPUT, MODEL, WHAT, OUTPUT, RUN = "Input", "Model and detection", "Attribution", "Output", "Run"
 PARCHGRAD = "ParchGrad (with --gradient parchgrad-cls or parchgrad-ins)"
@@ -128,7 +128,7 @@ def _value(row: Option, given: dict[str, Any]) -> Any:
     return value
 
 
-def images_of(sources: Sequence[str], **more: Any) -> "Found":
+def images_of(sources: Sequence[str], **more: Any) -> "ImageSource":
     """The images of `sources`; see `inputs.sources.find`."""
     from detxai.inputs.sources import find
 

@@ -90,19 +90,19 @@ def list_(
     choice = PROMISED if promise else Choice.of(verdict or (["all"] if by_class else None), class_, kind)
     chosen = select(Tree(tree), choice, sort)
     _warn(chosen.warnings)
-    found = chosen.found[:limit]
+    findings = chosen.findings[:limit]
     if annotate is not None:
-        text = FORMATS[annotate](replace(chosen, found=found), prefix)
+        text = FORMATS[annotate](replace(chosen, findings=findings), prefix)
         sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
     elif paths0:
-        sys.stdout.buffer.writelines(path.encode() + b"\0" for path in unique_paths(found))
+        sys.stdout.buffer.writelines(path.encode() + b"\0" for path in unique_paths(findings))
     elif json_lines:
-        sys.stdout.writelines(shown.json_line(f) + "\n" for f in found)
+        sys.stdout.writelines(shown.json_line(f) + "\n" for f in findings)
     elif by_class:
-        _print(line for behaviour in behaviours(found) for line in describe(behaviour))
-    elif found:
-        _print(shown.lines(found))
-    if not found:
+        _print(line for behaviour in behaviours(findings) for line in describe(behaviour))
+    elif findings:
+        _print(shown.lines(findings))
+    if not findings:
         _warn([f"none of the {chosen.total} boxes in {tree} is of this kind (--verdict all --kind all shows them)"])
     sys.stdout.flush()
     return 0
@@ -145,16 +145,16 @@ def diff(
 
     if fail_on not in (None, "worse", "change"):
         raise UsageError(f"--fail-on does not know {fail_on!r} here.", "Choose worse or change.")
-    found = compare(Tree(first), Tree(second))
-    _warn(found.warnings)
+    changes = compare(Tree(first), Tree(second))
+    _warn(changes.warnings)
     if html is not None:
-        report_diff(found, html)
+        report_diff(changes, html)
     if json_text:
-        print(json.dumps(found.plain(), ensure_ascii=False, indent=1))
+        print(json.dumps(changes.plain(), ensure_ascii=False, indent=1))
     else:
-        _print(describe(found, limit))
+        _print(describe(changes, limit))
     sys.stdout.flush()
-    gated = {"worse": found.worse, "change": found.changes, None: []}[fail_on]
+    gated = {"worse": changes.worse, "change": changes.changes, None: []}[fail_on]
     if gated:
         _warn([f"gate: {len(gated)} boxes or images {'got worse' if fail_on == 'worse' else 'changed'} (--fail-on)"])
     return int(ExitCode.GATE if gated else ExitCode.OK)

@@ -17,7 +17,7 @@ def class_ids(wanted: Sequence[int | str], names: Mapping[int, str], option: str
     `id:3` and `name:3` tell an id from a name that is a number. A name may hold a comma: only what is no name is taken
     apart. Raises UsageError for a class that the model does not have, and for a number that may mean two.
     """
-    found: list[int] = []
+    ids: list[int] = []
     for item in wanted:
         whole = not isinstance(item, str) or any(_meanings(item, names))
         for part in [item] if whole else [p.strip() for p in str(item).split(",")]:
@@ -30,8 +30,8 @@ def class_ids(wanted: Sequence[int | str], names: Mapping[int, str], option: str
                     f"{option} {part}: that is the id of {names[by_id[0]]!r}, and the name of class {other}.",
                     f"Write id:{part} or name:{part}.",
                 )
-            found += by_id or by_name
-    return list(dict.fromkeys(found))
+            ids += by_id or by_name
+    return list(dict.fromkeys(ids))
 
 
 def _meanings(item: int | str, names: Mapping[int, str]) -> tuple[list[int], list[int]]:

@@ -82,12 +82,12 @@ class Judge:
     @property
     def names(self) -> dict[str, bool]:
         """Every label of the tables, and whether it is a baseline."""
-        found = {v.label: i >= self.asked for i, v in enumerate(self.variants)}
+        asked_by_label = {v.label: i >= self.asked for i, v in enumerate(self.variants)}
         if self.options.baselines:
-            found |= {RANDOM: True, BOX: True}
+            asked_by_label |= {RANDOM: True, BOX: True}
             if isinstance(self.plan.detector, AnchorFree):
-                found[ULTRALYTICS] = True
-        return found
+                asked_by_label[ULTRALYTICS] = True
+        return asked_by_label
 
     @property
     def at_once(self) -> int:
@@ -151,7 +151,7 @@ class Judge:
         if self.options.baselines and image.subjects:
             self._add_priors(image)
         try:
-            found = self._curves(image)
+            drawn = self._curves(image)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -173,7 +173,7 @@ class Judge:
                 "box": [significant(v) for v in s.box],
                 "label": None if s.label is None else [significant(v) for v in s.label.box],
                 "methods": {
-                    name: _entry(readings[k], image.seconds[name], found[name][k])
+                    name: _entry(readings[k], image.seconds[name], drawn[name][k])
                     for name, readings in image.readings.items()
                 },
             }
@@ -207,9 +207,9 @@ class Judge:
         keys = [(name, k) for name, readings in image.readings.items() for k in range(len(readings))]
         cases = [PixelOrder(image.readings[name][k].rank, (image.subjects[k].target,)) for name, k in keys]
         rows = rows_for(self.plan.device, self.plan.size)
-        found = curves(self._score, scene, cases, self.options.steps, rows)
+        measured = curves(self._score, scene, cases, self.options.steps, rows)
         tables: dict[str, list[dict[tuple[str, str], Any]]] = {}
-        for (name, _), table in zip(keys, found, strict=True):
+        for (name, _), table in zip(keys, measured, strict=True):
             tables.setdefault(name, []).append({key: values[:, 0] for key, values in table.items()})
         return tables
 
@@ -226,18 +226,18 @@ class Judge:
 
     def _likeness(self, image: Opened, other: Differentiable, **changes: Any) -> dict[str, list[float | None]]:
         """label -> for each detection the rank correlation of its map with that of another network."""
-        found: dict[str, list[float | None]] = {}
+        correlations: dict[str, list[float | None]] = {}
         for variant in self.variants:
             try:
                 explainer = self._explainer(variant, other, **changes)
             except ModelError:  # no gradient is left: there is no map to compare
-                found[variant.label] = [None] * len(image.subjects)
+                correlations[variant.label] = [None] * len(image.subjects)
                 continue
             # Only now: a network is tested at load by its own predictions.
             pinned: Differentiable = disturbed.Reporting(other, self.plan.detector)
             explainer.plan = replace(explainer.plan, detector=pinned)
-            found[variant.label] = self._correlations(image, variant, explainer)
-        return found
+            correlations[variant.label] = self._correlations(image, variant, explainer)
+        return correlations
 
     def _correlations(self, image: Opened, variant: Variant, explainer: Explainer) -> list[float | None]:
         (result,) = explainer.explain([image.ref])
@@ -248,7 +248,7 @@ class Judge:
     def _other_class(self, image: Opened) -> dict[str, list[float | None]]:
         """label -> for each detection the rank correlation of its map with that of its runner-up class."""
         others = {k: other for k, other in enumerate(image.runners_up) if other is not None}
-        found: dict[str, list[float | None]] = {v.label: [None] * len(image.subjects) for v in self.variants}
+        correlations: dict[str, list[float | None]] = {v.label: [None] * len(image.subjects) for v in self.variants}
         for variant in self.variants if others else ():
             asked = tuple(sorted(set(others.values())))
             explainer = self._explainer(variant, self.plan.detector, as_class=asked, max_evaluations=ROUGH)
@@ -256,8 +256,10 @@ class Judge:
             for e in result.explanations:
                 if e.as_class and others.get(e.detection) == e.attribution.target.class_id:
                     own = image.readings[variant.label][e.detection].thumb
-                    found[variant.label][e.detection] = _rounded(rank_correlation(own, _thumb(e.attribution.map)))
-        return found
+                    correlations[variant.label][e.detection] = _rounded(
+                        rank_correlation(own, _thumb(e.attribution.map))
+                    )
+        return correlations
 
 
 def _thumb(values: Map) -> Map:
@@ -275,13 +277,13 @@ def _entry(reading: Reading, seconds: float, tables: dict[tuple[str, str], Any])
     numbers = {f"{mode}_{fill}": area[fill, mode] for fill in FILLS for mode in MODES}
     numbers |= {f"margin_{fill}": area[fill, "insertion"] - area[fill, "deletion"] for fill in FILLS}
     numbers["margin"] = float(np.mean([numbers[f"margin_{fill}"] for fill in FILLS]))
-    found: dict[str, Any] = {
+    entry: dict[str, Any] = {
         name: None if value is None else significant(value)
         for name, value in {**numbers, **reading.numbers, "seconds": seconds}.items()
     }
     if reading.parts is not None:
-        found["part_shares"] = {name: [significant(v) for v in pair] for name, pair in reading.parts.items()}
-    found["curves"] = {
+        entry["part_shares"] = {name: [significant(v) for v in pair] for name, pair in reading.parts.items()}
+    entry["curves"] = {
         fill: {mode: [significant(float(v)) for v in tables[fill, mode]] for mode in MODES} for fill in FILLS
     }
-    return found
+    return entry

@@ -40,13 +40,13 @@ class Files:
     def read(self, path: str) -> dict[str, Any] | None:
         """The figures of the image `path`; None where there are none that can be read."""
         try:
-            found = json.loads((self.output / IMAGES / f"{_name(path)}.json").read_bytes())
+            document = json.loads((self.output / IMAGES / f"{_name(path)}.json").read_bytes())
         except (OSError, ValueError):
             return None
-        whole = isinstance(found, dict) and {"fingerprint", "detections", "contact"} <= set(found)
-        if not whole or (found["contact"] and not (self.output / ROWS / found["contact"]).is_file()):
+        whole = isinstance(document, dict) and {"fingerprint", "detections", "contact"} <= set(document)
+        if not whole or (document["contact"] and not (self.output / ROWS / document["contact"]).is_file()):
             return None
-        return dict(found)
+        return dict(document)
 
     def write_image(self, path: str, figures: dict[str, Any]) -> None:
         """Write the figures of the image `path`."""

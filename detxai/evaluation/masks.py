@@ -29,8 +29,8 @@ class Parts:
         file = folder / NAMES
         if file.is_file():
             try:
-                found = json.loads(file.read_bytes())
-                self.names = {str(key): [str(name) for name in names] for key, names in found.items()}
+                document = json.loads(file.read_bytes())
+                self.names = {str(key): [str(name) for name in names] for key, names in document.items()}
             except (OSError, ValueError, AttributeError, TypeError) as error:
                 raise UsageError(f"{file} cannot be read as class -> [part, ...]: {error}.") from error
 
@@ -55,8 +55,8 @@ class Parts:
 
     def digest(self, ref: ImageRef, lines: int) -> str:
         """Hex SHA-256 of the masks of an image with that many label lines, and of the names."""
-        found = hashlib.sha256(json.dumps(self.names, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.names, sort_keys=True).encode())
         for line in range(lines):
             file = self.folder / f"{ref.file.stem}.{line}.png"
-            found.update(file.read_bytes() if file.is_file() else b"-")
-        return found.hexdigest()
+            digest.update(file.read_bytes() if file.is_file() else b"-")
+        return digest.hexdigest()

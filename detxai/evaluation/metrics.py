@@ -69,8 +69,8 @@ def part_shares(values: Map, parts: NDArray[np.uint8], box: Box) -> dict[int, tu
     whole = float(positive.sum())
     if whole <= 0:
         return None
-    found = np.unique(where[where > 0]).tolist()
-    return {k: (float(positive[where == k].sum()) / whole, float((where == k).mean())) for k in found}
+    numbers = np.unique(where[where > 0]).tolist()
+    return {k: (float(positive[where == k].sum()) / whole, float((where == k).mean())) for k in numbers}
 
 
 def bootstrap(values: Sequence[float], seed: int = 0, level: float = 0.95) -> Interval | None:

@@ -113,8 +113,8 @@ def curves(
     """
     merged, at = _merged(cases)
     ends = _ends(score, scene, list(dict.fromkeys(t for _, targets in merged for t in targets)))
-    found = [{(f, m): np.zeros((steps + 1, len(targets))) for f in scene.fills for m in MODES} for _, targets in merged]
-    for (_, targets), table in zip(merged, found, strict=True):
+    drawn = [{(f, m): np.zeros((steps + 1, len(targets))) for f in scene.fills for m in MODES} for _, targets in merged]
+    for (_, targets), table in zip(merged, drawn, strict=True):
         for (fill, mode), values in table.items():
             whole, filled = ([ends[name][t] for t in targets] for name in ("", fill))
             values[0], values[-1] = (whole, filled) if mode == "deletion" else (filled, whole)
@@ -132,7 +132,7 @@ def curves(
         for wave in _waves(steps):
             asked = (
                 _Picture(index, fill, mode, step, ranks[index], counts[step])
-                for index, table in enumerate(found)
+                for index, table in enumerate(drawn)
                 for (fill, mode), values in table.items()
                 for step in _unknown(values, wave)
             )
@@ -140,8 +140,8 @@ def curves(
             for pack, answers in zip(packs, pool.map(scored, packs), strict=True):
                 replies = iter(answers)
                 for p in pack:
-                    found[p.case][p.fill, p.mode][p.step] = [next(replies) for _ in merged[p.case][1]]
-    return [{key: values[:, columns] for key, values in found[i].items()} for i, columns in at]
+                    drawn[p.case][p.fill, p.mode][p.step] = [next(replies) for _ in merged[p.case][1]]
+    return [{key: values[:, columns] for key, values in drawn[i].items()} for i, columns in at]
 
 
 def _merged(
@@ -190,11 +190,11 @@ def _workers(device: torch.device, rows: int) -> Iterator[tuple[ThreadPoolExecut
 def _ends(score: Score, scene: Scene, targets: list[Target]) -> dict[str, dict[Target, float]]:
     """Scores of the picture ('') and of each fill alone."""
     pictures = {"": scene.x, **scene.fills}
-    found = {}
+    ends = {}
     for name, picture in pictures.items():
         values = score(picture[None].contiguous(memory_format=torch.channels_last), [(0, t) for t in targets])
-        found[name] = dict(zip(targets, values.double().cpu().tolist(), strict=True))
-    return found
+        ends[name] = dict(zip(targets, values.double().cpu().tolist(), strict=True))
+    return ends
 
 
 def _waves(steps: int) -> Iterator[list[tuple[int, int, int]]]:

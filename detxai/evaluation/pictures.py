@@ -76,14 +76,14 @@ def _styles(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any
     """Line styles of the methods that have curves."""
     drawn = [name for name, method in methods.items() if method["curves"]]
     own = [name for name in drawn if not methods[name]["baseline"]]
-    found: dict[str, dict[str, Any]] = {}
+    styles: dict[str, dict[str, Any]] = {}
     for i, name in enumerate(own):
         dash = "-" if i < len(COLOURS) else "--"
-        found[name] = {"color": COLOURS[i % len(COLOURS)], "linestyle": dash, "linewidth": 2.4}
+        styles[name] = {"color": COLOURS[i % len(COLOURS)], "linestyle": dash, "linewidth": 2.4}
     for i, name in enumerate(name for name in drawn if name not in own):
         colour, dash = BROKEN[i % len(BROKEN)]
-        found[name] = {"color": colour, "linestyle": dash, "linewidth": 1.8}
-    return found
+        styles[name] = {"color": colour, "linestyle": dash, "linewidth": 1.8}
+    return styles
 
 
 def row(

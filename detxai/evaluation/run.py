@@ -22,7 +22,7 @@ from detxai.evaluation import csv_rows, tables
 from detxai.evaluation.files import Files
 from detxai.evaluation.options import MAX_DET, Options
 from detxai.inputs import decode
-from detxai.inputs.sources import Found
+from detxai.inputs.sources import ImageSource
 from detxai.run.console import Console, Signals, Stopped, keep_freed_memory
 from detxai.values import ImageRef
 
@@ -33,7 +33,7 @@ REPORT, DETECTIONS, CURVES, SHEET = "evaluate.json", "detections.csv", "curves.p
 
 
 class EvaluationRun:
-    """Judges one configuration over one set of sources. Raises UsageError where matplotlib is not installed."""
+    """Judges one configuration over one image source. Raises UsageError where matplotlib is not installed."""
 
     def __init__(self, config: RunConfig, options: Options, console: Console) -> None:
         if find_spec("matplotlib") is None:
@@ -46,20 +46,20 @@ class EvaluationRun:
         self.shown: Counter[str] = Counter()
         self.done = self.failed = self.skipped = 0
 
-    def run(self, found: Found) -> ExitCode:
-        """Judge everything in `found` and return the exit code that wins."""
+    def run(self, source: ImageSource) -> ExitCode:
+        """Judge everything in `source` and return the exit code that wins."""
         with Signals():
             try:
-                return self._run(found)
+                return self._run(source)
             except Stopped as stop:
                 self.console.say(f"{stop}; run the same command again to go on", level=-1, kind="error")
                 return ExitCode(stop.code)
 
-    def _run(self, found: Found) -> ExitCode:
-        refs = list(found.refs)[: self.options.limit]
+    def _run(self, source: ImageSource) -> ExitCode:
+        refs = list(source.refs)[: self.options.limit]
         if not refs:
             raise NoInputError(
-                f"No image was found ({found.ignored} other files).",
+                f"No image was found ({source.ignored} other files).",
                 "Give a folder with images, or a quoted glob that matches.",
             )
         from detxai.evaluation.compare import Judge
@@ -178,7 +178,7 @@ class EvaluationRun:
         from detxai.run.explain import versions
 
         info, names = judge.plan.info, judge.names
-        found = tables.report(figures, names, judge.variants[0].label, self.options.steps, self.options.seed)
+        report = tables.report(figures, names, judge.variants[0].label, self.options.steps, self.options.seed)
         head = {
             "schema": SCHEMA,
             "model": {
@@ -193,18 +193,18 @@ class EvaluationRun:
             "seed": self.options.seed,
             "score_precision": self.options.score_precision,
         }  # fmt: skip
-        files.write(REPORT, (json.dumps(head | found, indent=1, ensure_ascii=False) + "\n").encode())
+        files.write(REPORT, (json.dumps(head | report, indent=1, ensure_ascii=False) + "\n").encode())
         files.write(DETECTIONS, csv_rows.text(figures).encode())
-        if found["detections"]:
-            files.write(CURVES, pictures.curves(found["shares"], found["methods"]))
+        if report["detections"]:
+            files.write(CURVES, pictures.curves(report["shares"], report["methods"]))
             rows = [image["contact"] for image in figures if image["contact"] is not None]
             if rows:
                 files.write(SHEET, pictures.sheet([files.row(name) for name in rows]))
-            for title, columns, lines in tables.printed(found):
+            for title, columns, lines in tables.printed(report):
                 self.console.table(title, columns, lines)
         self.console.say(
             f"{self.done} images judged, {self.skipped} already done, {self.failed} failed, in {seconds:.0f} s; "
-            f"{found['detections']} detections; figures and pictures: {self.options.output}"
+            f"{report['detections']} detections; figures and pictures: {self.options.output}"
         )
 
 
@@ -220,12 +220,12 @@ def _groups(pending: Sequence[tuple[int, ImageRef, str]], count: int, kind: Any)
         yield group
 
 
-def evaluate(config: RunConfig, options: Options, console: Console, found: Found) -> ExitCode:
+def evaluate(config: RunConfig, options: Options, console: Console, source: ImageSource) -> ExitCode:
     """The exit code of one run; errors are told on the console."""
     try:
         with contextlib.suppress(BrokenPipeError):
             keep_freed_memory()
-            return EvaluationRun(config, options, console).run(found)
+            return EvaluationRun(config, options, console).run(source)
         return ExitCode.READER_GONE
     except DetxaiError as error:
         console.error(error)

@@ -80,7 +80,7 @@ class Opened:
         self, subject: Subject, values: Map, parts: Parts | None, options: Options, **numbers: float | None
     ) -> Reading:
         """The reading of a signed map (height, width) of `subject`; `numbers` are added to its own."""
-        box, found = subject.box, None
+        box, shares_of_parts = subject.box, None
         own: dict[str, float | None] = {
             "pointing": metrics.pointing(values, box),
             "energy": metrics.energy(values, box),
@@ -92,7 +92,7 @@ class Opened:
         if subject.parts is not None and parts is not None:
             shares = metrics.part_shares(values, subject.parts, box)
             if shares is not None:
-                found = {parts.name(subject.class_name, k): pair for k, pair in shares.items()}
+                shares_of_parts = {parts.name(subject.class_name, k): pair for k, pair in shares.items()}
                 whole = [sum(column) for column in zip(*shares.values(), strict=True)]
                 own["parts"] = whole[0] / whole[1] if shares else None
         left, top, right, bottom = subject.window
@@ -100,7 +100,7 @@ class Opened:
         sigma = options.smooth * gain * ((box[2] - box[0]) * (box[3] - box[1])) ** 0.5
         rank = ranking(values if options.order == "signed" else abs(values), self.box, self.ties, sigma)
         panel = resized(values[top:bottom, left:right], PANEL)
-        return Reading(own | numbers, found, rank, resized(values, min(THUMB, max(values.shape))), panel)
+        return Reading(own | numbers, shares_of_parts, rank, resized(values, min(THUMB, max(values.shape))), panel)
 
 
 def opened(result: Result, letterboxed: Callable[[Pixels], tuple[Pixels, Letterbox]], seed: int) -> Opened:
@@ -109,7 +109,7 @@ def opened(result: Result, letterboxed: Callable[[Pixels], tuple[Pixels, Letterb
     assert image is not None and record.detections is not None
     square, box = letterboxed(image.pixels)
     targets = {e.detection: e.attribution.target for e in result.explanations}
-    found = [
+    subjects = [
         Subject(
             d.id,
             d.class_id,
@@ -124,7 +124,7 @@ def opened(result: Result, letterboxed: Callable[[Pixels], tuple[Pixels, Letterb
     others = [next((c.class_id for c in d.top_classes if c.class_id != d.class_id), None) for d in record.detections]
     # By content, not by order: resumed and repeated runs draw the same.
     own = 2 * (int(image.sha256[:8], 16) + seed)
-    return Opened(image, square, box, found, others, own, priors.random_map(image.height, image.width, own + 1))
+    return Opened(image, square, box, subjects, others, own, priors.random_map(image.height, image.width, own + 1))
 
 
 def labelled(subjects: Sequence[Subject], drawn: labels.Drawn, image: Image, parts: Parts | None) -> list[Subject]:
@@ -132,13 +132,13 @@ def labelled(subjects: Sequence[Subject], drawn: labels.Drawn, image: Image, par
     known = drawn.at(image.width, image.height)
     boxes, classes, scores = ([getattr(s, key) for s in subjects] for key in ("box", "class_id", "score"))
     matches = labels.match(boxes, classes, scores, known)
-    found = []
+    subjects_of_labels = []
     for subject, match in zip(subjects, matches, strict=True):
         if match.status == "true" and match.label is not None:
             mask = parts.read(image.ref, match.label, image.height, image.width) if parts else None
             subject = replace(subject, label=known[match.label], parts=mask)
-        found.append(subject)
-    return found
+        subjects_of_labels.append(subject)
+    return subjects_of_labels
 
 
 def _window(box: Box, width: int, height: int) -> tuple[int, int, int, int]:

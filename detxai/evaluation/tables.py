@@ -26,21 +26,21 @@ Row = dict[str, Any]
 
 def by_image(figures: Figures, name: str, metric: str) -> list[float | None]:
     """The mean of a metric over the detections of each image; None where none has it."""
-    found: list[float | None] = []
+    image_means: list[float | None] = []
     for image in figures:
         values = [d["methods"][name].get(metric) for d in image["detections"] if name in d["methods"]]
         known = [v for v in values if v is not None]
-        found.append(float(np.mean(known)) if known else None)
-    return found
+        image_means.append(float(np.mean(known)) if known else None)
+    return image_means
 
 
 def interval(values: Sequence[float | None], seed: int) -> Row | None:
     """Mean over images with its 95 % bootstrap interval; None where no image has a value."""
     known = [v for v in values if v is not None]
-    found = bootstrap(known, seed)
-    if found is None:
+    ends = bootstrap(known, seed)
+    if ends is None:
         return None
-    mean, low, high = (significant(v) for v in found)
+    mean, low, high = (significant(v) for v in ends)
     return {"mean": mean, "low": low, "high": high, "images": len(known)}
 
 
@@ -59,14 +59,14 @@ def means(figures: Figures, names: Mapping[str, bool], seed: int) -> dict[str, R
 
 def _mean_curves(figures: Figures, name: str) -> dict[str, dict[str, list[float]]] | None:
     images = [[d["methods"][name]["curves"] for d in i["detections"] if name in d["methods"]] for i in figures]
-    found = [image for image in images if image]
-    if not found:
+    known = [image for image in images if image]
+    if not known:
         return None
     return {
         fill: {
             mode: [
                 significant(float(v))
-                for v in np.mean([np.mean([c[fill][mode] for c in image], axis=0) for image in found], axis=0)
+                for v in np.mean([np.mean([c[fill][mode] for c in image], axis=0) for image in known], axis=0)
             ]
             for mode in MODES
         }
@@ -79,20 +79,22 @@ def paired(figures: Figures, names: Mapping[str, bool], against: Sequence[str], 
 
     `above`: the whole interval is above zero.
     """
-    found = []
+    differences = []
     for name in names:
         for other in against:
             for metric in PAIRED if name != other else ():
                 both = zip(by_image(figures, name, metric), by_image(figures, other, metric), strict=True)
                 row = interval([None if a is None or b is None else a - b for a, b in both], seed)
                 if row is not None:
-                    found.append({"method": name, "against": other, "metric": metric, **row, "above": row["low"] > 0})
-    return found
+                    differences.append(
+                        {"method": name, "against": other, "metric": metric, **row, "above": row["low"] > 0}
+                    )
+    return differences
 
 
 def part_table(figures: Figures, names: Mapping[str, bool], seed: int) -> dict[str, dict[str, dict[str, Row]]]:
     """class -> part -> method -> mean share of the positive part, of the area, and their ratio with its interval."""
-    found: dict[str, dict[str, dict[str, Row]]] = {}
+    table: dict[str, dict[str, dict[str, Row]]] = {}
     pairs: dict[tuple[str, str, str], list[list[tuple[float, float]]]] = {}
     for image in figures:
         own: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
@@ -105,29 +107,29 @@ def part_table(figures: Figures, names: Mapping[str, bool], seed: int) -> dict[s
     for (class_name, part, name), values in sorted(pairs.items()):
         ratios = [float(np.mean([share / area for share, area in image])) for image in values]
         flat = np.array([pair for image in values for pair in image])
-        found.setdefault(class_name, {}).setdefault(part, {})[name] = {
+        table.setdefault(class_name, {}).setdefault(part, {})[name] = {
             "share": significant(float(flat[:, 0].mean())),
             "area": significant(float(flat[:, 1].mean())),
             "items": len(flat),
             "ratio": interval(ratios, seed),
         }
-    return found
+    return table
 
 
 def likeness(figures: Figures, seed: int) -> dict[str, Any]:
     """Mean rank correlations under noise, with randomised weights and for another class, by method, as far as known."""
-    found: dict[str, Any] = {}
+    table: dict[str, Any] = {}
     for key in ("stability", "other_class"):
         rows = [image[key] for image in figures if key in image]
         if rows:
-            found[key] = _correlations(rows, seed)
+            table[key] = _correlations(rows, seed)
     rows = [image["cascade"] for image in figures if "cascade" in image]
     if rows:
-        found["cascade"] = [
+        table["cascade"] = [
             {"share": stage["share"], "correlation": _correlations([row[k]["correlation"] for row in rows], seed)}
             for k, stage in enumerate(rows[0])
         ]
-    return found
+    return table
 
 
 def _correlations(rows: Sequence[Mapping[str, Sequence[float | None]]], seed: int) -> dict[str, Row | None]:
@@ -178,15 +180,15 @@ def _spread(row: Row | None) -> str:
     return "–" if row is None else f"{row['mean']:.2f} [{row['low']:.2f} {row['high']:.2f}]"
 
 
-def printed(found: Row) -> Printed:
+def printed(cells: Row) -> Printed:
     """(title, columns, rows) of the tables for the terminal; baselines wear a star."""
-    methods: dict[str, Row] = found["methods"]
+    methods: dict[str, Row] = cells["methods"]
     titles = {name: f"{name} *" if row["baseline"] else name for name, row in methods.items()}
     ranked = sorted(methods, key=lambda name: -((methods[name]["metrics"]["margin"] or {"mean": -9})["mean"]))
-    against = list(dict.fromkeys(row["against"] for row in found["paired"]))[:2]
-    difference = {(r["method"], r["against"]): r for r in found["paired"] if r["metric"] == "margin"}
+    against = list(dict.fromkeys(row["against"] for row in cells["paired"]))[:2]
+    difference = {(r["method"], r["against"]): r for r in cells["paired"] if r["metric"] == "margin"}
     yield (
-        f"Insertion − deletion [95 %]: {found['detections']} detections, {found['images_with_detections']} images; "
+        f"Insertion − deletion [95 %]: {cells['detections']} detections, {cells['images_with_detections']} images; "
         "* baseline",
         ("method", "ins − del", *(f"minus {name}" for name in against)),
         [
@@ -202,26 +204,24 @@ def printed(found: Row) -> Printed:
         shown = {c: m for c, m in columns.items() if any(methods[n]["metrics"][m[0]] for n in methods)}
         rows = [(titles[n], *(_cell(methods[n]["metrics"][m], form) for m, form in shown.values())) for n in ranked]
         yield title, ("method", *shown), rows
-    yield from _printed_parts(found, [name for name in methods if name != "random"][:MOST_BESIDE])
-    yield from _printed_sanity(found)
+    yield from _printed_parts(cells, [name for name in methods if name != "random"][:MOST_BESIDE])
+    yield from _printed_sanity(cells)
 
 
-def _printed_parts(found: Row, shown: Sequence[str]) -> Printed:
+def _printed_parts(row: Row, shown: Sequence[str]) -> Printed:
     rows = [
         (f"{class_name}: {part}", *(_cell(by.get(name, {}).get("ratio"), "{:.1f}") for name in shown))
-        for class_name, parts in found["parts"].items()
+        for class_name, parts in row["parts"].items()
         for part, by in parts.items()
     ]
     if rows:
         yield "Parts of items: share of the positive part in the box / share of the box", ("part", *shown), rows
 
 
-def _printed_sanity(found: Row) -> Printed:
-    columns = {
-        f"+{100 * s['share']:.0f} %" if s["share"] else "head": s["correlation"] for s in found.get("cascade", ())
-    }
+def _printed_sanity(row: Row) -> Printed:
+    columns = {f"+{100 * s['share']:.0f} %" if s["share"] else "head": s["correlation"] for s in row.get("cascade", ())}
     more = (("other class", "other_class"), ("noise", "stability"))
-    columns |= {name: found[key] for name, key in more if key in found}
+    columns |= {name: row[key] for name, key in more if key in row}
     if columns:
         names = list(next(iter(columns.values())))
         rows = [(name, *(_cell(column.get(name), "{:+.2f}") for column in columns.values())) for name in names]

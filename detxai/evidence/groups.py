@@ -28,34 +28,34 @@ def vectors(grids: ArrayLike, outside: ArrayLike) -> Vectors:
     return np.asarray(np.divide(joined, length, out=np.zeros_like(joined), where=length > 0))
 
 
-def likeness(found: Vectors) -> NDArray[np.float64]:
-    """(n,): cosine of each of `found` (n, 65) with the mean of all, in [-1, 1]: high is typical, low is odd."""
-    mean = found.mean(0)
+def likeness(unit: Vectors) -> NDArray[np.float64]:
+    """(n,): cosine of each of `unit` (n, 65) with the mean of all, in [-1, 1]: high is typical, low is odd."""
+    mean = unit.mean(0)
     length = float(np.linalg.norm(mean))
-    return np.asarray(np.clip(found @ (mean / length), -1, 1)) if length > 0 else np.zeros(len(found))
+    return np.asarray(np.clip(unit @ (mean / length), -1, 1)) if length > 0 else np.zeros(len(unit))
 
 
-def groups(found: Vectors) -> tuple[list[NDArray[np.intp]], float]:
+def groups(unit: Vectors) -> tuple[list[NDArray[np.intp]], float]:
     """Members of each group, largest first and the most typical of each first, and the silhouette that chose them.
 
     Spherical k-means from far-apart starts, without chance. One group where no division reaches `STRUCTURE`.
     """
-    best, chosen = 0.0, np.zeros(len(found), np.intp)
-    for k in range(2, MOST_GROUPS + 1) if len(found) >= FEWEST else ():
-        labels = _divide(found, k)
-        clear = silhouette(found, labels)
+    best, chosen = 0.0, np.zeros(len(unit), np.intp)
+    for k in range(2, MOST_GROUPS + 1) if len(unit) >= FEWEST else ():
+        labels = _divide(unit, k)
+        clear = silhouette(unit, labels)
         if clear > STRUCTURE and clear > best - NEARLY:
             best, chosen = max(clear, best), labels
     members = [np.flatnonzero(chosen == k) for k in np.unique(chosen)]
-    members = [m[np.argsort(-likeness(found[m]), kind="stable")] for m in members]
+    members = [m[np.argsort(-likeness(unit[m]), kind="stable")] for m in members]
     members.sort(key=lambda m: (-len(m), int(m[0])))
-    return members, silhouette(found, chosen)
+    return members, silhouette(unit, chosen)
 
 
-def silhouette(found: Vectors, labels: NDArray[np.intp]) -> float:
+def silhouette(unit: Vectors, labels: NDArray[np.intp]) -> float:
     """Mean silhouette (Rousseeuw 1987) by cosine distance, of at most `SAMPLE` evenly picked boxes; 0 for one group."""
-    picked = np.linspace(0, len(found) - 1, min(len(found), SAMPLE)).astype(np.intp)
-    x, own = found[picked], labels[picked]
+    picked = np.linspace(0, len(unit) - 1, min(len(unit), SAMPLE)).astype(np.intp)
+    x, own = unit[picked], labels[picked]
     kinds, sizes = np.unique(own, return_counts=True)
     if len(kinds) < 2:
         return 0.0
@@ -90,18 +90,18 @@ def outside_share(grids: NDArray[np.float64], outside: NDArray[np.float64]) -> f
     return beside / (beside + inside) if beside + inside > 0 else 0.0
 
 
-def _divide(found: Vectors, k: int) -> NDArray[np.intp]:
+def _divide(unit: Vectors, k: int) -> NDArray[np.intp]:
     """(n,): the group of each; fewer than `k` groups where some run empty."""
-    centres = [found[int(np.argmax(likeness(found)))]]
+    centres = [unit[int(np.argmax(likeness(unit)))]]
     for _ in range(k - 1):  # the next start is what is least like all the others
-        centres.append(found[int(np.argmin((found @ np.stack(centres).T).max(1)))])
+        centres.append(unit[int(np.argmin((unit @ np.stack(centres).T).max(1)))])
     centre = np.stack(centres)
-    labels = np.asarray(np.argmax(found @ centre.T, 1))
+    labels = np.asarray(np.argmax(unit @ centre.T, 1))
     for _ in range(ROUNDS):
-        sums = np.stack([found[labels == i].sum(0) for i in range(k)])
+        sums = np.stack([unit[labels == i].sum(0) for i in range(k)])
         length = np.linalg.norm(sums, axis=1, keepdims=True)
         centre = np.divide(sums, length, out=centre.copy(), where=length > 0)
-        before, labels = labels, np.asarray(np.argmax(found @ centre.T, 1))
+        before, labels = labels, np.asarray(np.argmax(unit @ centre.T, 1))
         if np.array_equal(before, labels):
             break
     return labels

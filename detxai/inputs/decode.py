@@ -217,8 +217,8 @@ def _header(ref: ImageRef, stream: BufferedReader | BytesIO, max_pixels: int) ->
 def _picture(stream: BufferedReader | BytesIO) -> PIL.Image.Image:
     """The image in `stream` by Pillow, or by pillow-heif where that is installed."""
     try:
-        found: PIL.Image.Image = _open(stream, formats=FORMATS)
-        return found
+        image: PIL.Image.Image = _open(stream, formats=FORMATS)
+        return image
     except PIL.UnidentifiedImageError:
         stream.seek(0)
         match = _FOREIGN.match(stream.read(64))
@@ -237,9 +237,9 @@ def _scan(ref: ImageRef, stream: BufferedReader | BytesIO, max_pixels: int) -> d
     stream.seek(0)
     if not dicom.recognised(head, ref.file.suffix):
         return None
-    found = dicom.header(stream)
-    _require_size(found, max_pixels)
-    return found
+    header = dicom.header(stream)
+    _require_size(header, max_pixels)
+    return header
 
 
 def _require_size(image: PIL.Image.Image | dicom.Header, max_pixels: int) -> None:
@@ -287,15 +287,15 @@ def _decoded(ref: ImageRef, data: bytes, digest: str, method: Method, max_pixels
     image = _header(ref, BytesIO(data), max_pixels)
     try:
         notes = _turned_to(image, ref.frame, len(data), max_pixels)
-        found = _stored(image, ref.frame, data, max_pixels)
+        stored = _stored(image, ref.frame, data, max_pixels)
         orientation, said = _orientation(image)
-        pixels, used, more = _rgb(found, method)
+        pixels, used, more = _rgb(stored, method)
         pixels = np.require(_upright(pixels, orientation), np.uint8, ["C", "W"])
     except (MemoryError, PIL.Image.DecompressionBombError) as error:
         raise ImageError("too_large", f"no room for {image.width} x {image.height} pixels") from error
     except _DAMAGE as error:
         raise ImageError("truncated", f"the data are damaged or cut short: {error}") from error
-    return Image(ref, pixels, digest, used, (*said, *found.notes, *more, *notes))
+    return Image(ref, pixels, digest, used, (*said, *stored.notes, *more, *notes))
 
 
 def _stored(image: PIL.Image.Image, frame: int | None, data: bytes, max_pixels: int) -> Samples:
@@ -350,44 +350,44 @@ def _scanned(ref: ImageRef, data: bytes, digest: str, method: Method, scan: dico
     if ref.frame is not None and ref.frame > scan.pictures:
         raise ImageError("truncated", f"the file holds {scan.pictures} pictures, not {ref.frame}")
     try:
-        found = dicom.samples(data, (ref.frame or 1) - 1)
-        if found.values.shape[:2] != (scan.height, scan.width):
+        stored = dicom.samples(data, (ref.frame or 1) - 1)
+        if stored.values.shape[:2] != (scan.height, scan.width):
             raise ImageError("truncated", "the pixels of this DICOM file are not those it announces")
-        pixels, used, notes = _rgb(found, method)
+        pixels, used, notes = _rgb(stored, method)
     except MemoryError as error:
         raise ImageError("too_large", f"no room for {scan.width} x {scan.height} pixels") from error
     pixels = np.require(pixels, np.uint8, ["C", "W"])
-    return Image(ref, pixels, digest, used, (*found.notes, *notes, *frames.note(ref.frame, scan.pictures)))
+    return Image(ref, pixels, digest, used, (*stored.notes, *notes, *frames.note(ref.frame, scan.pictures)))
 
 
 def _turned_to(image: PIL.Image.Image, frame: int | None, size: int, max_pixels: int) -> tuple[str, ...]:
     """Go to the picture that is asked for; notes on the others."""
     try:
-        found = frames.pages(image, size)
+        pages = frames.pages(image, size)
     except _DAMAGE as error:
         if frame is not None:
             raise
         return (f"the file may hold more pictures; the rest of it is damaged: {error}"[:200],)
     if frame is not None and frame > 1:
-        if frame > len(found):
-            raise ImageError("truncated", f"the file holds {len(found)} pictures, not {frame}")
-        frames.seek(image, found[frame - 1], lambda at: _require_size(at, max_pixels))
-    return frames.note(frame, len(found))
+        if frame > len(pages):
+            raise ImageError("truncated", f"the file holds {len(pages)} pictures, not {frame}")
+        frames.seek(image, pages[frame - 1], lambda at: _require_size(at, max_pixels))
+    return frames.note(frame, len(pages))
 
 
-def _rgb(found: Samples, method: Method) -> tuple[Pixels, Window | None, tuple[str, ...]]:
+def _rgb(stored: Samples, method: Method) -> tuple[Pixels, Window | None, tuple[str, ...]]:
     """RGB of what was decoded, the window used, notes."""
-    values, alpha, used = found.values, found.alpha, None
+    values, alpha, used = stored.values, stored.alpha, None
     notes: tuple[str, ...] = ()
-    shown = found.shown if method[0] == "auto" else None
+    shown = stored.shown if method[0] == "auto" else None
     if values.dtype != np.uint8 or shown is not None:
         finite = np.isfinite(values)
         if not finite.all():
             notes += ("not-a-number samples are black, infinite ones are the window's ends",)
         visible = finite if alpha is None else (finite.T & (alpha > 0).T).T
-        used = shown or window_of(values[visible], found.nominal, *method)
+        used = shown or window_of(values[visible], stored.nominal, *method)
         values = ramp(values, used.low, used.high)
-    if found.inverted:
+    if stored.inverted:
         values = 255 - values
     pixels = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
     if alpha is not None:

@@ -111,10 +111,10 @@ def _dataset(stream: BufferedReader | BytesIO, *, pixels: bool) -> Any:
         logging.getLogger("pydicom").propagate = False
     try:
         stream.seek(0)
-        found = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=True)
-        if "TransferSyntaxUID" not in found.file_meta:
-            found.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-        return found
+        dataset = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=True)
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        return dataset
     except _errors() as error:
         raise ImageError("truncated", "this DICOM file is damaged or cut short") from error
 

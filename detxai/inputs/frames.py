@@ -24,14 +24,14 @@ def pages(image: PIL.Image.Image, size: int) -> list[int]:
     count = min(count, size // 16 + 1)
     if count == 1 or image.format != "TIFF":
         return list(range(count))
-    found = []
+    numbers = []
     for index in range(count):
         image.seek(index)
         kind: Any = getattr(image, "tag_v2", {}).get(254, 0)
         if index == 0 or not (isinstance(kind, int) and kind & _NO_PICTURE):
-            found.append(index)
+            numbers.append(index)
     image.seek(0)
-    return found
+    return numbers
 
 
 def seek(image: PIL.Image.Image, index: int, check: Callable[[PIL.Image.Image], None]) -> None:

@@ -60,10 +60,10 @@ def _of_paths(
     """Images of `places` as `find` has them, but one that is named twice is there twice."""
     while places:
         count = next((n for n, place in enumerate(places) if place in places[:n]), len(places))
-        found = find(places[:count], frames=frames, pair=pair, views=views)
-        yield from found.refs
-        if not found.total:
-            raise NoInputError(f"No image was found in {', '.join(places[:count])} ({found.ignored} other files).")
+        sources = find(places[:count], frames=frames, pair=pair, views=views)
+        yield from sources.refs
+        if not sources.total:
+            raise NoInputError(f"No image was found in {', '.join(places[:count])} ({sources.ignored} other files).")
         places = places[count:]
 
 

@@ -81,10 +81,10 @@ class Folder:
 
     def read(self, ref: ImageRef) -> Drawn | None:
         """What is drawn on an image; None where it has no file. Raises ImageError naming file and line."""
-        found = [PurePosixPath(ref.path).with_suffix(".txt"), PurePosixPath(ref.file.stem + ".txt")]
+        candidates = [PurePosixPath(ref.path).with_suffix(".txt"), PurePosixPath(ref.file.stem + ".txt")]
         if ref.frame is not None:  # one page's labels are not another's
-            found = [PurePosixPath(f"{ref.path}.txt")]
-        file = next((f for f in found if f.name != CLASSES and (self.folder / f).is_file()), None)
+            candidates = [PurePosixPath(f"{ref.path}.txt")]
+        file = next((f for f in candidates if f.name != CLASSES and (self.folder / f).is_file()), None)
         if file is None:
             return None
         try:
@@ -196,8 +196,8 @@ class Results:
         keys = [ref.path, name, str(path.with_suffix("")), ref.file.stem]
         keys += [str(int(ref.file.stem))] if ref.file.stem.isdecimal() else []
         keys = keys if ref.frame is None else [ref.path]
-        found = next((self.by_key[key] for key in keys if key in self.by_key), [])
-        return Drawn(tuple(found), relative=False, code="predictions")
+        entries = next((self.by_key[key] for key in keys if key in self.by_key), [])
+        return Drawn(tuple(entries), relative=False, code="predictions")
 
     def _entry(self, entry: Any) -> tuple[str, Label]:
         if not isinstance(entry, dict):
@@ -216,8 +216,8 @@ class Results:
         if score is not None and not (_is_number(score) and 0 <= score <= 1):
             raise ValueError("'score' must be between 0 and 1")
         x, y, w, h = map(float, bbox)
-        found = None if score is None else float(score)
-        return str(key), Label(int(class_id), self.names[int(class_id)], (x, y, x + w, y + h), found)
+        confidence = None if score is None else float(score)
+        return str(key), Label(int(class_id), self.names[int(class_id)], (x, y, x + w, y + h), confidence)
 
 
 def _is_number(value: Any) -> bool:
@@ -249,7 +249,7 @@ def match(
     """
     table = overlaps(boxes, [label.box for label in labels])
     gone = set(taken)
-    found: dict[int, Match] = {}
+    matches: dict[int, Match] = {}
     for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
         own = [k for k, label in enumerate(labels) if label.class_id == class_ids[i]]
         rules = (
@@ -261,12 +261,12 @@ def match(
         for status, among, least in rules:
             best = max(among, key=lambda k: table[i, k], default=None)
             if best is not None and table[i, best] >= least:
-                found[i] = Match(status, best, float(table[i, best]))
+                matches[i] = Match(status, best, float(table[i, best]))
                 gone |= {best} if status == "true" else set()
                 break
         else:
-            found[i] = Match("background", None, float(table[i].max(initial=0.0)))
-    return [found[i] for i in range(len(boxes))]
+            matches[i] = Match("background", None, float(table[i].max(initial=0.0)))
+    return [matches[i] for i in range(len(boxes))]
 
 
 def nearest(boxes: ArrayLike, scores: ArrayLike, box: Box) -> tuple[int, float]:
@@ -276,14 +276,14 @@ def nearest(boxes: ArrayLike, scores: ArrayLike, box: Box) -> tuple[int, float]:
     score 0 (some exports tell one class a box) count only where there are no others. Raises ValueError where there is
     no prediction.
     """
-    found, weights = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(scores, np.float64)
-    if not len(found):
+    placed, weights = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(scores, np.float64)
+    if not len(placed):
         raise ValueError("the model makes no prediction at all")
-    eligible = weights > 0 if (weights > 0).any() else np.ones(len(found), bool)
-    iou = np.where(eligible, overlaps(found, [box])[:, 0], -1)
+    eligible = weights > 0 if (weights > 0).any() else np.ones(len(placed), bool)
+    iou = np.where(eligible, overlaps(placed, [box])[:, 0], -1)
     if iou.max() > 0:
         index = int(np.where(iou >= iou.max() - EQUAL, weights, -1).argmax())
     else:
-        away = np.hypot(*(found[:, [0, 1]] + found[:, [2, 3]] - (box[0] + box[2], box[1] + box[3])).T)
+        away = np.hypot(*(placed[:, [0, 1]] + placed[:, [2, 3]] - (box[0] + box[2], box[1] + box[3])).T)
         index = int(np.where(eligible, away, np.inf).argmin())
     return index, max(float(iou[index]), 0.0)

@@ -62,13 +62,13 @@ def _swapped(text: str, own: str, other: str) -> str:
     return before + other + after
 
 
-def transmission(found: Samples, method: Method) -> tuple[NDArray[np.float32], Window]:
+def transmission(shares: Samples, method: Method) -> tuple[NDArray[np.float32], Window]:
     """The share of the beam that passed, (height, width), and the values of no beam and of open beam.
 
     `LOW,HIGH` of --window are these two; `full`: the ends of the format; else no beam is the format's lower end and
     open beam the upper percentile of the picture. Raises ImageError for colour.
     """
-    values: Any = found.values
+    values: Any = shares.values
     if values.ndim == 3:
         if not (values == values[..., :1]).all():
             raise ImageError("unsupported", "a picture in colour is none of one energy (--pair)")
@@ -76,8 +76,8 @@ def transmission(found: Samples, method: Method) -> tuple[NDArray[np.float32], W
     values = values.astype(np.float32)
     if not np.isfinite(values).all():
         raise ImageError("not_finite", "a picture of one energy holds not-a-number or infinite values")
-    bottom, top = found.nominal
-    if found.inverted:
+    bottom, top = shares.nominal
+    if shares.inverted:
         values = bottom + top - values
     kind, low, high = method
     if kind == "fixed":

@@ -21,7 +21,7 @@ from detxai.inputs.piped import piped
 from detxai.inputs.remote import REMOTE, Objects
 from detxai.values import ImageRef
 
-__all__ = ["IMAGE_SUFFIXES", "STDIN_NAME", "Found", "Shard", "find"]
+__all__ = ["IMAGE_SUFFIXES", "STDIN_NAME", "ImageSource", "Shard", "find"]
 
 STDIN_NAME = "stdin"
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
@@ -34,7 +34,7 @@ Shard = tuple[int, int]
 
 
 @dataclass
-class Found:
+class ImageSource:
     """Images in a stable order, each `path` once; iterate `refs` once, then the counts are final.
 
     `ignored`: files in folders that are no images (of this shard), `named`: the first of them; `own`: pictures that
@@ -67,7 +67,7 @@ def find(
     frames: str = "first",
     pair: tuple[str, str, str] | None = None,
     views: tuple[str, str] | None = None,
-) -> Found:
+) -> ImageSource:
     """The images of `sources`, in their order, folders sorted by path.
 
     `frames`: `all` makes an image of each picture of a file that holds several, `first` of the first alone.
@@ -76,11 +76,11 @@ def find(
     `stdin` is read for the source `-`, a path a line (`null`: NUL-separated), as the lines come.
     The folder `exclude` (the output tree) is left out, and so are pictures that lie beside the record of the image
     they were made of. Raises UsageError for a source that does not exist; finding nothing is no error here (see
-    `Found.total`).
+    `ImageSource.total`).
     """
     if not sources:
         raise UsageError("No SOURCE was given.", "Name a file, a folder, a quoted glob or '-'.")
-    found = Found(shard=shard)
+    listed = ImageSource(shard=shard)
     # The same source twice is one source; what remains decides about prefixes.
     distinct = {text if text == "-" else os.path.abspath(text): text for text in sources}
     taken = {"summary"}  # the record of an image of this name would be the tree's own summary.json
@@ -101,12 +101,12 @@ def find(
             streams.append(piped(stdin, b"\0" if null else b"\n", prefix))
         else:
             streams.append(Walk(root, pattern, prefix, exclude))
-    found.refs = _pictures(_counted(streams, found), frames, pair)
+    listed.refs = _pictures(_counted(streams, listed), frames, pair)
     if views is not None:
-        found.refs = pairs.viewed(found.refs, views)
+        listed.refs = pairs.viewed(listed.refs, views)
     if "-" not in distinct:
-        found.count = partial(_count, sources, shard, exclude, frames, pair)
-    return found
+        listed.count = partial(_count, sources, shard, exclude, frames, pair)
+    return listed
 
 
 def _objects(url: str, *, alone: bool, taken: set[str], pair: object) -> Objects:
@@ -166,7 +166,7 @@ def _root(source: str, stdin: BinaryIO | None) -> tuple[str, tuple[str, ...]]:
     return str(Path(*parts[:fixed])), parts[fixed:]
 
 
-def _counted(streams: Iterable[Iterable[ImageRef]], found: Found) -> Iterator[ImageRef]:
+def _counted(streams: Iterable[Iterable[ImageRef]], source: ImageSource) -> Iterator[ImageRef]:
     for stream in streams:
         for ref in stream:
             # A folder's own pictures are known by what lies in it; those named one by one are looked up here.
@@ -175,13 +175,13 @@ def _counted(streams: Iterable[Iterable[ImageRef]], found: Found) -> Iterator[Im
                 and not ref.problem
                 and written_by_us(ref.file.name, ref.file.parent)
             ):
-                found.own += 1
+                source.own += 1
                 continue
-            found.total += 1
-            if found.mine(ref.path):
+            source.total += 1
+            if source.mine(ref.path):
                 yield ref
         if isinstance(stream, Walk | Objects):
-            ignored = [path for path in stream.ignored if found.mine(path)]
-            found.ignored += len(ignored)
-            found.named += ignored[: NAMED - len(found.named)]
-            found.own += sum(map(found.mine, stream.own))
+            ignored = [path for path in stream.ignored if source.mine(path)]
+            source.ignored += len(ignored)
+            source.named += ignored[: NAMED - len(source.named)]
+            source.own += sum(map(source.mine, stream.own))

@@ -119,14 +119,14 @@ def _located(model: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detxai"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        found = Path(downloads.attempt_download_asset(cache / name, retry=1))
+        file = Path(downloads.attempt_download_asset(cache / name, retry=1))
     except (OSError, MemoryError) as error:  # ultralytics' and requests' network errors are OSErrors
         raise ModelError(
             f"There is no file {model} here, and the Ultralytics model {name} could not be downloaded: "
             f"{first_line(error)}",
             f"Without a network, fetch it elsewhere and give its path with --model /path/to/{name}",
         ) from error
-    return found
+    return file
 
 
 def _weights_of(cfg: Path) -> Path:
@@ -176,8 +176,8 @@ def _from_darknet(path: Path, digest: str, cfg: bytes, weights: bytes, names: Pa
         raise ModelError(f"{path.name} is not a Darknet detector that detxai can build: {first_line(error)}") from error
     known = _class_names(path, network.scales[0].classes, names)
     family = re.search(r"yolo-?v?\d+|yolo-fastest", path.stem.lower())
-    found = family.group().replace("yolo-v", "yolov") if family else "darknet"
-    return Checkpoint(path.name, digest, "darknet", network, found, known, network.size)
+    name = family.group().replace("yolo-v", "yolov") if family else "darknet"
+    return Checkpoint(path.name, digest, "darknet", network, name, known, network.size)
 
 
 def _class_names(path: Path, count: int, names: Path | None) -> dict[int, str]:
@@ -188,13 +188,13 @@ def _class_names(path: Path, count: int, names: Path | None) -> dict[int, str]:
         if not (beside := same or beside) or len(beside) > 1:
             return {i: str(i) for i in range(count)}
         names = beside[0]
-    found = _listed(names)
-    if len(found) != count:
+    listed = _listed(names)
+    if len(listed) != count:
         raise ModelError(
-            f"{names} has {len(found)} class names, {path.name} has {count} classes.",
+            f"{names} has {len(listed)} class names, {path.name} has {count} classes.",
             "Give the right file with --names FILE.",
         )
-    return found
+    return listed
 
 
 def _listed(names: Path) -> dict[int, str]:

@@ -143,23 +143,23 @@ class Section:
 
 def sections(text: str) -> list[Section]:
     """The sections of a cfg. Raises ValueError with the line that cannot be read."""
-    found: list[Section] = []
+    blocks: list[Section] = []
     for number, raw in enumerate(text.splitlines(), 1):
         line = re.split(r"[#;]", raw, maxsplit=1)[0].strip()
         if not line:
             continue
         if match := re.fullmatch(r"\[\s*([\w-]+)\s*\]", line):
-            found.append(Section(match[1].lower(), number))
-        elif "=" in line and found:
+            blocks.append(Section(match[1].lower(), number))
+        elif "=" in line and blocks:
             key, _, value = line.partition("=")
-            found[-1].options[key.strip()] = value.strip()
+            blocks[-1].options[key.strip()] = value.strip()
         else:
             raise ValueError(f"line {number} is neither a [section] nor key=value: {line[:60]!r}")
-    if not found or found[0].kind not in ("net", "network"):
+    if not blocks or blocks[0].kind not in ("net", "network"):
         raise ValueError("it does not begin with a [net] section")
-    if len(found) > MAX_LAYERS:
-        raise ValueError(f"it has {len(found)} sections, more than {MAX_LAYERS}")
-    return found
+    if len(blocks) > MAX_LAYERS:
+        raise ValueError(f"it has {len(blocks)} sections, more than {MAX_LAYERS}")
+    return blocks
 
 
 class _Builder:
@@ -190,15 +190,15 @@ class _Builder:
         return (self.channels[-1], self.strides[-1]) if self.layers else (self.inputs, 1)
 
     def sources(self, section: Section, key: str) -> list[int]:
-        found = []
+        numbers = []
         for value in section.numbers(key):
             index = int(value) + (len(self.layers) if value < 0 else 0)
             if not 0 <= index < len(self.layers):
                 raise section.error(f"{key}={section.options[key]} points outside the network")
-            found.append(index)
-        if not found:
+            numbers.append(index)
+        if not numbers:
             raise section.error(f"{key} is empty")
-        return found
+        return numbers
 
     def convolutional(self, section: Section) -> None:
         section.refuse(

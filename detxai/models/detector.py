@@ -88,8 +88,8 @@ class Candidates:
                 wrong = int((~values.isfinite()).flatten(1).any(1).sum())
                 raise ImageError("not_finite", f"{wrong} of the model's {len(values)} {name} are not finite numbers")
         if not bool(((self.scores >= 0) & (self.scores <= 1)).all()):
-            found = f"{float(self.scores.min()):g} to {float(self.scores.max()):g}"
-            raise ImageError("impossible", f"the model's scores are not in [0, 1]: they go from {found}")
+            span = f"{float(self.scores.min()):g} to {float(self.scores.max()):g}"
+            raise ImageError("impossible", f"the model's scores are not in [0, 1]: they go from {span}")
 
 
 class Detector(Protocol):
@@ -152,9 +152,9 @@ def differentiable(detector: Detector) -> Differentiable:
     return detector
 
 
-def scores_of(found: Sequence[Candidates], classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+def scores_of(candidates: Sequence[Candidates], classes: Sequence[int]) -> tuple[Tensor, Tensor]:
     """`Detector.scores` from whole predictions, where leaving classes out saves nothing."""
-    return torch.stack([c.boxes for c in found]), torch.stack([c.scores[:, list(classes)] for c in found])
+    return torch.stack([c.boxes for c in candidates]), torch.stack([c.scores[:, list(classes)] for c in candidates])
 
 
 def levels_of(shapes: Sequence[tuple[int, int]], anchors_per_cell: int = 1) -> Tensor:

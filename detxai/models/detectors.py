@@ -94,9 +94,9 @@ def contrasting(values: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor]
             return values(x, pins)
         first = [(row, replace(t, kind="class") if t.kind == "contrast" else t) for row, t in pins]
         others = [(row, replace(t, kind="class", class_id=t.other or 0)) for row, t in (pins[i] for i in differences)]
-        found = values(x, [*first, *others])
-        at = torch.tensor(differences, device=found.device)
-        return found[: len(pins)].index_add(0, at, found[len(pins) :], alpha=-1)
+        pair = values(x, [*first, *others])
+        at = torch.tensor(differences, device=pair.device)
+        return pair[: len(pins)].index_add(0, at, pair[len(pins) :], alpha=-1)
 
     return both
 
@@ -109,7 +109,7 @@ def sound(detector: Detector, x: Tensor, *, asked: bool = False) -> Candidates:
     """
     try:
         with Bounds(detector.info.name, x.shape[-2] * x.shape[-1], asked=asked):
-            (found,) = detector.predict(x)
+            (candidates,) = detector.predict(x)
     except ImageError as error:
         message = f"{detector.info.name} is broken: on a test picture, {error}."
         raise ModelError(message, "Nothing was explained; export or train the model again.") from error
@@ -118,7 +118,7 @@ def sound(detector: Detector, x: Tensor, *, asked: bool = False) -> Candidates:
             raise  # the machine's fault
         said = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"{detector.info.name} cannot be run: {said:.200}.", "Export or train it again.") from error
-    return found
+    return candidates
 
 
 def self_test(detector: Differentiable, x: Tensor, *, asked: bool = False) -> float:
@@ -129,16 +129,18 @@ def self_test(detector: Differentiable, x: Tensor, *, asked: bool = False) -> fl
     the values are not those predicted even so; or when the gradient is zero or not finite: then no gradient method can
     work (a detached or quantised head).
     """
-    found = sound(detector, x, asked=asked)
-    wrong = _unlike(detector, x, found)
+    candidates = sound(detector, x, asked=asked)
+    wrong = _unlike(detector, x, candidates)
     if wrong and detector.info.sparse:
         detector.trunk.give_up_windows()
         detector.info = replace(detector.info, sparse=False)
-        wrong = _unlike(detector, x, found)
+        wrong = _unlike(detector, x, candidates)
     if wrong:
         raise ModelError(f"{detector.info.name}: {wrong}.")
     x = x.detach().clone().requires_grad_(True)
-    value = detector.values(x, [Pin(0, _strongest(found, int(found.levels[found.logits.amax(1).argmax()])))])[0]
+    value = detector.values(
+        x, [Pin(0, _strongest(candidates, int(candidates.levels[candidates.logits.amax(1).argmax()])))]
+    )[0]
     (gradient,) = torch.autograd.grad(value, x)
     largest = float(gradient.abs().max())
     if not 0 < largest < float("inf"):
@@ -148,21 +150,21 @@ def self_test(detector: Differentiable, x: Tensor, *, asked: bool = False) -> fl
     return largest
 
 
-def _strongest(found: Candidates, level: int) -> Target:
+def _strongest(candidates: Candidates, level: int) -> Target:
     """The strongest class logit of a level."""
-    here = found.logits.masked_fill((found.levels != level)[:, None], -torch.inf)
+    here = candidates.logits.masked_fill((candidates.levels != level)[:, None], -torch.inf)
     anchor, class_id = divmod(int(here.argmax()), here.shape[1])
-    return Target(anchor, level, "class", class_id, context=found.context)
+    return Target(anchor, level, "class", class_id, context=candidates.context)
 
 
 @torch.no_grad()
-def _unlike(detector: Differentiable, x: Tensor, found: Candidates) -> str | None:
-    """How the values of a level's strongest logit differ from what was `found` on x; None where they do not."""
-    for level in found.levels.unique().tolist():
-        target = _strongest(found, level)
+def _unlike(detector: Differentiable, x: Tensor, candidates: Candidates) -> str | None:
+    """How the values of a level's strongest logit differ from what was `candidates` on x; None where they do not."""
+    for level in candidates.levels.unique().tolist():
+        target = _strongest(candidates, level)
         value, whole = (
             float(detector.values(x, [Pin(0, target)])[0]),
-            float(found.logits[target.anchor, target.class_id]),
+            float(candidates.logits[target.anchor, target.class_id]),
         )
         if not abs(value - whole) <= SAME * max(abs(whole), 1.0):  # so that NaN differs
             return f"{value:.6g} where the whole network says {whole:.6g}"

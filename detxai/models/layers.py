@@ -159,8 +159,8 @@ class Builder:
         kind: Any = type(layer)
         runs = 1
         parts = {key: state.get(key) or {} for key in ("_parameters", "_buffers", "_modules")}
-        for key, found in parts.items():
-            for name, value in found.items():
+        for key, part in parts.items():
+            for name, value in part.items():
                 label = f"{where}.{name}"
                 if type(name) is not str or not (name in read_by(kind) or _holds(kind, key)):
                     raise Unbuildable(f"{label} has no place in the {kind.__name__} of the installed release")
@@ -219,15 +219,15 @@ def _finish(layer: Any, where: str) -> None:
             layer.forward = layer.forward_fuse
         return
     for name, shape in wanted.items():
-        found = getattr(layer, name)
-        if found is not None and tuple(found.shape) != shape:
-            raise Unbuildable(f"{where}.{name} has the shape {tuple(found.shape)}, its settings say {shape}")
+        part = getattr(layer, name)
+        if part is not None and tuple(part.shape) != shape:
+            raise Unbuildable(f"{where}.{name} has the shape {tuple(part.shape)}, its settings say {shape}")
 
 
 @cache
 def read_by(kind: type) -> frozenset[str]:
     """All names in the code of `kind` and of the classes that it is made of, up to torch's Module."""
-    found: set[str] = set()
+    names: set[str] = set()
     codes = [
         getattr(part, "__code__", None) or getattr(getattr(part, "fget", None), "__code__", None)
         for base in kind.__mro__
@@ -237,6 +237,6 @@ def read_by(kind: type) -> frozenset[str]:
     while codes:
         code = codes.pop()
         if isinstance(code, CodeType):
-            found.update(code.co_names, (c for c in code.co_consts if type(c) is str and c.isidentifier()))
+            names.update(code.co_names, (c for c in code.co_consts if type(c) is str and c.isidentifier()))
             codes.extend(c for c in code.co_consts if isinstance(c, CodeType))
-    return frozenset(found)
+    return frozenset(names)

@@ -50,20 +50,20 @@ class Stored:
 
 def root(content: Any) -> Any:
     """The model in what a checkpoint holds, without wrappers. Raises ValueError or Unbuildable for all else."""
-    found = content
+    node = content
     if type(content) is dict:
-        found = content.get("ema") or content.get("model")
-        if found is None and any(type(value) is Tensor for value in content.values()):
-            found = content
-    while type(found) is Node and (inside := _WRAPPERS.get(found.name.rpartition(".")[2])):
-        found = (found.state or {}).get("_modules", {}).get(inside)
-    if type(found) is dict and any(type(value) is Tensor for value in found.values()):
+        node = content.get("ema") or content.get("model")
+        if node is None and any(type(value) is Tensor for value in content.values()):
+            node = content
+    while type(node) is Node and (inside := _WRAPPERS.get(node.name.rpartition(".")[2])):
+        node = (node.state or {}).get("_modules", {}).get(inside)
+    if type(node) is dict and any(type(value) is Tensor for value in node.values()):
         raise ValueError("it is a state dict: tensors without the network that they belong to")
-    if type(found) is not Node:
-        raise ValueError(f"it holds no model (found {type(found).__name__})")
-    if type(found.state) is not dict:
-        raise Unbuildable(f"the model is a {found.name:.100}, which detxai does not know")
-    return found
+    if type(node) is not Node:
+        raise ValueError(f"it holds no model (found {type(node).__name__})")
+    if type(node.state) is not dict:
+        raise Unbuildable(f"the model is a {node.name:.100}, which detxai does not know")
+    return node
 
 
 def network(content: Any, size: int) -> Stored:
@@ -92,9 +92,9 @@ def network(content: Any, size: int) -> Stored:
     if kind in _MAIN and "cv2" in (head.state or {}).get("_modules", {}):
         module = _yolov9(layers, head, kind, yaml, builder)
         return Stored("ultralytics", module, _fitting(names, module.model[-1]), family(yaml, "yolov9"), imgsz)  # type: ignore[index]
-    found = _anchor_based(layers, head, node.state, names, builder)
-    names = names or {i: str(i) for i in range(found.scales[0].classes)}
-    return Stored("legacy", found, names, family(yaml), None)
+    head_based = _anchor_based(layers, head, node.state, names, builder)
+    names = names or {i: str(i) for i in range(head_based.scales[0].classes)}
+    return Stored("legacy", head_based, names, family(yaml), None)
 
 
 def _ultralytics_network(node: Node, task: str, yaml: dict[str, Any], builder: Builder) -> nn.Module:
@@ -148,9 +148,9 @@ def _sequence(node: Node) -> list[Any]:
 
 
 def _trunk(layers: list[Any], builder: Builder) -> nn.Sequential:
-    found = nn.Sequential(*(builder.layer(layer, f"layer {i}") for i, layer in enumerate(layers)))
-    check_wiring(found)
-    return found
+    trunk = nn.Sequential(*(builder.layer(layer, f"layer {i}") for i, layer in enumerate(layers)))
+    check_wiring(trunk)
+    return trunk
 
 
 def _anchor_based(
@@ -215,12 +215,12 @@ def _first(conv: nn.Conv2d, anchors: int, kept: int) -> nn.Conv2d:
     """`conv` with the first `kept` outputs of each anchor: a segment head has masks behind its detections."""
     if conv.out_channels == anchors * kept:
         return conv
-    found = nn.Conv2d(conv.in_channels, anchors * kept, 1)
+    first = nn.Conv2d(conv.in_channels, anchors * kept, 1)
     for name in ("weight", "bias"):
         whole: Any = getattr(conv, name)
         own = whole.detach().unflatten(0, (anchors, -1))[:, :kept].flatten(0, 1).clone()
-        setattr(found, name, nn.Parameter(own, requires_grad=False))
-    return found
+        setattr(first, name, nn.Parameter(own, requires_grad=False))
+    return first
 
 
 def _yolov9(layers: list[Any], head: Node, kind: str, yaml: dict[str, Any], builder: Builder) -> nn.Module:
@@ -277,12 +277,12 @@ def class_names(value: Any) -> dict[int, str]:
     pairs = value.items() if type(value) is dict else enumerate(value) if type(value) in (list, tuple) else None
     if pairs is None or len(value) > MOST_NAMES:
         raise ValueError("its class names are no list, or longer than any that is known")
-    found: dict[int, str] = {}
+    names_by_id: dict[int, str] = {}
     for key, name in pairs:
         if type(name) not in (str, int, float) or len(str(name)) > LONGEST_NAME:
             raise ValueError(f"its class {key!s:.50} has no name that is text")
-        found[int(key)] = str(name)
-    return found
+        names_by_id[int(key)] = str(name)
+    return names_by_id
 
 
 def _fitting(names: dict[int, str], head: Any) -> dict[int, str]:
@@ -314,8 +314,8 @@ def image_size(content: Any, node: Node | None = None) -> int | None:
 
 def family(yaml: Any, otherwise: str | None = None) -> str:
     """`yolov8`, `yolo11`, `rtdetr`, …: from the yaml's file name, else from the blocks it is made of."""
-    if found := re.search(r"yolov?\d+|rtdetr|yoloe|yolow", str(yaml.get("yaml_file", "")).lower()):
-        return found.group()
+    if named := re.search(r"yolov?\d+|rtdetr|yoloe|yolow", str(yaml.get("yaml_file", "")).lower()):
+        return named.group()
     rows = [*(yaml.get("backbone") or ()), *(yaml.get("head") or ())]
     blocks = {str(row[2]) for row in rows if isinstance(row, list) and len(row) > 2}
     signs = {"RTDETRDecoder": "rtdetr", "A2C2f": "yolo12", "C3k2": "yolo11", "v10Detect": "yolov10",

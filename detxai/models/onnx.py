@@ -49,10 +49,10 @@ class Onnx:
         """The outputs for one picture x (1, 3, height, width), float32 in [0, 1], each with its batch axis."""
         pictures = x.expand(self.batch, -1, -1, -1).numpy().astype(self.dtype)
         try:
-            found = self.session.run(None, {self.input: np.ascontiguousarray(pictures)})
+            outputs = self.session.run(None, {self.input: np.ascontiguousarray(pictures)})
         except self._errors as error:
             raise ModelError(f"{self.name} cannot be run: {first_line(error)}") from error
-        return [torch.as_tensor(np.asarray(one)).float() for one in found]
+        return [torch.as_tensor(np.asarray(one)).float() for one in outputs]
 
 
 def first_line(error: BaseException) -> str:
@@ -82,10 +82,10 @@ def _alone(name: str, data: bytes) -> None:
 
 def _plain(metadata: dict[str, str]) -> dict[str, Any]:
     """The values that are Python literals as such, as ultralytics and YOLOv5 write them; others stay text."""
-    found: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
     for key, text in metadata.items():
         try:
-            found[key] = ast.literal_eval(text)
+            plain[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-            found[key] = text
-    return found
+            plain[key] = text
+    return plain

@@ -17,35 +17,37 @@ HEAD_MAX_DET = 300
 
 
 def reported(
-    found: Candidates, *, conf: float, iou: float, max_det: int, classes: Collection[int] | None = None
+    candidates: Candidates, *, conf: float, iou: float, max_det: int, classes: Collection[int] | None = None
 ) -> list[tuple[int, int]]:
     """(anchor, class_id) of the predictions that the model reports, best first, as ultralytics' `predict` would."""
-    if found.end_to_end:
-        return _top(found, conf, max_det, classes)
+    if candidates.end_to_end:
+        return _top(candidates, conf, max_det, classes)
     from ultralytics.utils.nms import non_max_suppression
 
-    rotated = found.rotated is not None
-    corners = found.boxes
+    rotated = candidates.rotated is not None
+    corners = candidates.boxes
     boxes = (
-        found.rotated[:, :4]
-        if found.rotated is not None
+        candidates.rotated[:, :4]
+        if candidates.rotated is not None
         else torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], -1)
     )
-    columns: list[Any] = [boxes, found.scores] + ([found.rotated[:, 4:]] if found.rotated is not None else [])
+    columns: list[Any] = [boxes, candidates.scores] + (
+        [candidates.rotated[:, 4:]] if candidates.rotated is not None else []
+    )
     rows, kept = non_max_suppression(
         torch.cat(columns, -1).T[None],
-        conf, iou, classes=classes, max_det=max_det, nc=found.scores.shape[1], rotated=rotated, return_idxs=True,
+        conf, iou, classes=classes, max_det=max_det, nc=candidates.scores.shape[1], rotated=rotated, return_idxs=True,
         max_time_img=60.0,
     )  # fmt: skip
     return [(int(a), int(c)) for a, c in zip(kept[0], rows[0][:, 5], strict=True)]
 
 
-def similarity(found: list[Candidates], pins: Sequence[tuple[int, Target]]) -> Tensor:
+def similarity(candidates: list[Candidates], pins: Sequence[tuple[int, Target]]) -> Tensor:
     """(len(pins),): the best IoU × score of the target's class among the predictions of the pin's row.
 
     Boxes are compared in letterbox pixels, before NMS (Petsiuk et al. 2021).
     """
-    return torch.stack([_closest(found[row].boxes, found[row].scores[:, t.class_id], t) for row, t in pins])
+    return torch.stack([_closest(candidates[row].boxes, candidates[row].scores[:, t.class_id], t) for row, t in pins])
 
 
 def closeness(detector: Detector, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
@@ -62,9 +64,9 @@ def _closest(boxes: Tensor, scores: Tensor, target: Target) -> Tensor:
     return (overlap / (area - overlap).clamp(min=1e-9) * scores).max()
 
 
-def _top(found: Candidates, conf: float, max_det: int, classes: Collection[int] | None) -> list[tuple[int, int]]:
-    k = min(max(max_det, HEAD_MAX_DET), len(found.scores))
-    anchors = found.scores.amax(1).topk(k).indices
-    scores, flat = found.scores[anchors].flatten().topk(k)
-    pairs = [divmod(int(i), found.scores.shape[1]) for i in flat[scores > conf]]
+def _top(candidates: Candidates, conf: float, max_det: int, classes: Collection[int] | None) -> list[tuple[int, int]]:
+    k = min(max(max_det, HEAD_MAX_DET), len(candidates.scores))
+    anchors = candidates.scores.amax(1).topk(k).indices
+    scores, flat = candidates.scores[anchors].flatten().topk(k)
+    pairs = [divmod(int(i), candidates.scores.shape[1]) for i in flat[scores > conf]]
     return [(int(anchors[a]), c) for a, c in pairs if classes is None or c in classes][:max_det]

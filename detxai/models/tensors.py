@@ -173,12 +173,12 @@ def _from_stream(data: bytes) -> Any:
             raise ValueError("its storages disagree")
         return known[key]
 
-    at, found = 0, []
+    at, parts = 0, []
     for _ in range(5):
         reader = Reader(data, functions(), _persistent(storage), at)
-        found.append(reader.load())
+        parts.append(reader.load())
         at = reader.at
-    *_, system, content, keys = found
+    *_, system, content, keys = parts
     if not isinstance(system, dict) or not system.get("little_endian", True):
         raise ValueError("it was written on a big-endian machine")
     if not isinstance(keys, list) or len(keys) != len(known) or {*map(str, keys)} != set(known):
@@ -208,7 +208,7 @@ def _numbers(content: memoryview, dtype: torch.dtype) -> Tensor:
 def _persistent(storage: Callable[[torch.dtype, str, int], Storage]) -> Callable[[Any], Any]:
     """What an outside reference stands for: ("storage", type, key, place, count), or a class with its source."""
 
-    def found(reference: Any) -> Any:
+    def storage_of(reference: Any) -> Any:
         if type(reference) is not tuple or len(reference) < 4:
             raise ValueError("its pickle refers to what is no storage")
         if reference[0] == "module" and type(reference[1]) is Name:
@@ -221,7 +221,7 @@ def _persistent(storage: Callable[[torch.dtype, str, int], Storage]) -> Callable
             raise Refused(f"its pickle has a storage of the kind {name.name:.100}")
         return storage(DTYPES[item], str(key), count)
 
-    return found
+    return storage_of
 
 
 # -- the functions that a checkpoint may call ---------------------------------------------------------
@@ -277,13 +277,13 @@ def _parameter(args: tuple[Any, ...]) -> Tensor:
 
 def _pairs(args: tuple[Any, ...]) -> dict[Any, Any]:
     """An OrderedDict, Counter or defaultdict; the latter's factory is left out."""
-    found: dict[Any, Any] = {}
+    pairs: dict[Any, Any] = {}
     for pair in args[0] if args and type(args[0]) is list else ():
         key, value = pair
         if type(key) is not str:
             raise ValueError("its pickle has a key that is not text")
-        found[key] = value
-    return found
+        pairs[key] = value
+    return pairs
 
 
 def _items(args: tuple[Any, ...]) -> list[Any]:

@@ -143,8 +143,8 @@ class Windows:
             places = list(dict.fromkeys(zip(rows, cells, strict=True)))
             if len(places) < len(rows):
                 known = {place: i for i, place in enumerate(places)}
-                found = self(outputs, [row for row, _ in places], [cell for _, cell in places])
-                return found[[known[place] for place in zip(rows, cells, strict=True)]]
+                values = self(outputs, [row for row, _ in places], [cell for _, cell in places])
+                return values[[known[place] for place in zip(rows, cells, strict=True)]]
         group = len(next(iter(outputs.values())))
         spare = -len(rows) % group
         rows, cells = [*rows, *rows[:1] * spare], [*cells, *cells[:1] * spare]
@@ -174,12 +174,12 @@ class Windows:
                 parts.append(_cut(whole, row, corner, int(step.size * step.scale)))
             if step.number == HEAD:  # it is cheap, and logits are its differences
                 with torch.autocast(device.type, enabled=False):
-                    found: Tensor = step.layer(parts[0].float())
+                    output: Tensor = step.layer(parts[0].float())
                 y, x = (at - starts).unbind(1)
                 if batch is None:
-                    where = (y * found.shape[3] + x)[:, None, None].expand(-1, found.shape[1], 1)
-                    return found.flatten(2).gather(2, where)[..., 0]
-                return found[own, :, y, x]
+                    where = (y * output.shape[3] + x)[:, None, None].expand(-1, output.shape[1], 1)
+                    return output.flatten(2).gather(2, where)[..., 0]
+                return output[own, :, y, x]
             made[step.number] = step.layer(parts if step.many else parts[0]), starts
         raise AssertionError("the last step is the head")
 
@@ -221,11 +221,11 @@ def around(
     """
     channels, side = shapes[feed]
     one = Fraction(1)
-    found = reach(head, [(channels, one)], like)
-    if found is None or found.scale != 1:
+    reached = reach(head, [(channels, one)], like)
+    if reached is None or reached.scale != 1:
         return None
     cells = np.arange(side, dtype=np.int64)
-    starts, size = placed((cells, cells + 1), found, side)
+    starts, size = placed((cells, cells + 1), reached, side)
     steps = [Step(HEAD, head, False, (feed,), one, torch.from_numpy(starts).to(like.device), size)]
     wanted = {feed: (starts, starts + size)}
     users = {i: {k for k in trunk.ancestors[feed] if i in trunk.sources[k]} for i in trunk.ancestors[feed]}

@@ -14,18 +14,18 @@ from detxai.text import printable
 STYLES = {"unsupported": "bold red", "weak": "yellow", "unknown": "magenta", "supported": "green", "none": "dim"}
 
 
-def lines(found: Sequence[Finding]) -> list[Text]:
+def lines(findings: Sequence[Finding]) -> list[Text]:
     """One line each, in columns: path, id, class, score, verdict, deciding reason, overlay."""
     rows = [
         (f.path, f"#{f.id}", f.class_name if f.kind == "detection" else f"{f.class_name} ({f.kind})",
          f"{f.score:.2f}", f.verdict if f.trust is None else f"{f.verdict} (trust {f.trust:.2f})",
          f.reason or "no evidence was asked for", f.overlay or "–")
-        for f in found
+        for f in findings
     ]  # fmt: skip
     cells = [tuple(map(printable, row)) for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     shown = []
-    for f, row in zip(found, cells, strict=True):
+    for f, row in zip(findings, cells, strict=True):
         line = Text(no_wrap=True)
         for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
             style = STYLES[f.verdict] if i == 4 else "dim" if i == 6 else ""

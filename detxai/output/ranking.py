@@ -102,9 +102,9 @@ class Worst:
     verdicts: Counter[str] = field(default_factory=Counter)
     kept: list[Finding] = field(default_factory=list)
 
-    def add(self, found: Iterable[Finding]) -> None:
-        """Count those of `found` that are wanted."""
-        for finding in filter(self.wanted, found):
+    def add(self, more: Iterable[Finding]) -> None:
+        """Count those of `more` that are wanted."""
+        for finding in filter(self.wanted, more):
             self.count += 1
             self.verdicts[finding.verdict] += 1
             bisect.insort(self.kept, finding, key=severity)

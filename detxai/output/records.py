@@ -452,12 +452,12 @@ def label_records(drawn: Sequence[Label] | None, detections: Sequence[Detection]
     if drawn is None:
         return None
     met = [(d.match.label, d) for d in detections if d.match is not None]
-    found = {k for k, d in met if d.kind == "detection" and d.match and d.match.status == "true"}
+    hit = {k for k, d in met if d.kind == "detection" and d.match and d.match.status == "true"}
     missed = {k for k, d in met if d.kind == "missed"}
 
     def status(k: int, label: Label) -> Any:
         unmet = "unknown-class" if label.class_id is None else "not-asked"
-        return "found" if k in found else "missed" if k in missed else unmet
+        return "found" if k in hit else "missed" if k in missed else unmet
 
     return tuple(
         LabelRecord(class_id=label.class_id, class_name=label.class_name, box=label.box, status=status(k, label))

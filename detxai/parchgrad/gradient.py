@@ -130,8 +130,8 @@ def with_channels(ask: Ask, kept: Mapping[Target, Tensor]) -> Ask:
             replies: list[Reply] = yield [_with_channels(point, kept) for point in points]
             points = ask.send(replies)
     except StopIteration as stop:
-        found: list[TargetMap] = stop.value
-        return found
+        maps: list[TargetMap] = stop.value
+        return maps
 
 
 def _with_channels(point: Point, kept: Mapping[Target, Tensor]) -> Point:

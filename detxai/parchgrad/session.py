@@ -62,14 +62,14 @@ class ParchGradSession:
         device: torch.device,
     ) -> None:
         self.selection, self.region, self.size, self.device = Selection(config, made), config.region, size, device
-        found = convolutions(detector.trunk)
-        widths = {name: conv.out_channels for name, conv in found.items()}
+        layers = convolutions(detector.trunk)
+        widths = {name: conv.out_channels for name, conv in layers.items()}
         if any(widths.get(name) != width for name, width in made.layers):
             raise UsageError(
                 f"The channel statistics of {detector.info.name} name convolutions that it has not.",
                 "Make new ones with: detxai calibrate parchgrad SOURCE",
             )
-        hooked = [found[name] for name in self.selection.names]
+        hooked = [layers[name] for name in self.selection.names]
         self.hooks = ParchGrad(hooked, config.gamma, config.variance, detector.trunk.whole)
         self.sha256 = made.sha256
         self._of_class: dict[int, Tensor] = {}
@@ -116,10 +116,10 @@ class ParchGradSession:
     ) -> Ask:
         """The coroutine of `method` with the modified `gradient`, in float32: its range is too wide for less."""
         settings = replace(settings, modified=True, dtype=torch.float32)
-        found = yield from with_channels(METHODS[method](paths, targets, settings), masks)
+        maps = yield from with_channels(METHODS[method](paths, targets, settings), masks)
         return [
             one if bool(masks[one.target].any()) else replace(one, notes=(*one.notes, self._why(gradient, one.target)))
-            for one in found
+            for one in maps
         ]
 
     def _why(self, gradient: str, target: Target) -> str:

@@ -114,8 +114,8 @@ class ChannelCalibration:
             "note": self.note,
         }
         tensors = {
-            f"{region}.{part.name}": getattr(found, part.name)
-            for region, found in self.statistics.items()
+            f"{region}.{part.name}": getattr(statistics, part.name)
+            for region, statistics in self.statistics.items()
             for part in fields(Statistics)
         }
         return checkpoints.packed(tensors, about)
@@ -137,8 +137,8 @@ def read(file: Path) -> ChannelCalibration:
         statistics = {
             region: Statistics(*(tensors[f"{region}.{part.name}"] for part in fields(Statistics))) for region in REGIONS
         }
-        for found in statistics.values():
-            _check(found, len(names), sum(width for _, width in layers))
+        for each in statistics.values():
+            _check(each, len(names), sum(width for _, width in layers))
         return ChannelCalibration(
             about["model_sha256"], int(about["imgsz"]), layers, names, statistics, int(about["images"]),
             about["labelled"] == "true", about.get("note", ""), hashlib.sha256(data).hexdigest(),
@@ -152,10 +152,10 @@ def read(file: Path) -> ChannelCalibration:
         ) from error
 
 
-def _check(found: Statistics, classes: int, channels: int) -> None:
+def _check(statistics: Statistics, classes: int, channels: int) -> None:
     wide = ((classes,), (classes, channels), (classes, channels), (channels,), (channels,), (channels,))
     for part, shape in zip(fields(Statistics), wide, strict=True):
-        tensor: torch.Tensor = getattr(found, part.name)
+        tensor: torch.Tensor = getattr(statistics, part.name)
         if tensor.shape != shape or not bool(tensor.isfinite().all()):
             raise ValueError(f"{part.name} is {tuple(tensor.shape)}, not {shape}, or not finite")
 
@@ -181,18 +181,18 @@ def found_for(model: str | None, name: str, sha256: str, imgsz: int, given: Sequ
                 f"Make them on your images: {command} --imgsz {imgsz} (or name a file with --calibration).",
             )
     known = {file: read(file) for file in files}
-    own = {file: found for file, found in known.items() if found.model_sha256 == sha256}
+    own = {file: calibration for file, calibration in known.items() if calibration.model_sha256 == sha256}
     if not own:
         raise UsageError(
             f"{files[0]} was made with another model than {name} (sha256 {known[files[0]].model_sha256[:12]}…, not "
             f"{sha256[:12]}…).",
             f"Make new statistics: {command} --imgsz {imgsz}",
         )
-    fitting = [found for found in own.values() if found.imgsz == imgsz]
+    fitting = [calibration for calibration in own.values() if calibration.imgsz == imgsz]
     if not fitting:
-        file, found = next(iter(own.items()))
+        file, calibration = next(iter(own.items()))
         raise UsageError(
-            f"{file} was made at {found.imgsz} pixels, this run is at {imgsz}.",
-            f"Run with --imgsz {found.imgsz}, or make new statistics: {command} --imgsz {imgsz}",
+            f"{file} was made at {calibration.imgsz} pixels, this run is at {imgsz}.",
+            f"Run with --imgsz {calibration.imgsz}, or make new statistics: {command} --imgsz {imgsz}",
         )
     return fitting[0]

@@ -27,7 +27,7 @@ def github(chosen: Selection, folder: str = "") -> str:
     """A workflow command a finding, `::warning file=…::reason`; `folder` stands before the paths."""
     levels = {"note": "notice"}
     lines = [_command("error", folder + f.path, "not explained", f"{f.message} ({f.code})") for f in chosen.failures]
-    for f in chosen.found:
+    for f in chosen.findings:
         level = RULES[f.verdict][0]
         lines.append(_command(levels.get(level, level), folder + f.path, _title(f), _why(f)))
     return "".join(lines)
@@ -35,15 +35,15 @@ def github(chosen: Selection, folder: str = "") -> str:
 
 def junit(chosen: Selection, folder: str = "") -> str:
     """One suite, a case a finding: failed where its verdict asks for another look; an error for a failed image."""
-    looked = sum(f.verdict in LOOK for f in chosen.found)
-    counts = {"tests": len(chosen.found) + len(chosen.failures), "failures": looked, "errors": len(chosen.failures)}
+    looked = sum(f.verdict in LOOK for f in chosen.findings)
+    counts = {"tests": len(chosen.findings) + len(chosen.failures), "failures": looked, "errors": len(chosen.failures)}
     plain = {"name": "detxai"} | {name: str(count) for name, count in counts.items()}
     suites = Xml.Element("testsuites", plain)
     suite = Xml.SubElement(suites, "testsuite", plain)
     for failure in chosen.failures:
         case = _case(suite, folder + failure.path, "image")
         Xml.SubElement(case, "error", type=failure.code, message=xml_text(failure.message))
-    for f in chosen.found:
+    for f in chosen.findings:
         case = _case(suite, folder + f.path, _title(f))
         if f.verdict in LOOK:
             Xml.SubElement(case, "failure", type=f.verdict, message=xml_text(_why(f))).text = xml_text(
@@ -66,7 +66,7 @@ def sarif(chosen: Selection, folder: str = "") -> str:
     driver = {"name": "detxai", "rules": rules}
     failures = [_notification(f, folder) for f in chosen.failures]
     invocation = {"executionSuccessful": not failures, "toolExecutionNotifications": failures}
-    results = [_result(f, folder) for f in chosen.found]
+    results = [_result(f, folder) for f in chosen.findings]
     run = {"tool": {"driver": driver}, "invocations": [invocation], "results": results}
     log = {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}
     return json.dumps(log, ensure_ascii=False, indent=1) + "\n"

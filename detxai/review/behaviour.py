@@ -37,7 +37,7 @@ class Behaviour:
     class_id: int
     class_name: str
     unit: str
-    found: tuple[Finding, ...]
+    findings: tuple[Finding, ...]
     verdicts: Counter[str]
     mean: NDArray[np.float64]
     spread: NDArray[np.float64]
@@ -53,14 +53,14 @@ def own(detection: DetectionRecord) -> AttributionRecord | None:
     return next((a for a in detection.attributions if a.target == "class" and not a.as_class), None)
 
 
-def behaviours(found: Iterable[Finding]) -> list[Behaviour]:
+def behaviours(findings: Iterable[Finding]) -> list[Behaviour]:
     """Of each class that was reported, by class id; boxes without a map of their class are passed over.
 
     Only boxes under the method of the first one are taken: maps of two methods have no common unit.
     """
     by_class: dict[int, list[tuple[Finding, AttributionRecord]]] = {}
     way: tuple[str, str] | None = None
-    for f in found:
+    for f in findings:
         a = own(f.detection)
         if f.kind == "detection" and a is not None:
             way = way or (a.method, a.gradient)
@@ -70,9 +70,9 @@ def behaviours(found: Iterable[Finding]) -> list[Behaviour]:
 
 
 def _behaviour(pairs: Sequence[tuple[Finding, AttributionRecord]]) -> Behaviour:
-    found = tuple(f for f, _ in pairs)
+    findings = tuple(f for f, _ in pairs)
     grids = np.asarray([a.grid.values for _, a in pairs], np.float64)
-    outside = np.asarray([_outside(f) for f in found])
+    outside = np.asarray([_outside(f) for f in findings])
     sums = Moments((8, 8))
     for grid in grids:
         sums.add(grid)
@@ -80,11 +80,11 @@ def _behaviour(pairs: Sequence[tuple[Finding, AttributionRecord]]) -> Behaviour:
     order = np.argsort(-likeness(described), kind="stable").tolist()
     members, clear = groups(described)
     return Behaviour(
-        class_id=found[0].class_id,
-        class_name=found[0].class_name,
+        class_id=findings[0].class_id,
+        class_name=findings[0].class_name,
         unit=_unit(pairs[0][1]),
-        found=found,
-        verdicts=Counter(f.verdict for f in found),
+        findings=findings,
+        verdicts=Counter(f.verdict for f in findings),
         mean=sums.mean,
         spread=sums.std,
         outside=outside_share(grids, outside),
@@ -95,8 +95,8 @@ def _behaviour(pairs: Sequence[tuple[Finding, AttributionRecord]]) -> Behaviour:
                 tuple(m.tolist()),
                 grids[m].mean(0),
                 outside_share(grids[m], outside[m]),
-                float(np.mean([found[i].score for i in m])),
-                Counter(found[i].verdict for i in m),
+                float(np.mean([findings[i].score for i in m])),
+                Counter(findings[i].verdict for i in m),
             )
             for m in members
         ),

@@ -19,21 +19,26 @@ from detxai.text import printable
 SHADES = " ░▒▓█"
 
 
-def describe(found: Behaviour) -> list[Text]:
+def describe(behaviour: Behaviour) -> list[Text]:
     """The lines of one class."""
-    head = Text(printable(found.class_name), "bold")
-    head.append(f"  {len(found.found)} boxes, {_shares(found.verdicts)}", "not bold")
-    lines = [head, Text(f"  its evidence, mean over these boxes: {where(found.mean)}; red with - speaks against it")]
-    lines += [Text("  ").append_text(row) for row in blocks(found.mean)]
-    lines.append(Text(f"  {found.outside:.0%} of what speaks for {printable(found.class_name)} lies outside the boxes"))
-    if len(found.groups) > 1:
-        lines.append(Text(f"  {len(found.groups)} groups of evidence (silhouette {found.silhouette:.2f}):"))
-        lines += [Text(f"    {_group(found, group)}") for group in found.groups]
-    elif len(found.found) > 1:
+    head = Text(printable(behaviour.class_name), "bold")
+    head.append(f"  {len(behaviour.findings)} boxes, {_shares(behaviour.verdicts)}", "not bold")
+    lines = [
+        head,
+        Text(f"  its evidence, mean over these boxes: {where(behaviour.mean)}; red with - speaks against it"),
+    ]
+    lines += [Text("  ").append_text(row) for row in blocks(behaviour.mean)]
+    lines.append(
+        Text(f"  {behaviour.outside:.0%} of what speaks for {printable(behaviour.class_name)} lies outside the boxes")
+    )
+    if len(behaviour.groups) > 1:
+        lines.append(Text(f"  {len(behaviour.groups)} groups of evidence (silhouette {behaviour.silhouette:.2f}):"))
+        lines += [Text(f"    {_group(behaviour, group)}") for group in behaviour.groups]
+    elif len(behaviour.findings) > 1:
         lines.append(Text("  no groups: the evidence of these boxes does not fall into kinds"))
-    for word, chosen in (("most typical", found.typical), ("oddest", found.odd)):
+    for word, chosen in (("most typical", behaviour.typical), ("oddest", behaviour.odd)):
         if chosen:
-            lines.append(Text(f"  {word}: {', '.join(_name(found.found[i]) for i in chosen)}"))
+            lines.append(Text(f"  {word}: {', '.join(_name(behaviour.findings[i]) for i in chosen)}"))
     return [*lines, Text()]
 
 
@@ -53,9 +58,9 @@ def _shares(verdicts: Counter[str]) -> str:
     return ", ".join(f"{verdicts[word] / total:.0%} {word}" for word in VERDICTS if verdicts[word])
 
 
-def _group(found: Behaviour, group: Group) -> str:
-    share = len(group.boxes) / len(found.found)
-    typical = ", ".join(_name(found.found[i]) for i in group.boxes[:2])
+def _group(behaviour: Behaviour, group: Group) -> str:
+    share = len(group.boxes) / len(behaviour.findings)
+    typical = ", ".join(_name(behaviour.findings[i]) for i in group.boxes[:2])
     return (
         f"{share:.0%} ({len(group.boxes)}): {where(group.mean)}, {group.outside:.0%} outside, mean score"
         f" {group.score:.2f}, {_shares(group.verdicts)}; such as {typical}"

@@ -44,8 +44,8 @@ class Change:
     @property
     def class_name(self) -> str:
         """The class it had before, or has now where it is new."""
-        found = self.before or self.after
-        return found.class_name if found else ""
+        finding = self.before or self.after
+        return finding.class_name if finding else ""
 
     def plain(self) -> dict[str, Any]:
         """What JSON says of it."""
@@ -108,7 +108,7 @@ class Diff:
         for change in self.boxes:
             classes.setdefault(change.class_name, []).append(change)
         classes.pop("", None)  # images, not boxes
-        return [_counts(name, found) for name, found in sorted(classes.items())]
+        return [_counts(name, changes) for name, changes in sorted(classes.items())]
 
     def plain(self) -> dict[str, Any]:
         """The comparison as JSON; changes image by image."""
@@ -160,14 +160,14 @@ def _gravity(change: Change) -> int:
     return WHAT.index(change.what[0]) if change.what else len(WHAT)
 
 
-def _counts(name: str, found: Sequence[Change]) -> dict[str, Any]:
-    known = [c.correlation for c in found if c.correlation is not None]
+def _counts(name: str, changes: Sequence[Change]) -> dict[str, Any]:
+    known = [c.correlation for c in changes if c.correlation is not None]
     return {
         "class_name": name,
-        "a": sum(c.before is not None for c in found),
-        "b": sum(c.after is not None for c in found),
-        **{what: sum(what in c.what for c in found) for what in WHAT[2:-1]},
-        "worse": sum(c.worse for c in found),
+        "a": sum(c.before is not None for c in changes),
+        "b": sum(c.after is not None for c in changes),
+        **{what: sum(what in c.what for c in changes) for what in WHAT[2:-1]},
+        "worse": sum(c.worse for c in changes),
         "mean_correlation": float(f"{np.mean(known):.3g}") if known else None,
     }
 
@@ -247,7 +247,7 @@ def _worse(f: Finding | None, g: Finding | None, *, labelled: bool) -> bool:
     if f and g and _GRADES.get(g.verdict, 2) < _GRADES.get(f.verdict, -1):
         return True
     if labelled:
-        right, was = (_right(found) for found in (g, f))
+        right, was = (_right(finding) for finding in (g, f))
         return (was and not right) or (g is not None and f is None and not right)
     return g is None or (f is not None and f.class_name != g.class_name)
 
@@ -280,12 +280,12 @@ def _said(c: Change, what: str) -> str:
             "evidence": f"evidence lies elsewhere (correlation {c.correlation or 0:.2f})",
             "moved": f"box moved (IoU {c.iou or 0:.2f})",
         }[what]
-    found = f or g
-    if found is None:
+    finding = f or g
+    if finding is None:
         return {
             "absent": "the image is not in B",
             "failed": "the image fails now",
             "mended": "the image does not fail any more",
         }[what]
     word = "not reported any more" if what == "gone" else "new"
-    return f"{word} (score {found.score:.2f}, {found.verdict})"
+    return f"{word} (score {finding.score:.2f}, {finding.verdict})"

@@ -11,23 +11,25 @@ from detxai.review.diff import Diff, in_words
 from detxai.text import printable
 
 
-def describe(found: Diff, most: int) -> list[Text]:
-    """The lines of `found`, of its changes the first `most`."""
+def describe(difference: Diff, most: int) -> list[Text]:
+    """The lines of `difference`, of its changes the first `most`."""
     lines = []
-    for word, side in (("A", found.a), ("B", found.b)):
+    for word, side in (("A", difference.a), ("B", difference.b)):
         made = ", ".join([*side.mixture.models.values(), *side.mixture.ways])
         said = f"{word}  {side.name}: {side.images} images, {side.failed} failed, {side.boxes} boxes ({made})"
         lines.append(Text(printable(said)))
-    alone = [f"{len(names)} only in {word}" for word, names in (("A", found.only_a), ("B", found.only_b)) if names]
-    lines += [Text(", ".join([f"{found.common} images in both", *alone])), Text()]
-    classes = found.by_class()
+    alone = [
+        f"{len(names)} only in {word}" for word, names in (("A", difference.only_a), ("B", difference.only_b)) if names
+    ]
+    lines += [Text(", ".join([f"{difference.common} images in both", *alone])), Text()]
+    classes = difference.by_class()
     if classes:
         head = tuple(name.replace("class_name", "class").replace("_", " ") for name in classes[0])
         rows = [tuple("–" if value is None else f"{value}" for value in row.values()) for row in classes]
         lines += [*_table([head, *rows], numbers=True), Text()]
-    changes = found.changes
+    changes = difference.changes
     lines.append(
-        Text(f"{len(changes)} changes, {len(found.worse)} for worse" if changes else "nothing changed", "bold")
+        Text(f"{len(changes)} changes, {len(difference.worse)} for worse" if changes else "nothing changed", "bold")
     )
     shown = changes[:most]
     cells = [(("worse" if c.worse else ""), *row) for c, row in zip(shown, in_words(shown), strict=True)]

@@ -46,7 +46,7 @@ class _Numbered:
 def build(tree: Tree, page: Path) -> dict[str, Any]:
     """The index of `tree` for a page that will lie at `page`. Raises NoInputError."""
     mixture = Mixture()
-    found: list[Finding] = []
+    findings: list[Finding] = []
     failed: list[list[str]] = []
     images: dict[str, list[Any]] = {name: [] for name in ("path", "width", "height", "key", "overview", "bag")}
     number: dict[str, int] = {}
@@ -62,9 +62,9 @@ def build(tree: Tree, page: Path) -> dict[str, Any]:
         row = (path, record.image.width, record.image.height, key, overview, bag)
         for column, value in zip(images.values(), row, strict=True):
             column.append(value)
-        found += ranking.findings(record)
-    found = together(sorted(found, key=ranking.severity))
-    place = {id(f): i for i, f in enumerate(found)}
+        findings += ranking.findings(record)
+    findings = together(sorted(findings, key=ranking.severity))
+    place = {id(f): i for i, f in enumerate(findings)}
     return {
         "format": FORMAT,
         "name": tree.folder.resolve().name,
@@ -76,8 +76,8 @@ def build(tree: Tree, page: Path) -> dict[str, Any]:
         "kinds": ranking.KINDS,
         "images": images,
         "failed": failed,
-        "behaviours": [_behaviour(b, place) for b in behaviours(found)],
-        **_boxes(found, number),
+        "behaviours": [_behaviour(b, place) for b in behaviours(findings)],
+        **_boxes(findings, number),
     }
 
 
@@ -89,8 +89,8 @@ def pack(index: dict[str, Any]) -> str:
 
 def unpack(packed: str) -> dict[str, Any]:
     """The index in `packed`."""
-    found: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(packed)))
-    return found
+    content: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(packed)))
+    return content
 
 
 def kind_of_reason(text: str, names: Iterable[str]) -> str:
@@ -101,9 +101,9 @@ def kind_of_reason(text: str, names: Iterable[str]) -> str:
     return _NUMBER.sub("…", text)
 
 
-def _boxes(found: Sequence[Finding], image: dict[str, int]) -> dict[str, Any]:
+def _boxes(findings: Sequence[Finding], image: dict[str, int]) -> dict[str, Any]:
     classes, variants, kinds_of_reason = _Numbered(), _Numbered(), _Numbered()
-    names = sorted({f.class_name for f in found}, key=len, reverse=True)
+    names = sorted({f.class_name for f in findings}, key=len, reverse=True)
     grids: list[bytes] = []
     columns: dict[str, Callable[[Finding], Any]] = {
         "image": lambda f: image[f.path],
@@ -122,8 +122,8 @@ def _boxes(found: Sequence[Finding], image: dict[str, int]) -> dict[str, Any]:
         "contrasts": lambda f: _contrasts(f),
         "maps": lambda f: [_map(f, a, variants, grids) for a in f.detection.attributions],
     }
-    boxes = {name: [value(f) for f in found] for name, value in columns.items()}
-    measures = {name: [_short(getattr(f.detection.evidence, name, None)) for f in found] for name in MEASURES}
+    boxes = {name: [value(f) for f in findings] for name, value in columns.items()}
+    measures = {name: [_short(getattr(f.detection.evidence, name, None)) for f in findings] for name in MEASURES}
     return {
         "classes": list(classes.known),
         "reasons": list(kinds_of_reason.known),
@@ -173,11 +173,11 @@ def _contrasts(f: Finding) -> list[list[Any]]:
 
 def _behaviour(b: Behaviour, place: dict[int, int]) -> dict[str, Any]:
     def boxes(numbers: Iterable[int]) -> list[int]:
-        return [place[id(b.found[i])] for i in numbers]
+        return [place[id(b.findings[i])] for i in numbers]
 
     return {
         "class": [b.class_id, b.class_name],
-        "count": len(b.found),
+        "count": len(b.findings),
         "unit": b.unit,
         "verdicts": [b.verdicts[word] for word in ranking.VERDICTS],
         "mean": _rounded(b.mean),

@@ -85,13 +85,13 @@ def _unknown(option: str, word: str, known: Sequence[str]) -> UsageError:
     return UsageError(f"{option} does not know {word!r}.", hint)
 
 
-def ordered(found: Iterable[Finding], key: str = "severity") -> list[Finding]:
-    """`found` by `key`, lowest first (severity: worst first); `-key` highest first; what lacks the value comes last.
+def ordered(findings: Iterable[Finding], key: str = "severity") -> list[Finding]:
+    """`findings` by `key`, lowest first (severity: worst first); `-key` highest first; what lacks the value comes last.
 
     Keys: severity, score, trust, path, class, or a measure of `evidence`. Raises UsageError for others.
     """
     name = key.removeprefix("-")
-    worst_first = sorted(found, key=ranking.severity)
+    worst_first = sorted(findings, key=ranking.severity)
     if name in PLAIN_KEYS:
         value = PLAIN_KEYS[name]
     elif name in MEASURES:
@@ -105,24 +105,24 @@ def ordered(found: Iterable[Finding], key: str = "severity") -> list[Finding]:
     return known + [f for f in worst_first if value(f) is None]
 
 
-def together(found: Iterable[Finding]) -> list[Finding]:
-    """`found` with both views of a bag where the first of them is; boxes of no bag stay where they are."""
+def together(findings: Iterable[Finding]) -> list[Finding]:
+    """`findings` with both views of a bag where the first of them is; boxes of no bag stay where they are."""
     bags: dict[object, list[Finding]] = {}
-    for f in found:
+    for f in findings:
         bags.setdefault(f.bag or (f.path, f.id), []).append(f)
     return [f for views in bags.values() for f in views]
 
 
-def unique_paths(found: Iterable[Finding]) -> list[str]:
-    """The images of `found`, each once, as they come."""
-    return list(dict.fromkeys(f.path for f in found))
+def unique_paths(findings: Iterable[Finding]) -> list[str]:
+    """The images of `findings`, each once, as they come."""
+    return list(dict.fromkeys(f.path for f in findings))
 
 
 @dataclass(frozen=True)
 class Selection:
     """What was chosen of a tree: `found` in order, of `total` boxes; `warnings` about it; its failed images."""
 
-    found: list[Finding]
+    findings: list[Finding]
     total: int
     warnings: list[str]
     failures: list[Failure]
@@ -133,7 +133,7 @@ def select(tree: Tree, choice: Choice, key: str = "severity") -> Selection:
     ordered((), key)  # a wrong key is told before the tree is read
     mixture, promises, total = Mixture(), Promises(), 0
     seen: set[tuple[int, str]] = set()
-    found, failures = [], []
+    findings, failures = [], []
     for record in tree.read():
         mixture.add(record)
         if record.error:
@@ -144,10 +144,10 @@ def select(tree: Tree, choice: Choice, key: str = "severity") -> Selection:
             seen.add((f.class_id, f.class_name))
             total += 1
             if choice.takes(f):
-                found.append(f)
+                findings.append(f)
     choice.require_classes(seen)
     warnings = tree.warnings() + mixture.warnings() + promises.warnings()
-    return Selection(together(ordered(found, key)), total, warnings, failures)
+    return Selection(together(ordered(findings, key)), total, warnings, failures)
 
 
 @dataclass

@@ -30,39 +30,39 @@ def report(tree: Path, page: Path | None = None) -> Path:
     Raises NoInputError where there is no record, OutputError where the page cannot be written.
     """
     page = page or tree / PAGE
-    found = index.build(Tree(tree), page)
-    write_file(page, render(found).encode("utf-8"))
+    content = index.build(Tree(tree), page)
+    write_file(page, render(content).encode("utf-8"))
     return page
 
 
-def render(found: dict[str, object]) -> str:
-    """The page of the index `found`; whatever names it holds, they are no markup: the index travels in base64."""
+def render(content: dict[str, object]) -> str:
+    """The page of the index `content`; whatever names it holds, they are no markup: the index travels in base64."""
     return _template("page.html.j2").render(
-        name=found["name"],
-        index=index.pack(found),
+        name=content["name"],
+        index=index.pack(content),
         style=Markup(_asset("page.css")),
         script=Markup("\n".join(map(_asset, SCRIPTS))),
     )
 
 
-def report_diff(found: Diff, page: Path) -> None:
+def report_diff(difference: Diff, page: Path) -> None:
     """Write the comparison as one static page, both overlays of a change side by side. Raises OutputError."""
 
     def picture(side: Side, f: Finding | None) -> str | None:
         base = index.relative(Path(side.name), page.parent)
         return f"./{quote(base + f.overlay)}" if f is not None and f.overlay else None
 
-    changes = found.changes[:MOST_CHANGES]
-    classes = found.by_class()
-    one, other = found.a.plain(), found.b.plain()
+    changes = difference.changes[:MOST_CHANGES]
+    classes = difference.by_class()
+    one, other = difference.a.plain(), difference.b.plain()
     text = _template("diff.html.j2").render(
-        diff=found,
+        diff=difference,
         style=Markup(_asset("page.css")),
         sides=[(key, _listed(one[key]), _listed(other[key])) for key in one if key != "name"],
         classes=classes,
         columns=list(classes[0]) if classes else [],
         shown=[
-            (change, cells, picture(found.a, change.before), picture(found.b, change.after))
+            (change, cells, picture(difference.a, change.before), picture(difference.b, change.after))
             for change, cells in zip(changes, in_words(changes), strict=True)
         ],
     )

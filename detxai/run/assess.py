@@ -169,14 +169,14 @@ def _thorough(
 ) -> dict[str, object]:
     """What full evidence adds: contrasts of the class, and how well its map agrees with that of another baseline."""
     against = [c for c in contrasts if c.attribution.target.class_id == item.attribution.target.class_id]
-    found: dict[str, object] = {"contrasts": tuple(_contrast(d, c) for c in against) or None}
+    more: dict[str, object] = {"contrasts": tuple(_contrast(d, c) for c in against) or None}
     if second is not None:
         name, values = second
-        found |= {
+        more |= {
             "second_baseline": name,
             "baseline_agreement": rank_correlation(item.sums.cells, grid(values, d.box)),
         }
-    return found
+    return more
 
 
 def _contrast(d: Detection, item: Explanation) -> Contrast:

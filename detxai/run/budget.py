@@ -44,9 +44,9 @@ def memory_of(device: torch.device) -> int:
     """Bytes that a run takes on `device` if nobody says how many."""
     if device.type == "cuda":
         return int(SHARE["cuda"] * torch.cuda.get_device_properties(device).total_memory)
-    found = int(psutil.virtual_memory().total)
+    machine = int(psutil.virtual_memory().total)
     limit = CONTAINER.read_text().strip() if CONTAINER.is_file() else "max"
-    return int(SHARE_OF_MACHINE * (found if limit == "max" else min(found, int(limit))))
+    return int(SHARE_OF_MACHINE * (machine if limit == "max" else min(machine, int(limit))))
 
 
 def budget(

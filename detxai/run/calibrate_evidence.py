@@ -12,7 +12,7 @@ from detxai.errors import ExitCode, NoInputError, UsageError
 from detxai.evidence.calibration import EvidenceCalibration
 from detxai.evidence.fitting import LabelledDetection, fit
 from detxai.evidence.promise import Promise, require_possible
-from detxai.inputs.sources import Found
+from detxai.inputs.sources import ImageSource
 from detxai.output import atomic, records, reliability
 from detxai.run import checks
 from detxai.run.calibrated import evidence_beside, gives_verdicts
@@ -24,7 +24,7 @@ from detxai.values import ImageRef
 
 def evidence(
     config: RunConfig,
-    found: Found,
+    source: ImageSource,
     console: Console,
     output: Path | None,
     limit: int | None,
@@ -32,7 +32,7 @@ def evidence(
     recall: float | None = None,
     plot: Path | None = None,
 ) -> ExitCode:
-    """Fit on the detections of `found` (its first `limit` images) and write to `output`, else beside the model.
+    """Fit on the detections of `source` (its first `limit` images) and write to `output`, else beside the model.
 
     `recall`: also promise a list that holds this share of the items; `plot`: where the reliability of trust is drawn.
     Raises UsageError (no labels, too few of them), ModelError, OutputError, NoInputError.
@@ -43,7 +43,7 @@ def evidence(
         require_possible(recall)
     if plot is not None:
         reliability.require_drawable(plot)
-    refs = list(islice(checks.some_images(found), limit))
+    refs = list(islice(checks.some_images(source), limit))
     file = output or evidence_beside(config.model.path)
     # What an earlier calibration says must not count, and one map a detection is enough.
     settings = config.attribution.model_copy(update={"calibration": (), "evidence": "basic", "as_class": ()})

@@ -13,7 +13,7 @@ from detxai.config.settings import AttributionConfig, RunConfig
 from detxai.errors import ExitCode, ImageError, NoInputError, UsageError
 from detxai.inputs import decode
 from detxai.inputs.letterbox import boxes_to_letterbox
-from detxai.inputs.sources import Found
+from detxai.inputs.sources import ImageSource
 from detxai.models.detector import Candidates
 from detxai.models.predictions import reported
 from detxai.models.trunk import convolutions
@@ -43,10 +43,10 @@ class Pass:
                 f"ParchGrad changes gradients inside a network, and {self.plan.info.name} is a black box "
                 f"({self.plan.info.family})."
             )
-        found = convolutions(self.plan.network.trunk)
+        layers = convolutions(self.plan.network.trunk)
         gray = torch.full((1, 3, self.plan.size, self.plan.size), 0.5, device=self.plan.device)
         with torch.no_grad():
-            self.convolutions = in_order(found, lambda: self.plan.detector.predict(gray))
+            self.convolutions = in_order(layers, lambda: self.plan.detector.predict(gray))
         self.classes = sorted(self.plan.info.names)
         channels = sum(conv.out_channels for conv in self.convolutions.values())
         self.gathered = {region: Gathering(len(self.classes), channels) for region in REGIONS}
@@ -64,9 +64,9 @@ class Pass:
         square, box = plan.letterboxed(image.pixels)
         x = picture(square, plan.device)[None]
         with outputs(list(self.convolutions.values())) as seen:
-            (found,) = plan.detector.predict(x.contiguous(memory_format=torch.channels_last))
+            (candidates,) = plan.detector.predict(x.contiguous(memory_format=torch.channels_last))
         if labels is None:
-            items = self._reported(found)
+            items = self._reported(candidates)
         else:
             drawn_boxes = boxes_to_letterbox([label.box for label in labels] or [(0.0,) * 4], box).tolist()
             items = [(label.class_id, tuple(b)) for label, b in zip(labels, drawn_boxes, strict=False)]
@@ -74,10 +74,10 @@ class Pass:
         self._gather([seen[i][0] for i in range(len(seen))], box, known)
         return True
 
-    def _reported(self, found: Candidates) -> list[tuple[int | None, Box]]:
+    def _reported(self, candidates: Candidates) -> list[tuple[int | None, Box]]:
         d = self.plan.config.detection
-        kept = reported(found, conf=d.conf, iou=d.iou, max_det=d.max_det, classes=self.plan.classes)
-        return [(class_id, tuple(found.boxes[anchor].tolist())) for anchor, class_id in kept]
+        kept = reported(candidates, conf=d.conf, iou=d.iou, max_det=d.max_det, classes=self.plan.classes)
+        return [(class_id, tuple(candidates.boxes[anchor].tolist())) for anchor, class_id in kept]
 
     def _gather(self, features: Sequence[torch.Tensor], box: Letterbox, items: Sequence[tuple[int, Box]]) -> None:
         """Pool over the picture (without its padding) and over each of `items` (class, box in letterbox pixels)."""
@@ -109,19 +109,19 @@ def inner(box: Letterbox) -> Box:
 
 
 def parchgrad(
-    config: RunConfig, found: Found, console: Console, output: Path | None, limit: int | None, note: str
+    config: RunConfig, source: ImageSource, console: Console, output: Path | None, limit: int | None, note: str
 ) -> ExitCode:
-    """Gather statistics over `found` (its first `limit` images) and write them to `output`, else beside the model.
+    """Gather statistics over `source` (its first `limit` images) and write them to `output`, else beside the model.
 
     Raises UsageError, ModelError, OutputError, and NoInputError where no image could be used.
     """
-    refs = checks.some_images(found)
+    refs = checks.some_images(source)
     file = output or beside(config.model.path)
     work = Pass(config)
     atomic.require_writable(file.parent)
     failed = unlabelled = 0
     try:
-        with Signals(), console.progress(found.count if limit is None else None):
+        with Signals(), console.progress(source.count if limit is None else None):
             for ref in islice(refs, limit):
                 try:
                     unlabelled += not work.add(ref)

@@ -11,14 +11,14 @@ import torch
 from detxai.config.settings import AttributionConfig, DetectionConfig, RunConfig
 from detxai.errors import NoInputError, UsageError
 from detxai.evidence.model import EvidenceLevel
-from detxai.inputs.sources import Found
+from detxai.inputs.sources import ImageSource
 from detxai.models.detector import DetectorInfo
 from detxai.output.lettering import require_font
 from detxai.values import ImageRef
 from detxai.vocabulary import BLACK_BOX_METHODS, EDGES, GRADIENT_METHODS, METHODS
 
 
-def some_images(images: Found) -> Iterator[ImageRef]:
+def some_images(images: ImageSource) -> Iterator[ImageRef]:
     """The images to calibrate on. Raises NoInputError where there is none."""
     refs = iter(images.refs)
     first = next(refs, None)

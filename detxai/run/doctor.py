@@ -84,9 +84,9 @@ def _gradients(detector: Differentiable, x: torch.Tensor) -> Iterator[Line]:
     yield "head", f"{info.head}, {'sparse' if info.sparse else 'full'} gradients"
     yield "input gradient", f"{largest:.3g} at most: finite and not zero"
     with torch.no_grad():
-        found = detector.predict(x)[0]
-    anchor, class_id = divmod(int(found.logits.argmax()), found.logits.shape[1])
-    target = Target(anchor, int(found.levels[anchor]), "class", class_id, context=found.context)
+        candidates = detector.predict(x)[0]
+    anchor, class_id = divmod(int(candidates.logits.argmax()), candidates.logits.shape[1])
+    target = Target(anchor, int(candidates.levels[anchor]), "class", class_id, context=candidates.context)
     programs = None
     if where.type in PROGRAM_ROWS:
         programs = Programs({torch.float32: detector}.get, info.imgsz, where, PROGRAM_ROWS[where.type])

@@ -1,4 +1,4 @@
-"""One run of `detxai explain`: sources in, an output tree, a summary and an exit code out."""
+"""One run of `detxai explain`: images in, an output tree, a summary and an exit code out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from detxai.config.settings import RunConfig
 from detxai.errors import DetxaiError, ExitCode, NoInputError, UsageError, memory_refused, no_memory, worst
-from detxai.inputs.sources import Found
+from detxai.inputs.sources import ImageSource
 from detxai.output import listing, ranking, records
 from detxai.run.console import Console, Signals, Stopped, keep_freed_memory
 from detxai.run.streams import Lines, ReaderGone, guarded_stdout
@@ -34,7 +34,7 @@ SAMPLES = Path(__file__).parent.parent / "models" / "bundled" / "samples.txt"
 
 
 class ExplainRun:
-    """Runs one configuration over one set of sources."""
+    """Runs one configuration over one image source."""
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.config, self.console = config, console
@@ -49,25 +49,25 @@ class ExplainRun:
         self._finish: Callable[..., None] = lambda *_, **__: None
         self._write: Callable[[bytes], None] = lambda _: None
 
-    def run(self, found: Found, started: float) -> ExitCode:
-        """Explain everything in `found` (`started`: monotonic seconds) and return the exit code that wins."""
+    def run(self, source: ImageSource, started: float) -> ExitCode:
+        """Explain everything in `source` (`started`: monotonic seconds) and return the exit code that wins."""
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(guarded_stdout()) if self.config.run.json_lines else None
             self.signals = stack.enter_context(Signals())
             if stream is not None:
                 self._write = Lines(stream, self.signals.held).write
             try:
-                return self._run(found, started)
+                return self._run(source, started)
             except Stopped as stop:  # before the first image
                 self.console.say(str(stop), level=-1, kind="error")
                 return ExitCode(stop.code)
 
-    def _run(self, found: Found, started: float) -> ExitCode:
-        refs = iter(found.refs)
+    def _run(self, source: ImageSource, started: float) -> ExitCode:
+        refs = iter(source.refs)
         first = next(refs, None)
-        if first is None and not found.total:
+        if first is None and not source.total:
             raise NoInputError(
-                f"No image was found ({found.ignored} other files).",
+                f"No image was found ({source.ignored} other files).",
                 "Give a folder with images, or a quoted glob that matches.",
             )
         from detxai.output.atomic import require_writable
@@ -87,7 +87,7 @@ class ExplainRun:
                 if self.config.run.skip == "by-stat":
                     tree.seen.load()
                 images = map(tree.seen.begin, chain([first] if first else [], refs))
-                with self.console.progress(found.count, lambda: _pulse(explainer)):
+                with self.console.progress(source.count, lambda: _pulse(explainer)):
                     self._loop(explainer, images, tree, started)
             with self._ending():  # of images that were written when a signal came, and of which nobody was told
                 for result in explainer.untold() if not self._failed_enough else ():
@@ -96,8 +96,8 @@ class ExplainRun:
                 self._write_page()
             for mixed in tree.gather().warnings():
                 self._warn(mixed)
-            summary = self._summary(explainer, found, time.monotonic() - started)
-            self.passed_over, self.ignored = found.own, found.named
+            summary = self._summary(explainer, source, time.monotonic() - started)
+            self.passed_over, self.ignored = source.own, source.named
             with self._ending():
                 self._write(records.dump(summary))
             summary = summary.model_copy(update={"exit_code": int(worst(self.tally.codes)), "stopped": self.stopped})
@@ -107,7 +107,7 @@ class ExplainRun:
         self._report(summary)
         return worst(self.tally.codes)
 
-    def dry_run(self, found: Found) -> ExitCode:
+    def dry_run(self, source: ImageSource) -> ExitCode:
         """Say what `run` would do with every image: the model is loaded, the tree and images are read, none written."""
         from detxai.output.store import Store
 
@@ -117,17 +117,17 @@ class ExplainRun:
         if self.config.run.skip == "by-stat":
             tree.seen.load()
         with Signals():
-            for ref in found.refs:
+            for ref in source.refs:
                 would, why = explainer.forecast(ref, tree)
                 counts[would] += 1
                 self.console.say(f"would {would} {ref.path}{why and f': {why}'}", path=ref.path)
-        if not found.total:
+        if not source.total:
             raise NoInputError(
-                f"No image was found ({found.ignored} other files).",
+                f"No image was found ({source.ignored} other files).",
                 "Give a folder with images, or a quoted glob that matches.",
             )
         said = ", ".join(f"{would} {counts[would]}" for would in ("explain", "skip", "fail on"))
-        self.console.say(f"would {said}; {found.ignored} other files are ignored; nothing was written")
+        self.console.say(f"would {said}; {source.ignored} other files are ignored; nothing was written")
         return ExitCode.OK
 
     def _explainer(self) -> Any:
@@ -262,12 +262,12 @@ class ExplainRun:
         if all(name == str(i) for i, name in info.names.items()):
             self._warn(f"the classes of {info.name} have no names: their ids are shown. Give them with --names FILE")
 
-    def _summary(self, explainer: Any, found: Found, seconds: float) -> records.Summary:
+    def _summary(self, explainer: Any, source: ImageSource, seconds: float) -> records.Summary:
         from detxai.run.results import model_record
 
         t, info, timings = self.tally, explainer.plan.info, explainer.timings
         return records.Summary(
-            images=records.ImageCounts(ok=t.ok, failed=t.failed, skipped=t.skipped, ignored=found.ignored),
+            images=records.ImageCounts(ok=t.ok, failed=t.failed, skipped=t.skipped, ignored=source.ignored),
             detections=t.detections,
             candidates=t.candidates,
             listed=t.listed,

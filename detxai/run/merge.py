@@ -85,15 +85,15 @@ def _digest(record: records.Record) -> bytes:
 def _pictures(tree: Path, record: records.Record) -> dict[str, bytes]:
     """The files that `record` names. Raises UsageError where one is gone."""
     folder = tree.joinpath(*record.image.path.split("/")[:-1])
-    found: dict[str, bytes] = {}
+    pictures: dict[str, bytes] = {}
     for name in record.files():
         try:
-            found[name] = (folder / name).read_bytes()
+            pictures[name] = (folder / name).read_bytes()
         except OSError as error:
             raise UsageError(
                 f"{folder / name} cannot be read: {error.strerror}.", "Run that part again, then merge."
             ) from error
-    return found
+    return pictures
 
 
 def _summary(tally: Tally, models: Sequence[Any], mixture: Mixture) -> records.Summary:

@@ -27,9 +27,9 @@ class ItemScores:
 
     def add(self, detections: Iterable[Detection]) -> None:
         """Count a labelled picture by what the selector makes of it: its boxes, and a miss for every other item."""
-        found = list(detections)
-        on_items = [d for d in found if d.match and d.match.status in ("true", "missed")]
-        self.boxes.append([d.score for d in found if d.kind != "missed"])
+        scores = list(detections)
+        on_items = [d for d in scores if d.match and d.match.status in ("true", "missed")]
+        self.boxes.append([d.score for d in scores if d.kind != "missed"])
         if on_items:
             self.items.append([0.0 if d.kind == "missed" else d.score for d in on_items])
 

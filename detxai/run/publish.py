@@ -189,7 +189,7 @@ class Publisher:
         """Those of `explained`, the explanations of one detection, that get evidence, with it."""
         if self.level is EvidenceLevel.NONE:
             return {}
-        found = {}
+        assessed = {}
         for key in assess.assessed_maps(group.wanted, list(group.maps)):
             if key in explained:
                 item = explained[key]
@@ -198,8 +198,8 @@ class Publisher:
                     for (variant, _), other in explained.items()
                     if variant == key[0] and other.attribution.target.other is not None
                 ]
-                found[key] = replace(item, evidence=self._evidence(group, key, item, ground, contrasts))
-        return found
+                assessed[key] = replace(item, evidence=self._evidence(group, key, item, ground, contrasts))
+        return assessed
 
     def _evidence(
         self,

@@ -81,9 +81,9 @@ def detector_of(file: str, device: torch.device) -> Detector:
     return detector
 
 
-def filled(found: Candidates, pairs: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+def filled(candidates: Candidates, pairs: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
     """(anchor, class) `pairs`, filled up to `count` with the next best anchors."""
-    best, classes = found.logits.max(1)
+    best, classes = candidates.logits.max(1)
     taken = {anchor for anchor, _ in pairs}
     more = (anchor for anchor in best.argsort(descending=True).tolist() if anchor not in taken)
     return pairs + [(anchor, int(classes[anchor])) for anchor in islice(more, max(count - len(pairs), 0))]
@@ -123,12 +123,12 @@ def cases(
 ) -> Iterator[Case]:
     """The images in `folder` that have detections above `conf`, filled up to `at_least` targets each."""
     for name, key, line in lines(folder, baseline, size, detector.info.fit, device):
-        found = predicted(detector, line)
-        pairs = reported(found, conf=conf, iou=0.45, max_det=300)
+        candidates = predicted(detector, line)
+        pairs = reported(candidates, conf=conf, iou=0.45, max_det=300)
         if pairs:
             targets = (
-                Target(anchor, int(found.levels[anchor]), "class", class_id, context=found.context)
-                for anchor, class_id in filled(found, pairs, at_least)
+                Target(anchor, int(candidates.levels[anchor]), "class", class_id, context=candidates.context)
+                for anchor, class_id in filled(candidates, pairs, at_least)
             )
             yield Case(name, line, tuple(targets), f"{key}-{detector.info.sha256[:16]}")
 
@@ -181,7 +181,7 @@ def dense(
     wanted, weight = list(meshes[0].missing().items()), meshes[0].weights()
     total: Any = 0.0
     places = {kind: [v for v, gradient in wanted if gradient == kind] for kind in (True, False)}
-    for kind, start in ((kind, start) for kind, found in places.items() for start in range(0, len(found), chunk)):
+    for kind, start in ((kind, start) for kind, pins in places.items() for start in range(0, len(pins), chunk)):
         part = places[kind][start : start + chunk]
         replies = yield [Point(line, rule.alpha(v), tuple(targets), kind) for v in part]
         for v, reply in zip(part, replies, strict=True):
@@ -213,9 +213,9 @@ class Sketch:
         return torch.cat([bins, rest[:, None].float()], 1)
 
 
-def distance(found: Tensor, reference: Tensor) -> float:
+def distance(maps: Tensor, reference: Tensor) -> float:
     """Relative L2 distance of two sketches."""
-    return float((found - reference)[:-1].norm() / reference[:-1].norm())
+    return float((maps - reference)[:-1].norm() / reference[:-1].norm())
 
 
 @dataclass(eq=False)
@@ -307,7 +307,7 @@ def measure(memo: Memo, rule: Rule, tolerance: float, reference: Tensor, limit: 
     """One row a target: what `rule` needs to reach `tolerance`, and how far its map is from `reference`."""
     line, targets = memo.case.line, memo.case.targets
     ask = integrated_gradients(line, targets, tolerance=tolerance, max_evaluations=limit, rule=rule)
-    found: list[TargetMap] = memo.solve(ask)
+    maps: list[TargetMap] = memo.solve(ask)
     return [
         {
             "image": memo.case.name,
@@ -320,7 +320,7 @@ def measure(memo: Memo, rule: Rule, tolerance: float, reference: Tensor, limit: 
             "converged": integral.converged,
             "distance": distance(integral.map, reference[k]),
         }
-        for k, integral in enumerate(found)
+        for k, integral in enumerate(maps)
     ]
 
 
@@ -361,7 +361,7 @@ def summary(rows: Rows) -> dict[str, float]:
 def table(rows: Rows) -> str:
     """Markdown: a line a rule, the cheapest at 5 % first."""
     names = dict.fromkeys(row["rule"] for row in rows)
-    groups = {name: [summary(found) for t in TOLERANCES if (found := _of(rows, name, t))] for name in names}
+    groups = {name: [summary(chosen) for t in TOLERANCES if (chosen := _of(rows, name, t))] for name in names}
     head = (
         "| rule | 5 %: evaluations (p90) | converged | map L2 (p90) "
         "| 1 %: evaluations (p90) | converged | map L2 |\n|---|---|---|---|---|---|---|\n"
@@ -406,11 +406,11 @@ def main(argv: list[str] | None = None) -> None:
     detector = detector_of(args.model, device)
     engine = Engine(lambda x, pins: detector.values(x, [Pin(*p) for p in pins]), device, rows=ROWS)
     size = args.imgsz or detector.info.imgsz
-    found = cases(detector, args.images, baseline=args.baseline, size=size, conf=args.conf)
+    chosen = cases(detector, args.images, baseline=args.baseline, size=size, conf=args.conf)
     rows: Rows = []
     bounds: list[float] = []
     start = time.perf_counter()
-    for done, case in enumerate(islice(found, args.count), 1):
+    for done, case in enumerate(islice(chosen, args.count), 1):
         case = replace(case, targets=case.targets[: args.detections])
         more, bound = compare(case, engine, args.reference, args.cache)
         rows, bounds = rows + more, bounds + bound

@@ -31,7 +31,7 @@ from detxai.values import Target
 #: Largest completeness error that a user wants to see, relative to max(|Δ|, 1).
 ERROR = 0.05
 
-Found = list[list[TargetMap]]
+ImageSource = list[list[TargetMap]]
 Pins = Sequence[tuple[Case, Target]]
 
 
@@ -70,7 +70,7 @@ class Bench:
         """The engine as `detxai explain` makes it, once a run."""
         return engine(self.plan)
 
-    def detxai(self, work: Sequence[Case], tolerance: float = ERROR, rule: Rule | None = None) -> Found:
+    def detxai(self, work: Sequence[Case], tolerance: float = ERROR, rule: Rule | None = None) -> ImageSource:
         """detxai's maps of the targets of each case; with a `rule`, that and no refinement."""
 
         def ask(case: Case, part: tuple[Target, ...]) -> Ask:
@@ -82,10 +82,10 @@ class Bench:
             return integrated_gradients(line, part, rule=rule, dtype=settings.dtype, **fixed)
 
         def job(case: Case) -> Ask:
-            step, found = self.plan.targets_at_once, []
+            step, maps = self.plan.targets_at_once, []
             for start in range(0, len(case.targets), step):
-                found += yield from ask(case, case.targets[start : start + step])
-            return found
+                maps += yield from ask(case, case.targets[start : start + step])
+            return maps
 
         jobs = ((i, job(case)) for i, case in enumerate(work))
         done = dict(self.engine.run(jobs, self.plan.in_flight))
@@ -129,10 +129,10 @@ class Bench:
                 torch.tensor([getattr(target, name) for _, target in part], device=self.device)
                 for name in ("anchor", "class_id")
             )
-            found = method.attribute(
+            attributed = method.attribute(
                 x, b, additional_forward_args=(anchors, classes), n_steps=nodes, internal_batch_size=batch
             )
-            maps += found.detach().sum(1).unbind()
+            maps += attributed.detach().sum(1).unbind()
         self.synchronize()
         return maps
 

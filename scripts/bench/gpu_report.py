@@ -101,7 +101,7 @@ class Report:
         cpu = self.plan(torch.device("cpu"), precision="fp32")
         work = self.work(cpu, self.count("maps"))
         exact = explained(engine(cpu), cpu, work)
-        found: dict[str, Any] = {"detections": len(exact)}
+        figures: dict[str, Any] = {"detections": len(exact)}
         for precision in ("fp32", "auto"):
             plan = self.plan(precision=precision)
             here = [
@@ -111,9 +111,9 @@ class Report:
             maps = explained(engine(plan), plan, here)
             far = [float((a.map.cpu() - b.map).norm() / b.map.norm()) for a, b in zip(maps, exact, strict=True)]
             name = next(k for k, v in DTYPES.items() if v == plan.dtype)
-            found[precision] = {"precision": name, "median": float(np.median(far)), "most": max(far)}
-            found[precision]["converged"] = sum(bool(one.converged) for one in maps) / len(maps)
-        return found
+            figures[precision] = {"precision": name, "median": float(np.median(far)), "most": max(far)}
+            figures[precision]["converged"] = sum(bool(one.converged) for one in maps) / len(maps)
+        return figures
 
     def repeat(self) -> dict[str, Any]:
         """Whether two runs of the command make the same bytes."""
@@ -130,15 +130,15 @@ class Report:
 
     def rows(self) -> dict[str, Any]:
         """Milliseconds a row of each network, by stride."""
-        found: dict[str, Any] = {}
+        figures: dict[str, Any] = {}
         names = NETWORKS[:1] if self.options.quick else NETWORKS
         size = 128 if self.options.quick else NETWORK_SIZE
         pictures = [line.x for _, _, line in islice(lines(self.options.images, "black", size), 2)]
         for name in names:
             network = detectors.build(seeded(name, torch.stack(pictures)))
-            found[name] = rows_of(network, size, self.device, self.count("repeats"))
-            say(f"{name}: {found[name]}")
-        return found
+            figures[name] = rows_of(network, size, self.device, self.count("repeats"))
+            say(f"{name}: {figures[name]}")
+        return figures
 
     def engine(self) -> dict[str, Any]:
         """Detections a second from pictures on the device, and how busy it is."""
@@ -147,27 +147,27 @@ class Report:
         one = engine(plan)
         explained(one, plan, work[: plan.in_flight])  # programs are made
         seconds, busy = clocked(lambda: explained(one, plan, work), plan.device)
-        found = explained(one, plan, work)
+        maps = explained(one, plan, work)
         return {
-            "detections": len(found),
-            "detections_s": len(found) / seconds,
-            "ms_a_detection": 1e3 * seconds / len(found),
+            "detections": len(maps),
+            "detections_s": len(maps) / seconds,
+            "ms_a_detection": 1e3 * seconds / len(maps),
             "device_busy": busy,
-            "evaluations": float(np.median([a.evaluations for a in found])),
-            "converged": sum(bool(a.converged) for a in found) / len(found),
+            "evaluations": float(np.median([a.evaluations for a in maps])),
+            "converged": sum(bool(a.converged) for a in maps) / len(maps),
             "fill": 1 - one.padded / max(one.points, 1),
             "graphs_refused": one.programs.refused() if one.programs else [],
         }
 
     def command(self) -> dict[str, Any]:
         """Images a second of the whole command, the model loaded."""
-        found: dict[str, Any] = {}
+        figures: dict[str, Any] = {}
         for overlays, evidence in COMMANDS[: 1 if self.options.quick else None]:
             with tempfile.TemporaryDirectory() as folder:
                 done = self.explained(self.count("command"), Path(folder) / "out", overlays, evidence)
-            found[f"{overlays}, {evidence}"] = done
+            figures[f"{overlays}, {evidence}"] = done
             say(f"overlays {overlays}, evidence {evidence}: {done['images_s']:.1f} images/s")
-        return found
+        return figures
 
     def explained(self, count: int, out: Path, overlays: str, evidence: str) -> dict[str, Any]:
         """The command on `count` files, the images in turn: how fast it was."""
@@ -187,10 +187,10 @@ class Report:
             list(explainer.explain(refs[:2]))  # warmed up
             before, start = explainer.timings.device, time.perf_counter()
             with Store(config.output.dir, 0) as tree:
-                found = [len(result.record.detections or ()) for result in explainer.explain(refs, tree)]
+                counts = [len(result.record.detections or ()) for result in explainer.explain(refs, tree)]
             seconds = time.perf_counter() - start
         driving = (explainer.timings.device - before) / seconds
-        return {"images_s": count / seconds, "detections_s": sum(found) / seconds, "driving": driving}
+        return {"images_s": count / seconds, "detections_s": sum(counts) / seconds, "driving": driving}
 
     @cached_property
     def bench(self) -> Bench:
@@ -211,18 +211,18 @@ class Report:
         """Ratios to Captum: at equal evaluations, at A and at B."""
         work = self.work(self.bench.plan, self.count("rival"))
         batch, at_once = tuned(self.bench, work)
-        found: dict[str, Any] = {"batch": batch, "at_once": at_once}
-        found["equal"] = equal(self.bench, work, 8 if self.options.quick else 16, batch, at_once)
+        figures: dict[str, Any] = {"batch": batch, "at_once": at_once}
+        figures["equal"] = equal(self.bench, work, 8 if self.options.quick else 16, batch, at_once)
         if not self.options.quick:
-            found |= {name: row for name, row in criteria(self.bench, work, batch, at_once).items() if name in "AB"}
-        return found
+            figures |= {name: row for name, row in criteria(self.bench, work, batch, at_once).items() if name in "AB"}
+        return figures
 
 
 def explained(one: Engine, plan: Plan, work: Sequence[Case]) -> list[TargetMap]:
     """The integrals of all targets, as the command makes them."""
     jobs = ((i, METHODS["ig"]([case.line], case.targets, plan.settings)) for i, case in enumerate(work))
     done = dict(one.run(jobs, plan.in_flight))
-    return [found for i in range(len(work)) for found in done[i]]
+    return [target_map for i in range(len(work)) for target_map in done[i]]
 
 
 def clocked(run: Callable[[], Any], device: torch.device) -> tuple[float, float | None]:
@@ -250,7 +250,7 @@ def rows_of(detector: Any, size: int, device: torch.device, repeats: int) -> dic
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     used = (network.in_precision(dtype, size) if dtype != torch.float32 else None) or network
     rows = rows_for(device, size, PROGRAM_ROWS if device.type in PROGRAM_ROWS else ROWS)
-    stem, found = used.trunk.stem, {}
+    stem, by_level = used.trunk.stem, {}
     with torch.no_grad():
         levels = used.predict(torch.zeros(1, 3, size, size, device=device, dtype=dtype))[0].levels
     for level in range(int(levels.max()) + 1):
@@ -262,18 +262,18 @@ def rows_of(detector: Any, size: int, device: torch.device, repeats: int) -> dic
         program = Program(used, shape, rows, device, None)
         program.index.copy_(torch.tensor(index).expand(rows, -1))
         seconds, _ = clocked(lambda program=program: [program() for _ in range(repeats)], device)  # type: ignore[misc]
-        found[f"stride {stride}"] = 1e3 * seconds / repeats / rows
-    return found
+        by_level[f"stride {stride}"] = 1e3 * seconds / repeats / rows
+    return by_level
 
 
 def markdown(report: dict[str, Any]) -> str:
     """The report for people: a section a part, a line a figure."""
-    found = []
+    text = []
     for name, part in report.items():
-        found += [f"## {name}", ""]
-        found += [f"- {key}: {_figures(value)}" for key, value in part.items()]
-        found.append("")
-    return "\n".join(found)
+        text += [f"## {name}", ""]
+        text += [f"- {key}: {_figures(value)}" for key, value in part.items()]
+        text.append("")
+    return "\n".join(text)
 
 
 def _figures(value: Any) -> str:

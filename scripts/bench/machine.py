@@ -45,14 +45,14 @@ def seeded(name: str, pictures: Tensor) -> Checkpoint:
 
 def spread(work: Sequence[tuple[str, str, Segment]], detector: Detector, count: int) -> list[Case]:
     """The images with `count` anchors each, of all levels in turn: with random weights, any is as good."""
-    found = []
+    boxes = []
     for i, (name, key, line) in enumerate(work):
         levels = predicted(detector, line).levels
         of = [(levels == level).nonzero()[:, 0].tolist() for level in range(int(levels.max()) + 1)]
         turns = [((i + k) % len(of), k) for k in range(count)]
         targets = (Target(of[level][len(of[level]) // 2 + k], level) for level, k in turns)
-        found.append(Case(name, line, tuple(targets), key))
-    return found
+        boxes.append(Case(name, line, tuple(targets), key))
+    return boxes
 
 
 def machine(device: torch.device) -> dict[str, Any]:

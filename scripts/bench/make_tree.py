@@ -107,10 +107,10 @@ def record(rng: np.random.Generator, number: int, *, overlays: bool = False) -> 
     )
 
 
-def picture(found: records.DetectionRecord) -> bytes:
+def picture(box: records.DetectionRecord) -> bytes:
     """A small stand-in for an overlay."""
     image = Image.new("RGB", (SIDE // 2, SIDE // 2), (251, 247, 234))
-    ImageDraw.Draw(image).rectangle([v / 2 for v in found.box], outline=(0, 90, 160), width=3)
+    ImageDraw.Draw(image).rectangle([v / 2 for v in box.box], outline=(0, 90, 160), width=3)
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
@@ -123,9 +123,9 @@ def write(folder: Path, images: int, seed: int = 0, *, overlays: bool = False) -
         made = record(rng, number, overlays=overlays)
         file = folder / f"{made.image.path}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        for found in made.detections or ():
-            for name in (a.overlay for a in found.attributions if a.overlay):
-                (file.parent / name).write_bytes(picture(found))
+        for box in made.detections or ():
+            for name in (a.overlay for a in box.attributions if a.overlay):
+                (file.parent / name).write_bytes(picture(box))
         file.write_bytes(records.dump(made))
 
 

@@ -40,9 +40,9 @@ def pairs(engine: Engine, detector: Any, case: Case, options: argparse.Namespace
     return [(one.map_error, far) for one, far in zip(maps, true, strict=True) if one.map_error is not None]
 
 
-def figures(found: list[tuple[float, float]]) -> dict[str, Any]:
+def figures(errors: list[tuple[float, float]]) -> dict[str, Any]:
     """What the estimates are worth."""
-    estimated, true = np.array(found).T
+    estimated, true = np.array(errors).T
     order = np.argsort(-estimated)
     bad = true > BAD
     quantiles = {"median": 0.5, "p90": 0.9, "most": 1.0}
@@ -77,11 +77,11 @@ def main() -> None:
     engine = Engine(detector.values, device, entered=detector.entered)
     common: dict[str, Any] = {"baseline": options.baseline, "conf": options.conf, "device": device}
     work = cases(detector, options.images, size=options.imgsz or detector.info.imgsz, **common)
-    found: list[tuple[float, float]] = []
+    measured: list[tuple[float, float]] = []
     for case in islice(work, options.count):
         few = Case(case.name, case.line, case.targets[: options.most], case.key)
-        found += pairs(engine, detector, few, options)
-        print(json.dumps(figures(found)), flush=True)
+        measured += pairs(engine, detector, few, options)
+        print(json.dumps(figures(measured)), flush=True)
 
 
 if __name__ == "__main__":

@@ -52,10 +52,10 @@ def main() -> None:
     print("| budget | peak, MiB | of that beside the model | detections | evaluations | seconds |")
     print("|---|---|---|---|---|---|", flush=True)
     for memory in options.memory:
-        found = peak(options.images, [*common, "--memory", memory])
+        peaks = peak(options.images, [*common, "--memory", memory])
         print(
-            f"| {memory} | {found['mib']} | {found['mib'] - least['mib']} | {found['detections']} |"
-            f" {found['evaluations']} | {found['seconds']:.0f} |",
+            f"| {memory} | {peaks['mib']} | {peaks['mib'] - least['mib']} | {peaks['detections']} |"
+            f" {peaks['evaluations']} | {peaks['seconds']:.0f} |",
             flush=True,
         )
 

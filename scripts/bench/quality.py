@@ -50,21 +50,21 @@ class Qualities:
             done += len(bounds)
             say(f"reference: {done} of {detections} detections")
 
-    def _rows(self, i: int, found: list[TargetMap]) -> list[Quality]:
+    def _rows(self, i: int, target_maps: list[TargetMap]) -> list[Quality]:
         maps = self.reference.get(i)
         return [
             (
                 math.inf if r.completeness_error is None else r.completeness_error,
                 None if maps is None else float((r.map - maps[k]).norm() / maps[k].norm()),
             )
-            for k, r in enumerate(found)
+            for k, r in enumerate(target_maps)
         ]
 
     def fixed(self, i: int, nodes: int) -> list[Quality]:
         """(error, distance) of case `i` with `nodes` Gauss–Legendre nodes, as Captum's map has them."""
         if (i, nodes) not in self.known:
-            found = self.bench.detxai([self.work[i]], rule=gauss_legendre(nodes))
-            self.known[i, nodes] = self._rows(i, found[0])
+            maps = self.bench.detxai([self.work[i]], rule=gauss_legendre(nodes))
+            self.known[i, nodes] = self._rows(i, maps[0])
         return self.known[i, nodes]
 
     def smallest(self, meets: Callable[[Quality], bool], among: list[int]) -> int | None:
@@ -86,9 +86,9 @@ class Qualities:
 
     def adaptive(self, tolerance: float) -> tuple[list[TargetMap], list[float]]:
         """detxai's integrals of the whole set, and the distances of those that have a reference."""
-        found = self.bench.detxai(self.work, tolerance)
-        rows = [row for i, part in enumerate(found) for row in self._rows(i, part)]
-        return [r for part in found for r in part], [d for _, d in rows if d is not None]
+        maps = self.bench.detxai(self.work, tolerance)
+        rows = [row for i, part in enumerate(maps) for row in self._rows(i, part)]
+        return [r for part in maps for r in part], [d for _, d in rows if d is not None]
 
     def tolerance(self) -> float:
         """The loosest of TOLERANCES with which enough of detxai's maps are near the reference."""
@@ -156,14 +156,14 @@ def _criterion(
     }
     groups = {name: part for name, part in groups.items() if part}
     runs |= {name: partial(bench.detxai, part, tolerance) for name, part in groups.items()}
-    found = interleaved(runs, o.repeats)
+    spent = interleaved(runs, o.repeats)
     seconds = {
-        "detxai": found["detxai"] / len(integrals),
-        "captum": found["captum"] / len(pins) * most / timed,
-        "plain": found["plain"] / len(pins) * most / timed,
+        "detxai": spent["detxai"] / len(integrals),
+        "captum": spent["captum"] / len(pins) * most / timed,
+        "plain": spent["plain"] / len(pins) * most / timed,
     }
     for name, part in groups.items():
-        seconds[f"detxai_{name}"] = found[name] / sum(len(case.targets) for case in part)
+        seconds[f"detxai_{name}"] = spent[name] / sum(len(case.targets) for case in part)
     rival = [d for i in quality.reference for _, d in quality.fixed(i, most) if d is not None]
     return {
         "tolerance": tolerance,

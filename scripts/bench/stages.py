@@ -95,14 +95,14 @@ def stages(options: argparse.Namespace, kind: str) -> dict[str, Any]:
     refs = list(sources.find([str(options.images)]).refs)[: options.count + 2]
     with tempfile.TemporaryDirectory() as folder:
         explainer = Explainer(_config(options, kind, Path(folder)))
-        clock, found = Clock(), []
+        clock, spent = Clock(), []
         with store.Store(Path(folder), 0) as tree:
             list(explainer.explain(refs[:2], tree))  # warmed up
             with clocked(clock):
-                found = [len(r.record.detections or ()) for r in explainer.explain(refs[2:], tree)]
-    an_image = {stage: 1e3 * clock.seconds[stage] / max(len(found), 1) for stage in AN_IMAGE}
-    a_detection = {stage: 1e3 * clock.seconds[stage] / max(sum(found), 1) for stage in A_DETECTION}
-    return {"images": len(found), "detections": sum(found), "an_image": an_image, "a_detection": a_detection}
+                spent = [len(r.record.detections or ()) for r in explainer.explain(refs[2:], tree)]
+    an_image = {stage: 1e3 * clock.seconds[stage] / max(len(spent), 1) for stage in AN_IMAGE}
+    a_detection = {stage: 1e3 * clock.seconds[stage] / max(sum(spent), 1) for stage in A_DETECTION}
+    return {"images": len(spent), "detections": sum(spent), "an_image": an_image, "a_detection": a_detection}
 
 
 def _config(options: argparse.Namespace, kind: str, out: Path) -> RunConfig:

@@ -47,8 +47,8 @@ def tuned(bench: Bench, work: Sequence[Case]) -> tuple[int, int]:
         if k <= min(batch, len(pins))
     }
     next(iter(runs.values()))()
-    found = interleaved({str(key): run for key, run in runs.items()}, 2)
-    best = min(runs, key=lambda key: found[str(key)] / key[1])
+    seconds = interleaved({str(key): run for key, run in runs.items()}, 2)
+    best = min(runs, key=lambda key: seconds[str(key)] / key[1])
     say(f"Captum is fastest with {best[0]} steps a batch, {best[1]} detections at once")
     return best
 
@@ -162,15 +162,15 @@ def scaling(bench: Bench, work: Sequence[Case], batch: int, at_once: int) -> dic
     rule = with_nodes(o.nodes)
     for count in sorted({1, 4, 16, len(single)}):
         if count <= len(single):
-            found = interleaved({"detxai": partial(bench.detxai, single[:count], rule=rule)}, o.repeats)
-            by_images.append({"images": count, "detxai": found["detxai"] / count})
+            seconds = interleaved({"detxai": partial(bench.detxai, single[:count], rule=rule)}, o.repeats)
+            by_images.append({"images": count, "detxai": seconds["detxai"] / count})
     for nodes in o.scaling_nodes:
         runs: dict[str, Callable[[], Any]] = {
             "detxai": partial(bench.detxai, single, rule=with_nodes(nodes)),
             "captum": partial(bench.captum, pins_of(single, 1), nodes, batch, at_once),
         }
-        found = interleaved(runs, max(o.repeats - 1, 1))
-        by_nodes.append({"nodes": nodes, "detxai": found["detxai"] / len(single), "captum": found["captum"]})
+        seconds = interleaved(runs, max(o.repeats - 1, 1))
+        by_nodes.append({"nodes": nodes, "detxai": seconds["detxai"] / len(single), "captum": seconds["captum"]})
     return {"images": by_images, "nodes": by_nodes}
 
 

@@ -384,13 +384,13 @@ def main() -> None:
     print("| attack | exit code | s of one core | peak GiB | |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for number, attack in enumerate(attacks):
-            found = outcome(attack, Path(folder) / str(number))
+            result = outcome(attack, Path(folder) / str(number))
             seconds, gib = LIMITS[attack.kind][0] + good, LIMITS[attack.kind][1]
-            wrong = found.code not in attack.codes
-            held = not wrong and found.seconds <= seconds and found.gib <= gib
+            wrong = result.code not in attack.codes
+            held = not wrong and result.seconds <= seconds and result.gib <= gib
             broken += not held
-            said = f"**{found.said[:160]}**" if wrong else "" if held else "**over the limit**"
-            print(f"| {attack.name} | {found.code} | {found.seconds:.1f} | {found.gib:.2f} | {said} |", flush=True)
+            said = f"**{result.said[:160]}**" if wrong else "" if held else "**over the limit**"
+            print(f"| {attack.name} | {result.code} | {result.seconds:.1f} | {result.gib:.2f} | {said} |", flush=True)
     print(f"\n{len(attacks)} attacks, {broken} not survived; a small good picture takes {good:.1f} s")
     sys.exit(bool(broken))
 

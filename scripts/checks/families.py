@@ -152,8 +152,8 @@ def explained(
     settings = Settings(max_evaluations=evaluations, layer_of=detector.layer_of, early=early)
     engine = Engine(detector.values, x.device, 2, partial(closeness, detector), tap=detector.trunk.tap)
     paths = [Segment(x, dark), Segment(x, torch.full_like(x, 0.5))]
-    ((_, found),) = engine.run([(None, METHODS[method](paths, targets, settings))], 1)
-    return found
+    ((_, maps),) = engine.run([(None, METHODS[method](paths, targets, settings))], 1)
+    return maps
 
 
 def detector_of(name: str, family: Family, module: Any) -> Detector:
@@ -167,14 +167,14 @@ def matrix_row(name: str, family: Family, methods: Sequence[str]) -> tuple[str, 
     detector = detector_of(name, family, module)
     x = photo("bus.jpg", family.size)
     with torch.no_grad():
-        found = detector.predict(x[None])[0]
-    anchor, class_id = divmod(int(found.logits.argmax()), found.logits.shape[1])
-    left, top, right, bottom = found.boxes[anchor].tolist()
-    level = int(found.levels[anchor])
+        candidates = detector.predict(x[None])[0]
+    anchor, class_id = divmod(int(candidates.logits.argmax()), candidates.logits.shape[1])
+    left, top, right, bottom = candidates.boxes[anchor].tolist()
+    level = int(candidates.levels[anchor])
     cells = [name]
     for method in methods:
         targets = [
-            Target(anchor, level, kind, class_id, context=found.context, box=(left, top, right, bottom))
+            Target(anchor, level, kind, class_id, context=candidates.context, box=(left, top, right, bottom))
             for kind in detector.info.targets
             if sensible(method, kind)
         ]
@@ -195,13 +195,13 @@ def row(name: str, family: Family) -> tuple[str, ...]:
     x = photo("bus.jpg", family.size)[None]
     dark = x * family.dark
     with torch.no_grad():
-        found, then = detector.predict(x)[0], detector.predict(dark)[0]
-    here = found.levels == 0
-    moved = (found.logits - then.logits).abs() * here[:, None]
+        candidates, then = detector.predict(x)[0], detector.predict(dark)[0]
+    here = candidates.levels == 0
+    moved = (candidates.logits - then.logits).abs() * here[:, None]
     if family.branch == "decoder":
-        moved = found.logits  # other queries are selected on another picture
+        moved = candidates.logits  # other queries are selected on another picture
     anchor, class_id = divmod(int(moved.argmax()), moved.shape[1])
-    target = Target(anchor, 0, "class", class_id, context=found.context)
+    target = Target(anchor, 0, "class", class_id, context=candidates.context)
     ask = integrated_gradients(Segment(x[0], dark[0]), [target], max_evaluations=MOST[detector.info.sparse])
     (integral,) = solve(detector.values, ask)
     edges = "edges" if "left" in detector.info.targets else ""

@@ -55,7 +55,7 @@ class Again:
         )
         self.square = square
         self.x = baselines.picture(square)
-        self.found = self._predict(self.x)
+        self.candidates = self._predict(self.x)
 
     def _predict(self, x: torch.Tensor) -> Candidates:
         with torch.no_grad():
@@ -64,22 +64,22 @@ class Again:
     def pinned(self, d: Numbers) -> int:
         """The prediction that a detection speaks of: its box, its logit."""
         box = d["nearest"]["box"] if "nearest" in d else d["box"]
-        boxes = boxes_to_source(self.found.boxes.numpy(), self.frame)
+        boxes = boxes_to_source(self.candidates.boxes.numpy(), self.frame)
         apart = np.abs(boxes - np.array(box)).max(1)
         for one in d["top_classes"]:
-            apart = apart + np.abs(self.found.logits[:, one["class_id"]].numpy() - one["logit"])
+            apart = apart + np.abs(self.candidates.logits[:, one["class_id"]].numpy() - one["logit"])
         return int(apart.argmin())
 
     def logits(self, x: torch.Tensor, anchor: int) -> np.ndarray:
         """(classes,) of the prediction on another picture, through the whole network."""
-        if self.found.context is None:
+        if self.candidates.context is None:
             return self._predict(x).logits[anchor].numpy()
         targets = [self._target(anchor, i) for i in self.detector.info.names]
         with torch.no_grad():
             return self.detector.full_values(x[None], [(0, t) for t in targets]).numpy()
 
     def _target(self, anchor: int, class_id: int) -> Target:
-        return Target(anchor, int(self.found.levels[anchor]), "class", class_id, context=self.found.context)
+        return Target(anchor, int(self.candidates.levels[anchor]), "class", class_id, context=self.candidates.context)
 
     def without(self, d: Numbers, a: Numbers, recorded: Numbers, boxes: list[list[float]], b: torch.Tensor) -> Numbers:
         """What is left of the class without each neighbour that the record names, as far as it lies outside the box."""
@@ -209,15 +209,15 @@ def _top(square: torch.Tensor, inside: np.ndarray) -> np.ndarray:
 def differences(recorded: Numbers, again: Numbers) -> dict[str, float]:
     """|recorded − recomputed| by field, in units of the larger of 1 and the value; sums of noise of their gross."""
     gross = 1 + again["positive_inside"] - again["negative_inside"]
-    found = {}
+    apart = {}
     for name, value in again.items():
         if name in ("trials", "neighbours"):
             pairs = [(old[k], new[k]) for old, new in zip(recorded[name], value, strict=True) for k in new]
         else:
             pairs = [(recorded[name], value)]
         scale = gross if name.startswith(("net_", "positive_", "negative_")) else 1.0
-        found[name] = max((abs(old - new) / max(scale, abs(new)) for old, new in pairs if new is not None), default=0.0)
-    return found
+        apart[name] = max((abs(old - new) / max(scale, abs(new)) for old, new in pairs if new is not None), default=0.0)
+    return apart
 
 
 def main(argv: list[str] | None = None) -> int:

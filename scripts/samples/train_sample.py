@@ -51,16 +51,16 @@ def _to_float(output: object) -> object:
     return output
 
 
-def _matches(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def _matches(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Which detections (n, 6) hit which level of IOUS: bool (n, 10), each truth taken once."""
-    hits = np.zeros((len(found), len(IOUS)), bool)
-    if not len(found) or not len(truth):
+    hits = np.zeros((len(boxes), len(IOUS)), bool)
+    if not len(boxes) or not len(truth):
         return hits
-    iou = box_iou(torch.from_numpy(truth[:, 1:]), torch.from_numpy(found[:, :4])).numpy()
-    iou = iou * (truth[:, :1] == found[:, 5])
+    iou = box_iou(torch.from_numpy(truth[:, 1:]), torch.from_numpy(boxes[:, :4])).numpy()
+    iou = iou * (truth[:, :1] == boxes[:, 5])
     for level, threshold in enumerate(IOUS):
         free = np.ones(len(truth), bool)
-        for j in range(len(found)):
+        for j in range(len(boxes)):
             best = int(np.argmax(iou[:, j] * free))
             if free[best] and iou[best, j] >= threshold:
                 hits[j, level], free[best] = True, False
@@ -76,8 +76,8 @@ def evaluate(model: torch.nn.Module, data: Set, names: list[str], bf16: bool = T
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 output = model((part.float() / 255).contiguous(memory_format=torch.channels_last))
             output = (output[0] if isinstance(output, (list, tuple)) else output).float()
-            found = non_max_suppression(output, 0.001, 0.7, multi_label=True, nc=len(names), max_time_img=1.0)
-            for rows, truth in zip(found, data.boxes[start : start + 16], strict=True):
+            boxes = non_max_suppression(output, 0.001, 0.7, multi_label=True, nc=len(names), max_time_img=1.0)
+            for rows, truth in zip(boxes, data.boxes[start : start + 16], strict=True):
                 rows = rows.numpy()[:, :6]
                 hits.append(_matches(rows, truth))
                 scores.append(rows[:, 4])

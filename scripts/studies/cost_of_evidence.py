@@ -34,9 +34,9 @@ def measured(explainers: dict[str, Explainer], groups: list[list[ImageRef]]) -> 
         for turn in range(len(explainers)):
             column = (turn + number) % len(explainers)
             start = time.process_time()
-            found = list(list(explainers.values())[column].explain(refs))
+            results = list(list(explainers.values())[column].explain(refs))
             taken[number, column] = time.process_time() - start
-        counts[number] = sum(len(result.record.detections or ()) for result in found)
+        counts[number] = sum(len(result.record.detections or ()) for result in results)
     return taken, int(counts.sum())
 
 

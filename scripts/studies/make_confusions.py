@@ -90,11 +90,11 @@ class Made:
 def photo(ref: ImageRef, drawn: labels.Folder, size: int) -> Photo:
     """The picture of `ref`, scaled, with its labels."""
     square, box = letterboxed(decode.load(ref).pixels, size)
-    found = drawn.read(ref)
+    picture = drawn.read(ref)
     shift = (box.left, box.top) * 2
     placed = tuple(
         (label.class_id, tuple(v + by for v, by in zip(label.box, shift, strict=True)))
-        for label in (found.at(box.inner_width, box.inner_height) if found else ())
+        for label in (picture.at(box.inner_width, box.inner_height) if picture else ())
         if label.class_id is not None
     )
     return Photo(Path(ref.path).stem, square, box, placed)
@@ -115,15 +115,15 @@ def margin(logits: Tensor, class_id: int) -> float:
 @torch.no_grad()
 def reports(detector: Detector, pixels: np.ndarray) -> Iterator[tuple[int, int, Tensor, Candidates]]:
     """(anchor, class_id, box, candidates) of everything reported."""
-    found = detector.predict(as_input(pixels))[0]
-    for anchor, class_id in reported(found, conf=CONF, iou=IOU, max_det=300):
-        yield anchor, class_id, found.boxes[anchor], found
+    candidates = detector.predict(as_input(pixels))[0]
+    for anchor, class_id in reported(candidates, conf=CONF, iou=IOU, max_det=300):
+        yield anchor, class_id, candidates.boxes[anchor], candidates
 
 
 def rightly_reported(detector: Detector, picture: Photo) -> dict[int, tuple[int, float, float]]:
     """Index of a label -> anchor, logit and margin of the best report of its class there."""
     right: dict[int, tuple[int, float, float]] = {}
-    for anchor, class_id, box, found in reports(detector, picture.pixels):
+    for anchor, class_id, box, score in reports(detector, picture.pixels):
         overlaps = [
             (float(box_iou(box[None], torch.tensor([place]))), index)
             for index, (label, place) in enumerate(picture.labels)
@@ -131,7 +131,7 @@ def rightly_reported(detector: Detector, picture: Photo) -> dict[int, tuple[int,
         ]
         overlap, index = max(overlaps, default=(0.0, -1))
         if overlap >= SAME_PLACE and index not in right:
-            logits = found.logits[anchor]
+            logits = score.logits[anchor]
             right[index] = anchor, float(logits[class_id]), margin(logits, class_id)
     return right
 
@@ -161,8 +161,8 @@ def pushed(detector: Detector, picture: Photo, push: Push, epsilon: int) -> tupl
     x, best = start.clone(), None
     for step in range(1, STEPS + 1):
         x.requires_grad_(True)
-        found = detector.predict((x / 255).permute(2, 0, 1)[None])[0]
-        loss = _loss(found.logits, push, rivals, aim=step > PUSH)
+        candidates = detector.predict((x / 255).permute(2, 0, 1)[None])[0]
+        loss = _loss(candidates.logits, push, rivals, aim=step > PUSH)
         (gradient,) = torch.autograd.grad(loss, x)
         x = torch.minimum(torch.maximum(x.detach() - gradient.sign() * inside, low), high)
         pixels = x.round().byte().numpy()
@@ -189,10 +189,10 @@ def _loss(logits: Tensor, push: Push, rivals: Tensor, aim: bool) -> Tensor:
 def _reached(detector: Detector, pixels: np.ndarray, push: Push, place: Tensor) -> float | None:
     """The logit at which the object is reported as wanted, and not as another class of the two; else None."""
     best = None
-    for anchor, class_id, box, found in reports(detector, pixels):
+    for anchor, class_id, box, score in reports(detector, pixels):
         if float(box_iou(box[None], place)) >= SAME_PLACE:
             if class_id == push.wanted:
-                logit = float(found.logits[anchor, class_id])
+                logit = float(score.logits[anchor, class_id])
                 best = logit if best is None else max(best, logit)
             elif class_id == push.true:
                 return None
@@ -260,8 +260,8 @@ def looks_of(args: argparse.Namespace, refs: Sequence[ImageRef]) -> list[tuple[f
     """(logit, margin) of every right report on the clean photos."""
     detector = detectors.build(checkpoints.load(args.model))
     drawn = labels.Folder(args.labels, detector.info.names)
-    found = (rightly_reported(detector, photo(ref, drawn, args.imgsz)) for ref in refs)
-    return [(logit, lead) for right in found for _, logit, lead in right.values()]
+    reports_of_photos = (rightly_reported(detector, photo(ref, drawn, args.imgsz)) for ref in refs)
+    return [(logit, lead) for right in reports_of_photos for _, logit, lead in right.values()]
 
 
 def main(argv: list[str] | None = None) -> None:

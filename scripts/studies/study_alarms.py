@@ -37,11 +37,11 @@ Grades = NDArray[np.int64]
 
 def grades(evidence: Sequence[Mapping[str, Any]], limits: Thresholds) -> dict[str, Grades]:
     """By rule that has limits: 0 good, 1 weak, 2 unsupported, of every box."""
-    found = {}
+    graded = {}
     for rule in (rule for rule in RULES if rule.measure in limits):
         values = [e.get(rule.measure) for e in evidence]
-        found[rule.measure] = np.array([0 if v is None else rule.grade(v, limits[rule.measure]) for v in values])
-    return found
+        graded[rule.measure] = np.array([0 if v is None else rule.grade(v, limits[rule.measure]) for v in values])
+    return graded
 
 
 def worst(by_rule: Mapping[str, Grades]) -> Grades:
@@ -53,11 +53,11 @@ def share(hit: NDArray[np.bool_]) -> str:
     return f"{hit.mean():.1%}" if len(hit) else "–"
 
 
-def by_rule(found: Mapping[str, Grades], right: NDArray[np.bool_]) -> str:
+def by_rule(graded: Mapping[str, Grades], right: NDArray[np.bool_]) -> str:
     """What each rule says, and what it says where all others are content."""
     rows = []
-    for name, own in found.items():
-        others = worst({k: v for k, v in found.items() if k != name})
+    for name, own in graded.items():
+        others = worst({k: v for k, v in graded.items() if k != name})
         alone = (own > 0) & (others == 0)
         hits = (own > 0, own > 1, alone)
         rows.append([name, *(share(hit[who]) for hit in hits for who in (right, ~right))])
@@ -106,12 +106,12 @@ def main(argv: list[str] | None = None) -> None:
             if d["evidence"]["verdict"] != "unknown"
         ]
     evidence, right = [e for e, *_ in boxes], np.array([r for _, r, *_ in boxes])
-    found = grades(evidence, DEFAULTS)
-    words = worst(found)
+    graded = grades(evidence, DEFAULTS)
+    words = worst(graded)
     print(f"{right.sum()} right and {(~right).sum()} wrong boxes\n")
     rows = [[VERDICTS[g], share((words == g)[right]), share((words == g)[~right])] for g in range(3)]
     print(tools.table(rows, ("verdict", "of the right", "of the wrong")) + "\n")
-    print(by_rule(found, right) + "\n")
+    print(by_rule(graded, right) + "\n")
     only, soft = best_leads(evidence, right)
     print(f"limits that catch most at no more alarms: {ONLY_BOX} {only:g}, {SOFTENED} {soft:g}\n")
     print(orders(words, right, np.array([s for _, _, s, _ in boxes]), [photo for *_, photo in boxes]))

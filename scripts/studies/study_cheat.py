@@ -86,11 +86,11 @@ def class_at(explainer: Explainer, file: Path, box: Box) -> str | None:
     plan, d = explainer.plan, explainer.plan.config.detection
     square, frame = letterboxed(decode.load(ImageRef(file.name, file)).pixels, plan.size)
     x = torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255
-    found = plan.detector.predict(x.to(plan.device).contiguous(memory_format=torch.channels_last))[0]
-    kept = reported(found, conf=d.conf, iou=d.iou, max_det=d.max_det)
-    boxes = boxes_to_source(found.boxes[[a for a, _ in kept]].cpu().numpy().reshape(-1, 4), frame)
+    candidates = plan.detector.predict(x.to(plan.device).contiguous(memory_format=torch.channels_last))[0]
+    kept = reported(candidates, conf=d.conf, iou=d.iou, max_det=d.max_det)
+    boxes = boxes_to_source(candidates.boxes[[a for a, _ in kept]].cpu().numpy().reshape(-1, 4), frame)
     on = labels.overlaps(boxes, [box])[:, 0] >= labels.ON
-    there = [(float(found.scores[a, c]), c) for (a, c), hit in zip(kept, on, strict=True) if hit]
+    there = [(float(candidates.scores[a, c]), c) for (a, c), hit in zip(kept, on, strict=True) if hit]
     return plan.info.names[max(there)[1]] if there else None
 
 
@@ -105,13 +105,13 @@ def shares(signed: np.ndarray, box: Box, tag: np.ndarray) -> dict[str, float]:
 
 def measured(result: Result, index: int, tag: np.ndarray) -> dict[str, float]:
     """Every number that the record holds as evidence of a detection, its score, and where its maps lie."""
-    found = result.record.detections[index]
+    detection = result.record.detections[index]
     mine = [e for e in result.explanations if e.detection == index]
     own = next(e.attribution.map for e in mine if not e.as_class)
     contrast = own - next(e.attribution.map for e in mine if e.as_class)
-    figures = {"score": found.score, **tools.numbers(found.evidence.model_dump(exclude=NO_MEASURE))}
-    figures |= shares(own, found.box, tag)
-    return figures | {f"contrast: {k}": v for k, v in shares(contrast, found.box, tag).items()}
+    figures = {"score": detection.score, **tools.numbers(detection.evidence.model_dump(exclude=NO_MEASURE))}
+    figures |= shares(own, detection.box, tag)
+    return figures | {f"contrast: {k}": v for k, v in shares(contrast, detection.box, tag).items()}
 
 
 def study(model: str, folder: Path, shown: str = "always", count: int | None = None) -> list[Case]:
@@ -123,9 +123,9 @@ def study(model: str, folder: Path, shown: str = "always", count: int | None = N
     for result in explainer.explain(list(find([str(folder / shown / "images")]).refs)[:count]):
         assert result.image is not None, result.record.error
         stem = Path(result.ref.path).stem
-        found = drawn.read(result.ref)
-        assert found is not None, stem
-        (item,) = found.at(result.image.width, result.image.height)
+        picture = drawn.read(result.ref)
+        assert picture is not None, stem
+        (item,) = picture.at(result.image.width, result.image.height)
         tag = cv2.imread(str(folder / "always" / "tags" / f"{stem}.png"), cv2.IMREAD_GRAYSCALE)
         tag = cv2.dilate(tag, np.ones((2 * TAG_RIM + 1,) * 2, np.uint8)) > 0
         case = Case(stem, item.class_name)
@@ -259,7 +259,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     print(markdown(report))
     if args.json:
-        report["cases"] = {kind: [asdict(c) for c in found] for kind, found in cases.items()}
+        report["cases"] = {kind: [asdict(c) for c in some] for kind, some in cases.items()}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -74,10 +74,10 @@ def counting(args: argparse.Namespace, drawn: labels.Folder) -> list[dict[str, A
         pixels = decode.load(ref).pixels
         square, frame = letterboxed(pixels, size, info.fit)
         with torch.no_grad():
-            found = detector.predict(torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255)[0]
-        kept = reported(found, conf=args.conf, iou=RunConfig().detection.iou, max_det=300)
-        boxes = boxes_to_source(found.boxes[[a for a, _ in kept]].numpy().reshape(-1, 4), frame).tolist()
-        scores, marks = [float(found.scores[a, c]) for a, c in kept], drawn.read(ref)
+            candidates = detector.predict(torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255)[0]
+        kept = reported(candidates, conf=args.conf, iou=RunConfig().detection.iou, max_det=300)
+        boxes = boxes_to_source(candidates.boxes[[a for a, _ in kept]].numpy().reshape(-1, 4), frame).tolist()
+        scores, marks = [float(candidates.scores[a, c]) for a, c in kept], drawn.read(ref)
         placed = () if marks is None else marks.at(pixels.shape[1], pixels.shape[0])
         matches = labels.match([tuple(box) for box in boxes], [c for _, c in kept], scores, placed)
         entries += [
@@ -112,10 +112,13 @@ def seen(
     """
     if record["status"] != "ok" or drawn is None:
         return []
-    found = record["detections"]
+    detections = record["detections"]
     placed = drawn.at(record["image"]["width"], record["image"]["height"])
     matches = labels.match(
-        [tuple(d["box"]) for d in found], [d["class_id"] for d in found], [d["score"] for d in found], placed
+        [tuple(d["box"]) for d in detections],
+        [d["class_id"] for d in detections],
+        [d["score"] for d in detections],
+        placed,
     )
     picture = record["image"]["path"]
     return [
@@ -124,7 +127,7 @@ def seen(
             forwards(d), evidence(d), np.array(d["attributions"][0]["grid"]["values"]).ravel(),
             d["evidence"]["verdict"],
         )
-        for d, m in zip(found, matches, strict=True)
+        for d, m in zip(detections, matches, strict=True)
         if d["score"] <= below and (m.status in ("true", against) or against == "all")
     ]  # fmt: skip
 
@@ -138,13 +141,13 @@ def forwards(d: Mapping[str, Any]) -> dict[str, float]:
 
 def evidence(d: Mapping[str, Any]) -> dict[str, float]:
     """Every number of the evidence that is not among `forwards`."""
-    found = {k: v for k, v in tools.numbers(d["evidence"]).items() if k not in NOT_EVIDENCE}
-    found |= {k: v for k, v in tools.numbers(d["attributions"][0]).items() if k in OF_ATTRIBUTION}
+    figures = {k: v for k, v in tools.numbers(d["evidence"]).items() if k not in NOT_EVIDENCE}
+    figures |= {k: v for k, v in tools.numbers(d["attributions"][0]).items() if k in OF_ATTRIBUTION}
     for trial in d["evidence"].get("trials", ()):
         fill = "baseline" if trial["fill"] == d["attributions"][0]["baseline"] else "other fill"
         what = trial["what"] if trial["what"] == "softened" else f"{trial['what']}, {fill}"
-        found |= {f"{what}: {k}": v for k, v in tools.numbers(trial).items() if k not in ("score", "other")}
-    return found
+        figures |= {f"{what}: {k}": v for k, v in tools.numbers(trial).items() if k not in ("score", "other")}
+    return figures
 
 
 # -- features -------------------------------------------------------------------------------------

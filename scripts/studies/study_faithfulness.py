@@ -26,7 +26,7 @@ from detxai.evaluation.files import Files
 from detxai.evaluation.options import Options
 from detxai.evaluation.run import EvaluationRun
 from detxai.evaluation.tables import by_image, interval
-from detxai.inputs.sources import Found
+from detxai.inputs.sources import ImageSource
 from detxai.parchgrad.statistics import SUFFIX
 from detxai.run.calibrate_parchgrad import Pass
 from detxai.run.console import Console
@@ -85,11 +85,11 @@ class Study:
         })  # fmt: skip
         folder = a.work / f"{half} {setting.name}".replace(",", "").replace(" ", "-")
         options = Options(folder, a.steps, baselines=baselines, **setting.judged)
-        code = EvaluationRun(config, options, self.console).run(Found(refs))
+        code = EvaluationRun(config, options, self.console).run(ImageSource(refs))
         if code not in (ExitCode.OK, ExitCode.SOME_FAILED):
             raise SystemExit(code)
-        found = (Files(folder).read(ref.path) for ref in refs)
-        return [image for image in found if image is not None and image["detections"]]
+        documents = (Files(folder).read(ref.path) for ref in refs)
+        return [image for image in documents if image is not None and image["detections"]]
 
 
 def difference(ours: Figures, name: str, theirs: Figures, other: str, metric: str = "margin") -> dict[str, Any] | None:
@@ -108,26 +108,26 @@ def margin(own: Figures, name: str) -> dict[str, Any] | None:
     return interval(by_image(own, name, "margin"), 0)
 
 
-def best_of(found: Mapping[Setting, Figures]) -> Setting:
+def best_of(figures: Mapping[Setting, Figures]) -> Setting:
     """The setting with the largest mean margin."""
-    return max(found, key=lambda setting: (margin(found[setting], setting.method) or {"mean": -1.0})["mean"])
+    return max(figures, key=lambda setting: (margin(figures[setting], setting.method) or {"mean": -1.0})["mean"])
 
 
 def choose(study: Study, refs: Sequence[ImageRef]) -> tuple[Setting, Setting]:
     """The settings of `ig` and of `grad` with the largest margin, after a table of all of them."""
     plain = study.figures(refs, "choose", PLAIN, baselines=True)
     flattered = {PLAIN: plain} | {setting: study.figures(refs, "choose", setting) for setting in FLATTERED}
-    found = {setting: study.figures(refs, "choose", setting) for setting in TRIED}
+    figures = {setting: study.figures(refs, "choose", setting) for setting in TRIED}
     names = list(plain[0]["detections"][0]["methods"])
     rows: list[tuple[str, ...]] = [(f"`{name}`", shown(margin(plain, name)), "", "") for name in names]
-    for setting, own in (flattered | found).items():
+    for setting, own in (flattered | figures).items():
         if setting != PLAIN:
             less = [shown(difference(own, setting.method, plain, name)) for name in ("random", "grad")]
             title = setting.name if setting.method == "grad" else f"ig, {setting.name}"
             rows.append((title, shown(margin(own, setting.method)), *less))
     print(f"{len(plain)} images with detections choose\n")
     print(table(rows, ("", "margin", "minus random", "minus grad")), flush=True)
-    return best_of(found), best_of(flattered)
+    return best_of(figures), best_of(flattered)
 
 
 def report(study: Study, refs: Sequence[ImageRef], best: Sequence[Setting], statistics: Path | None) -> None:

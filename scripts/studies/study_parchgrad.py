@@ -117,8 +117,8 @@ def rows(study: Study, refs: Sequence[ImageRef], method: str, settings: Sequence
             yield gradient, setting, *gained(study.shares(refs, method, gradient, setting), plain)
 
 
-def show(found: Sequence[tuple[Any, ...]], method: str) -> None:
-    for gradient, setting, mean, change, low, high in found:
+def show(outcomes: Sequence[tuple[Any, ...]], method: str) -> None:
+    for gradient, setting, mean, change, low, high in outcomes:
         interval = f"{change:+.3f} ({low:+.3f} to {high:+.3f})"
         print(f"| {method} | {gradient} | {label(setting)} | {mean:.3f} | {interval} |", flush=True)
 
@@ -154,14 +154,14 @@ def main() -> None:
     print("| method | gradient | setting | share inside | change against plain |\n|---|---|---|---|---|")
     for method in arguments.methods:
         settings = FEW if method != "grad" else [*GRID, *({"gamma": "inf", **change} for change in CHANGES)]
-        found = []
+        outcomes = []
         for row in rows(study, choosing, method, settings):
             show([row], method)
-            found.append(row)
+            outcomes.append(row)
         plain = study.shares(reporting, method, "plain", {})
         print(f"| {method} | plain | reported half | {np.mean(list(plain.values())):.3f} | |")
         for gradient in GRADIENTS:
-            best = max((row for row in found if row[0] == gradient), key=lambda row: row[3])
+            best = max((row for row in outcomes if row[0] == gradient), key=lambda row: row[3])
             for setting in (DEFAULT, best[1]):
                 reported = gained(study.shares(reporting, method, gradient, setting), plain)
                 show([(gradient, {**setting, "on the": "reported half"}, *reported)], method)

@@ -100,26 +100,26 @@ def tensor(square: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(square)).permute(2, 0, 1).float() / 255
 
 
-def suppressed(found: Any, box: Tensor, class_id: int) -> dict[str, float]:
+def suppressed(candidates: Any, box: Tensor, class_id: int) -> dict[str, float]:
     """How many boxes of the class NMS drops in favour of this one, and how they scatter."""
-    scores = found.scores[:, class_id]
-    iou = overlaps(found.boxes, box)
+    scores = candidates.scores[:, class_id]
+    iou = overlaps(candidates.boxes, box)
     near = (iou >= SAME_BOX) & (scores >= FAINT)
-    own, weights = found.boxes[near], scores[near]
+    own, weights = candidates.boxes[near], scores[near]
     if not len(own):
         return {"count": 0.0}
     side = (box[2:] - box[:2]).prod().sqrt()
     return {
         "count": float(len(own)), "mean score": float(weights.mean()), "sum": float(weights.sum()),
         "scatter": float((own - box).abs().mean() / side), "mean IoU": float(iou[near].mean()),
-        "rivals": float(found.scores[near].sum(1).sub(weights).max()),
+        "rivals": float(candidates.scores[near].sum(1).sub(weights).max()),
     }  # fmt: skip
 
 
-def stays(found: Any, altered: Altered, box: Tensor, class_id: int) -> dict[str, float]:
+def stays(candidates: Any, altered: Altered, box: Tensor, class_id: int) -> dict[str, float]:
     """Score and IoU of the best box of the class where this one was."""
-    scores = found.scores[:, class_id]
-    iou = overlaps(altered.back(found.boxes), box)
+    scores = candidates.scores[:, class_id]
+    iou = overlaps(altered.back(candidates.boxes), box)
     best = int((scores * iou).argmax())
     return {
         f"{altered.name}: score": float(scores[best] * (iou[best] >= SAME_BOX)),
@@ -139,7 +139,7 @@ def doubts(
     rows = []
     for report, box in zip(reports, boxes, strict=True):
         placed = torch.from_numpy(boxes_to_letterbox([box], frame)[0]).float()
-        kept = [stays(found, a, placed, report.class_id) for a, found in zip(altered, others, strict=True)]
+        kept = [stays(candidates, a, placed, report.class_id) for a, candidates in zip(altered, others, strict=True)]
         at = int((overlaps(first.boxes, placed) * first.scores[:, report.class_id]).argmax())
         rows.append(
             {

@@ -205,10 +205,10 @@ def _ranks(x: Numbers) -> Any:
 def numbers(tree: Any, prefix: str = "") -> dict[str, float]:
     """Every number below a JSON value by its dotted name; lists, texts and nulls are left out, true is 1."""
     if isinstance(tree, Mapping):
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for name, value in tree.items():
-            found |= numbers(value, f"{prefix}.{name}" if prefix else str(name))
-        return found
+            figures |= numbers(value, f"{prefix}.{name}" if prefix else str(name))
+        return figures
     if isinstance(tree, (bool, int, float)) and math.isfinite(tree):
         return {prefix: float(tree)}
     return {}

@@ -47,15 +47,15 @@ def rows(model: Path | None, images: Path, labels: Path | None, as_class: Iterab
         detection={"labels": labels, "conf": conf},
         attribution={"as_class": tuple(as_class)},
     )
-    found = []
+    measured = []
     for result in Explainer(config).explain_sources(images):
         for d in result.record.detections or ():
             right = d.match is not None and d.match.status == "true"
             own = "shortcut" if labels is None else "right" if right else "false"
             for kind, e in [(own, d.evidence), *(("swap", a.evidence) for a in d.attributions if a.as_class and right)]:
                 if e is not None and e.verdict != "unknown":
-                    found.append({"kind": kind, **e.model_dump()})
-    return found
+                    measured.append({"kind": kind, **e.model_dump()})
+    return measured
 
 
 def derived(rule: VerdictRule, right: np.ndarray, wrong: np.ndarray) -> tuple[float, float]:
@@ -80,9 +80,9 @@ def main() -> None:
     args = parser.parse_args()
 
     names = (args.labels / "classes.txt").read_text().split()
-    found = rows(args.model, args.images, args.labels, names, args.conf)
-    found += rows(args.shortcut_model, args.shortcut_images, None, (), args.conf)
-    of = {kind: [row for row in found if row["kind"] == kind] for kind in ("right", "false", "swap", "shortcut")}
+    measured = rows(args.model, args.images, args.labels, names, args.conf)
+    measured += rows(args.shortcut_model, args.shortcut_images, None, (), args.conf)
+    of = {kind: [row for row in measured if row["kind"] == kind] for kind in ("right", "false", "swap", "shortcut")}
     print(f"| measure | right ({len(of['right'])}): 2, 50, 98 % | wrong: 5, 50, 95 % | derived | default |")
     print("|---|---|---|---|---|")
     for rule in RULES:

@@ -44,8 +44,8 @@ class AnchorHead:
         if classes is not None:
             kept = [*range(5), *(5 + c for c in classes)]
             weight, bias = (part.unflatten(0, (n, -1))[:, kept].flatten(0, 1) for part in (weight, bias))
-        found = nn.functional.conv2d(feature, weight, bias).float()
-        return found.view(len(found), n, -1, *found.shape[2:]).permute(0, 1, 3, 4, 2)
+        output = nn.functional.conv2d(feature, weight, bias).float()
+        return output.view(len(output), n, -1, *output.shape[2:]).permute(0, 1, 3, 4, 2)
 
     def boxes(self, raw: Tensor, cells: Tensor, anchors: Tensor) -> Tensor:
         """(…, 4) xyxy letterbox pixels from raw (…, 4), cells (…, 2) as (row, column), anchors (…, 2)."""
@@ -170,19 +170,19 @@ class AnchorBased:
         return values - score_logit(raw[:, 4], raw[:, 5:].gather(1, other)[:, 0]) if part == "contrast" else values
 
     def in_precision(self, dtype: torch.dtype, size: int) -> AnchorBased | None:
-        found = copy.deepcopy(self)
+        twin = copy.deepcopy(self)
         like = torch.zeros(1, device=next(self.module.parameters()).device)
         for level in range(len(self.heads)):  # how far layers reach is seen in float32
-            found._windows(level, size, like)
-        found.module.to(dtype)
-        for head in found.heads:
+            twin._windows(level, size, like)
+        twin.module.to(dtype)
+        for head in twin.heads:
             head.conv.float()
-        return found
+        return twin
 
     def _windows(self, level: int, size: int, like: Tensor) -> Windows:
-        found = self.trunk.around(self.heads[level].feed, self.heads[level].conv, size, like)
-        assert found is not None, "a convolution reads a bounded part of its map"
-        return found
+        windows = self.trunk.around(self.heads[level].feed, self.heads[level].conv, size, like)
+        assert windows is not None, "a convolution reads a bounded part of its map"
+        return windows
 
     def layer_of(self, target: Target) -> int:
         return self.heads[target.level].feed

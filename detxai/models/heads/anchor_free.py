@@ -72,9 +72,9 @@ class AnchorFree:
             )
 
     def _windows(self, kind: str, level: int, size: int, like: Tensor) -> Windows:
-        found = self.trunk.around(self.feeds[level], self.parts[kind][level], size, like)
-        assert found is not None, "a sparse head reads a bounded part of its map"
-        return found
+        windows = self.trunk.around(self.feeds[level], self.parts[kind][level], size, like)
+        assert windows is not None, "a sparse head reads a bounded part of its map"
+        return windows
 
     @staticmethod
     def prepared(model: Any) -> nn.Module:
@@ -229,32 +229,32 @@ class AnchorFree:
         own, (cells, channel, other) = torch.arange(len(x), device=x.device), index.split((2, 1, 1), 1)
         if not self.info.sparse:
             logits, edges, _ = self._dense(self._features(x, range(len(self.feeds))))
-            found = (edges if part == "box" else logits)[own, cells[:, 0]]
+            pinned = (edges if part == "box" else logits)[own, cells[:, 0]]
         else:
             size = self.trunk.size_before(x) if entered else x.shape[-1]
             names = ("box", *(("angle",) if self.angle_heads else ())) if part == "box" else ("class",)
             windows = [self._windows(name, level, size, x) for name in names]
             outputs = self.trunk(x, frozenset().union(*(w.wanted for w in windows)), entered)
             raw = [w.at(outputs, cells).float() for w in windows]
-            found = raw[0]
+            pinned = raw[0]
             if part == "box":
-                found, _ = self._decode(raw[0], raw[1] if self.angle_heads else None, cells, level)
-        values = found.gather(1, channel)[:, 0]
-        return values - found.gather(1, other)[:, 0] if part == "contrast" else values
+                pinned, _ = self._decode(raw[0], raw[1] if self.angle_heads else None, cells, level)
+        values = pinned.gather(1, channel)[:, 0]
+        return values - pinned.gather(1, other)[:, 0] if part == "contrast" else values
 
     def in_precision(self, dtype: torch.dtype, size: int) -> AnchorFree | None:
         if not self.info.sparse:
             return None
-        found = copy.deepcopy(self)
+        twin = copy.deepcopy(self)
         like = torch.zeros(1, device=next(self.module.parameters()).device)
-        parts = {kind: part for kind, part in found.parts.items() if part is not None}
+        parts = {kind: part for kind, part in twin.parts.items() if part is not None}
         for kind in parts:  # how far layers reach is seen in float32
             for level in range(len(self.feeds)):
-                found._windows(kind, level, size, like)
-        found.module.to(dtype)
+                twin._windows(kind, level, size, like)
+        twin.module.to(dtype)
         for part in parts.values():
             part.float()
-        return found
+        return twin
 
     def _start(self, level: int, size: int) -> int:
         return sum((size // stride) ** 2 for stride in self.strides[:level])

@@ -85,7 +85,7 @@ class BlackBox:
         return scores_of(self.predict(x), classes)
 
     def _candidates(self, x: Tensor, corner: tuple[int, int]) -> Candidates:
-        outputs = [found for found in self.run(x) if found.ndim >= 2]
+        outputs = [output for output in self.run(x) if output.ndim >= 2]
         first, height, width = outputs[0], x.shape[-2], x.shape[-1]
         layout, classes = self._layout(outputs, height, width), len(self.info.names)
         rows = first if layout == "batched" else first[0].T if layout == "channels" else first[0]
@@ -128,7 +128,7 @@ class BlackBox:
             for layout, fits in fitting.items():
                 if fits:
                     return layout
-        shapes = ", ".join(str(tuple(found.shape)) for found in outputs)
+        shapes = ", ".join(str(tuple(output.shape)) for output in outputs)
         raise ModelError(
             f"{self.info.name} has {classes} class names and gives {shapes}: no layout that is known.",
             "Check --names and --imgsz, or export it with ultralytics.",
@@ -138,16 +138,16 @@ class BlackBox:
         """Numbers of a box beside its place and scores: mask coefficients, keypoints, an angle."""
         if self.task == "pose":
             return math.prod(_pair(self.run.metadata.get("kpt_shape", (17, 3))))
-        masks = [found.shape[1] for found in outputs[1:] if found.ndim == 4]
+        masks = [output.shape[1] for output in outputs[1:] if output.ndim == 4]
         return 1 if self.task == "obb" else masks[0] if masks else 0
 
     def _one_class(self, score: Tensor, class_id: Tensor) -> Tensor:
         """(n, classes): the score at its class, zero elsewhere."""
-        found, ids = score.new_zeros(len(score), len(self.info.names)), class_id.round().long()
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < found.shape[1]:
-            message = f"the model reports class {int(ids.max())}, and has {found.shape[1]} names"
+        scores, ids = score.new_zeros(len(score), len(self.info.names)), class_id.round().long()
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < scores.shape[1]:
+            message = f"the model reports class {int(ids.max())}, and has {scores.shape[1]} names"
             raise ImageError("impossible", message)
-        return found.scatter(1, ids[:, None], score[:, None])
+        return scores.scatter(1, ids[:, None], score[:, None])
 
 
 def _hull(rotated: Tensor) -> Tensor:
@@ -202,6 +202,6 @@ class _Backend:
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         with torch.inference_mode():
-            found = self.backend(x)
-        parts = found if isinstance(found, (list, tuple)) else [found]
+            outputs = self.backend(x)
+        parts = outputs if isinstance(outputs, (list, tuple)) else [outputs]
         return [torch.as_tensor(part).clone().float() for part in parts]

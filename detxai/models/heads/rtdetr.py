@@ -96,9 +96,9 @@ class RTDETR:
 
     def pinned(self, x: Tensor, kind: tuple[int, str], index: Tensor, *, entered: bool = False) -> Tensor:
         boxes, logits, _ = self._decoded(x, index[:, 3:])
-        found = (boxes if kind[1] == "box" else logits)[torch.arange(len(x), device=x.device), index[:, 0]]
-        values = found.gather(1, index[:, 1:2])[:, 0]
-        return values - found.gather(1, index[:, 2:3])[:, 0] if kind[1] == "contrast" else values
+        pinned = (boxes if kind[1] == "box" else logits)[torch.arange(len(x), device=x.device), index[:, 0]]
+        values = pinned.gather(1, index[:, 1:2])[:, 0]
+        return values - pinned.gather(1, index[:, 2:3])[:, 0] if kind[1] == "contrast" else values
 
     def in_precision(self, dtype: torch.dtype, size: int) -> RTDETR | None:
         return None
