@@ -338,6 +338,7 @@ def test_noise_is_small_and_seeded(detector: Any) -> None:
     assert abs(one - plain) < 1
 
 
+@pytest.mark.slow
 def test_sanity_of_the_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without what the network learned its maps lose their likeness; another class has another; noise costs less."""
     monkeypatch.setattr(disturbed, "CASCADE", (0.0, 0.5, 1.0))
@@ -382,6 +383,7 @@ def machine(inside: Inside, tiny: Path) -> Inside:
     return inside
 
 
+@pytest.mark.slow
 def test_the_whole_command_and_again(machine: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures, tables and pictures of the bundled model; a second run does no work twice."""
     asked = ("--labels", "labels", "--masks", "parts", "--method", "ig,layercam", "--imgsz", "192")

@@ -208,6 +208,7 @@ def test_a_head_without_an_objectness_is_a_reason(tiny: File) -> None:
         asked(["grad"], "objectness", tiny)
 
 
+@pytest.mark.slow
 def test_a_folder_of_baselines(tiny: File, pictures: File, tmp_path: File) -> None:
     folder = tmp_path / "empties"
     folder.mkdir()

@@ -544,6 +544,7 @@ def test_new_statistics_are_a_reason_to_run_again(calibrated: FilePath, pictures
     assert len(set(prints)) == 3
 
 
+@pytest.mark.slow
 def test_pack_mates_do_not_matter(calibrated: FilePath, pictures: FilePath, tmp_path: FilePath) -> None:
     """Bytes of a map are the same alone and among others, whose channels and scales differ."""
     options = ("-m", calibrated / "tiny.safetensors", "--max-det", 3, "--method", "grad,ig", "--maps", "npz")

@@ -181,6 +181,7 @@ def test_what_was_made_is_freed(detector: Any, x: Tensor) -> None:
     assert not any(program() for program in made)
 
 
+@pytest.mark.slow
 def test_the_whole_command_with_programs(
     tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,7 +209,7 @@ def test_behaviour_counts_what_the_records_say(night: Path) -> None:
     every = [f for r in Tree(night).read() for f in ranking.findings(r)]
     found = {b.class_name: b for b in behaviours(every)}
     knives = [f for f in every if f.class_name == "knife"]
-    assert len(found["knife"].found) == len(knives) == sum(len(g.boxes) for g in found["knife"].groups)
+    assert len(found["knife"].findings) == len(knives) == sum(len(g.boxes) for g in found["knife"].groups)
     grids = [np.asarray(f.detection.attributions[0].grid.values) for f in knives]
     np.testing.assert_allclose(found["knife"].mean, np.mean(grids, 0))
     np.testing.assert_allclose(found["knife"].spread, np.std(grids, 0, ddof=1))
