@@ -1,4 +1,4 @@
-"""What the system refuses: memory, threads, locks, permission; and a few of the faults of scripts/checks/faults.py."""
+"""What the system refuses: memory, threads, locks, permission. More faults: scripts/checks/faults.py."""
 
 from __future__ import annotations
 

@@ -94,8 +94,8 @@ class ExplainRun:
                     self._tell(result)
             with self._ending():
                 self._write_page()
-            for mixed in tree.gather().warnings():
-                self._warn(mixed)
+            for doubt in (*tree.gather().warnings(), *_of_memory(explainer)):
+                self._warn(doubt)
             summary = self._summary(explainer, source, time.monotonic() - started)
             self.passed_over, self.ignored = source.own, source.named
             with self._ending():
@@ -384,6 +384,12 @@ def class_row(c: records.ClassStatistics, *, judged: bool, labelled: bool) -> tu
     if labelled:
         row.append(f"{c.true} right, {c.false} not, {c.missed} missed")
     return tuple(row)
+
+
+def _of_memory(explainer: Any) -> list[str]:
+    """A sentence where packs were halved: other packs round otherwise."""
+    halved = int(explainer.timings.packs_halved)
+    return [f"memory ran out: packs were halved {halved} times, and last digits may differ"] if halved else []
 
 
 def _detections(record: records.Record) -> str:
