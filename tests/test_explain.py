@@ -19,7 +19,7 @@ import detxai
 from detxai import Explainer, RunConfig
 from detxai.errors import DetxaiError, UsageError
 from detxai.models import checkpoints
-from detxai.output import records
+from detxai.output import ranking, records
 
 SIXRAY = SHARED / "weights" / "sixray_yolov5nu.pt"
 XRAYS = SHARED / "data" / "xray-dev" / "images"
@@ -162,6 +162,22 @@ def test_raw_maps_as_png_can_be_read_back(tiny: Path, pictures: Path, tmp_path: 
         read = (np.asarray(image, np.float64) - 32768) / 32767 * scale
     exact = np.load(tmp_path / "npz" / "b.jpg.d00.ig.npz")["map"]
     np.testing.assert_allclose(read, exact, rtol=0, atol=scale / 32767)
+
+
+def test_which_pictures_are_written(tiny: Path, tmp_path: Path) -> None:
+    line = (SAMPLES / "bag-01.jpg", "-m", tiny, "-o", tmp_path, *FAST, "--candidates", "0.2")
+    pictured: dict[str, list[str | None]] = {}
+    for mode in ("all", "look", "overview", "none"):
+        assert explain(*line, "--overlays", mode) == 0
+        record = records.load((tmp_path / "bag-01.jpg.json").read_bytes())
+        assert record.overview == (None if mode == "none" else "bag-01.jpg.png")
+        assert {file.name for file in tmp_path.glob("bag-01.jpg.*")} == {*record.files(), "bag-01.jpg.json"}
+        pictured[mode] = [d.attributions[0].overlay for d in record.detections or ()]
+        assert all(f.overlay for f in ranking.findings(record)) == (mode != "none"), "the list always has a picture"
+    assert all(pictured["all"]) and not any(pictured["overview"] + pictured["none"])
+    boxes = record.detections or ()
+    asks = [d.kind != "detection" or bool(d.evidence and d.evidence.verdict != "supported") for d in boxes]
+    assert [bool(name) for name in pictured["look"]] == asks and any(asks)
 
 
 def test_overlays_are_of_the_type_that_was_asked_for(tiny: Path, tmp_path: Path) -> None:
