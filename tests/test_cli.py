@@ -479,6 +479,7 @@ def test_the_module_is_the_command(detxai: Command) -> None:
     assert done.stdout == detxai("--help").out
 
 
+@pytest.mark.slow
 def test_without_a_temporary_folder_and_a_home_there_is_a_way_on(tmp_path: Path) -> None:
     """A file system that is read only, in a container without variables."""
     code = (

@@ -303,6 +303,7 @@ def test_layercam_is_the_one_ultralytics_draws(detector: Any, tiny: Path, tmp_pa
     assert float(found.max()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_shuffled_weights_change_the_maps_and_not_the_predictions(detector: Any) -> None:
     x = seen()
     before = detector.predict(x)[0]

@@ -562,6 +562,7 @@ def calibrated(labelled: tuple[Path, Path], pictures: Path) -> tuple[list[str], 
     return line, model.with_name("tiny.evidence.json")
 
 
+@pytest.mark.slow
 def test_a_list_with_a_promise(
     labelled: tuple[Path, Path], calibrated: tuple[list[str], Path], pictures: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -631,6 +632,7 @@ def test_calibrated_on_labels_and_found_beside_the_model(
     assert "not calibrated" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_cannot_be_calibrated(tiny: Path, pictures: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "b.txt").touch()

@@ -32,6 +32,8 @@ from detxai.vocabulary import EDGES
 ENOUGH = 0.3
 #: One family of each kind of head; with the others, what takes long is a slow test.
 HEADS = ("v8", "v10", "26", "11-obb", "world", "rtdetr-v8")
+#: The families of the quick suite; CI runs all.
+QUICK = (*HEADS, "v3u-tiny", "v5u", "v6", "v9", "12")
 ONE_OF_EACH = [pytest.param(name, marks=() if name in HEADS else pytest.mark.slow) for name in FAMILIES]
 
 
@@ -72,11 +74,10 @@ def made(name: str) -> Case:
 
 
 #: The largest network; rtdetr-v8 has the same decoder.
-LARGE = "rtdetr"
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name == LARGE else ()) for name in FAMILIES]
+    scope="module", params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
 )
 def case(request: pytest.FixtureRequest) -> Case:
     return made(request.param)

@@ -112,6 +112,7 @@ def test_an_item_that_is_not_reported_is_missed_and_explained(
     assert sum(c["missed"] for c in counts["classes"]) == 5
 
 
+@pytest.mark.slow
 def test_a_miss_is_explained_by_every_method_target_and_class(run: Any, plain: SimpleNamespace) -> None:
     more = ("--method", "ig,grad", "--target", "class,left", *[w for i in range(3) for w in ("--as-class", i)])
     found = run("--labels", plain.labels, "--conf", 0.999, *more)

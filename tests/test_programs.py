@@ -71,7 +71,13 @@ def near(a: TargetMap, b: TargetMap) -> float:
     return float((a.map - b.map).norm() / a.map.norm())
 
 
-@pytest.mark.parametrize("method", ["ig", "expected", "idgi", "grad", "inputxgrad", "smoothgrad"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "ig",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("expected", "idgi", "grad", "inputxgrad", "smoothgrad")),
+    ],
+)
 def test_programs_make_the_maps_of_shared_packs(detector: Any, x: Tensor, method: str) -> None:
     paths = [Segment(x, torch.ones_like(x)), Segment(x, torch.zeros_like(x))]
     targets = strongest(detector, x)
