@@ -73,9 +73,6 @@ def made(name: str) -> Case:
     return Case(family, module, detector, x, x * family.dark, found, dark)
 
 
-#: The largest network; rtdetr-v8 has the same decoder.
-
-
 @pytest.fixture(
     scope="module", params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
 )
