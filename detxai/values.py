@@ -18,6 +18,18 @@ Map = NDArray[np.float32]
 Box = tuple[float, float, float, float]
 
 
+def shared_area(a: Box, b: Box) -> float:
+    """The area that two xyxy boxes have in common."""
+    return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two xyxy boxes, in [0, 1]; 0 where neither has an area."""
+    shared = shared_area(a, b)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared / union if union > 0 else 0.0
+
+
 @dataclass(frozen=True)
 class Pair:
     """The high-energy half of an image: its `file`, its `path` as people name it, and how both become colours."""

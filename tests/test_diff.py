@@ -13,7 +13,8 @@ from make_tree import write
 
 from detxai.cli.app import run
 from detxai.output.tree import Tree
-from detxai.review.diff import ALIKE, Change, compare, iou
+from detxai.review.diff import ALIKE, Change, compare
+from detxai.values import iou
 
 
 @pytest.fixture(scope="module")

@@ -368,9 +368,9 @@ class Engine:
 
     def _field(self, name: str) -> Field:
         fields = {"value": self.f, "trial": self.f, "entered": self.entered, "similarity": self.similarity or self.f}
-        value = fields[name]
-        assert value is not None, f"an engine without {name}"
-        return value
+        wanted = fields[name]
+        assert wanted is not None, f"an engine without {name}"
+        return wanted
 
     def _tapped(self, layer: int | None) -> contextlib.AbstractContextManager[list[Tensor]]:
         if layer is None:

@@ -145,16 +145,16 @@ def diff(
 
     if fail_on not in (None, "worse", "change"):
         raise UsageError(f"--fail-on does not know {fail_on!r} here.", "Choose worse or change.")
-    changes = compare(Tree(first), Tree(second))
-    _warn(changes.warnings)
+    difference = compare(Tree(first), Tree(second))
+    _warn(difference.warnings)
     if html is not None:
-        report_diff(changes, html)
+        report_diff(difference, html)
     if json_text:
-        print(json.dumps(changes.plain(), ensure_ascii=False, indent=1))
+        print(json.dumps(difference.plain(), ensure_ascii=False, indent=1))
     else:
-        _print(describe(changes, limit))
+        _print(describe(difference, limit))
     sys.stdout.flush()
-    gated = {"worse": changes.worse, "change": changes.changes, None: []}[fail_on]
+    gated = {"worse": difference.worse, "change": difference.changes, None: []}[fail_on]
     if gated:
         _warn([f"gate: {len(gated)} boxes or images {'got worse' if fail_on == 'worse' else 'changed'} (--fail-on)"])
     return int(ExitCode.GATE if gated else ExitCode.OK)

@@ -82,12 +82,12 @@ class Judge:
     @property
     def names(self) -> dict[str, bool]:
         """Every label of the tables, and whether it is a baseline."""
-        asked_by_label = {v.label: i >= self.asked for i, v in enumerate(self.variants)}
+        is_baseline = {v.label: i >= self.asked for i, v in enumerate(self.variants)}
         if self.options.baselines:
-            asked_by_label |= {RANDOM: True, BOX: True}
+            is_baseline |= {RANDOM: True, BOX: True}
             if isinstance(self.plan.detector, AnchorFree):
-                asked_by_label[ULTRALYTICS] = True
-        return asked_by_label
+                is_baseline[ULTRALYTICS] = True
+        return is_baseline
 
     @property
     def at_once(self) -> int:
@@ -151,7 +151,7 @@ class Judge:
         if self.options.baselines and image.subjects:
             self._add_priors(image)
         try:
-            drawn = self._curves(image)
+            curves_of = self._curves(image)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -173,7 +173,7 @@ class Judge:
                 "box": [significant(v) for v in s.box],
                 "label": None if s.label is None else [significant(v) for v in s.label.box],
                 "methods": {
-                    name: _entry(readings[k], image.seconds[name], drawn[name][k])
+                    name: _entry(readings[k], image.seconds[name], curves_of[name][k])
                     for name, readings in image.readings.items()
                 },
             }

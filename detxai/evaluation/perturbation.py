@@ -113,8 +113,10 @@ def curves(
     """
     merged, at = _merged(cases)
     ends = _ends(score, scene, list(dict.fromkeys(t for _, targets in merged for t in targets)))
-    drawn = [{(f, m): np.zeros((steps + 1, len(targets))) for f in scene.fills for m in MODES} for _, targets in merged]
-    for (_, targets), table in zip(merged, drawn, strict=True):
+    tables = [
+        {(f, m): np.zeros((steps + 1, len(targets))) for f in scene.fills for m in MODES} for _, targets in merged
+    ]
+    for (_, targets), table in zip(merged, tables, strict=True):
         for (fill, mode), values in table.items():
             whole, filled = ([ends[name][t] for t in targets] for name in ("", fill))
             values[0], values[-1] = (whole, filled) if mode == "deletion" else (filled, whole)
@@ -132,7 +134,7 @@ def curves(
         for wave in _waves(steps):
             asked = (
                 _Picture(index, fill, mode, step, ranks[index], counts[step])
-                for index, table in enumerate(drawn)
+                for index, table in enumerate(tables)
                 for (fill, mode), values in table.items()
                 for step in _unknown(values, wave)
             )
@@ -140,8 +142,8 @@ def curves(
             for pack, answers in zip(packs, pool.map(scored, packs), strict=True):
                 replies = iter(answers)
                 for p in pack:
-                    drawn[p.case][p.fill, p.mode][p.step] = [next(replies) for _ in merged[p.case][1]]
-    return [{key: values[:, columns] for key, values in drawn[i].items()} for i, columns in at]
+                    tables[p.case][p.fill, p.mode][p.step] = [next(replies) for _ in merged[p.case][1]]
+    return [{key: values[:, columns] for key, values in tables[i].items()} for i, columns in at]
 
 
 def _merged(

@@ -132,13 +132,13 @@ def labelled(subjects: Sequence[Subject], drawn: labels.Drawn, image: Image, par
     known = drawn.at(image.width, image.height)
     boxes, classes, scores = ([getattr(s, key) for s in subjects] for key in ("box", "class_id", "score"))
     matches = labels.match(boxes, classes, scores, known)
-    subjects_of_labels = []
+    labelled_subjects = []
     for subject, match in zip(subjects, matches, strict=True):
         if match.status == "true" and match.label is not None:
             mask = parts.read(image.ref, match.label, image.height, image.width) if parts else None
             subject = replace(subject, label=known[match.label], parts=mask)
-        subjects_of_labels.append(subject)
-    return subjects_of_labels
+        labelled_subjects.append(subject)
+    return labelled_subjects
 
 
 def _window(box: Box, width: int, height: int) -> tuple[int, int, int, int]:

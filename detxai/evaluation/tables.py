@@ -180,15 +180,15 @@ def _spread(row: Row | None) -> str:
     return "–" if row is None else f"{row['mean']:.2f} [{row['low']:.2f} {row['high']:.2f}]"
 
 
-def printed(cells: Row) -> Printed:
+def printed(report: Row) -> Printed:
     """(title, columns, rows) of the tables for the terminal; baselines wear a star."""
-    methods: dict[str, Row] = cells["methods"]
+    methods: dict[str, Row] = report["methods"]
     titles = {name: f"{name} *" if row["baseline"] else name for name, row in methods.items()}
     ranked = sorted(methods, key=lambda name: -((methods[name]["metrics"]["margin"] or {"mean": -9})["mean"]))
-    against = list(dict.fromkeys(row["against"] for row in cells["paired"]))[:2]
-    difference = {(r["method"], r["against"]): r for r in cells["paired"] if r["metric"] == "margin"}
+    against = list(dict.fromkeys(row["against"] for row in report["paired"]))[:2]
+    difference = {(r["method"], r["against"]): r for r in report["paired"] if r["metric"] == "margin"}
     yield (
-        f"Insertion − deletion [95 %]: {cells['detections']} detections, {cells['images_with_detections']} images; "
+        f"Insertion − deletion [95 %]: {report['detections']} detections, {report['images_with_detections']} images; "
         "* baseline",
         ("method", "ins − del", *(f"minus {name}" for name in against)),
         [
@@ -204,24 +204,26 @@ def printed(cells: Row) -> Printed:
         shown = {c: m for c, m in columns.items() if any(methods[n]["metrics"][m[0]] for n in methods)}
         rows = [(titles[n], *(_cell(methods[n]["metrics"][m], form) for m, form in shown.values())) for n in ranked]
         yield title, ("method", *shown), rows
-    yield from _printed_parts(cells, [name for name in methods if name != "random"][:MOST_BESIDE])
-    yield from _printed_sanity(cells)
+    yield from _printed_parts(report, [name for name in methods if name != "random"][:MOST_BESIDE])
+    yield from _printed_sanity(report)
 
 
-def _printed_parts(row: Row, shown: Sequence[str]) -> Printed:
+def _printed_parts(report: Row, shown: Sequence[str]) -> Printed:
     rows = [
         (f"{class_name}: {part}", *(_cell(by.get(name, {}).get("ratio"), "{:.1f}") for name in shown))
-        for class_name, parts in row["parts"].items()
+        for class_name, parts in report["parts"].items()
         for part, by in parts.items()
     ]
     if rows:
         yield "Parts of items: share of the positive part in the box / share of the box", ("part", *shown), rows
 
 
-def _printed_sanity(row: Row) -> Printed:
-    columns = {f"+{100 * s['share']:.0f} %" if s["share"] else "head": s["correlation"] for s in row.get("cascade", ())}
+def _printed_sanity(report: Row) -> Printed:
+    columns = {
+        f"+{100 * s['share']:.0f} %" if s["share"] else "head": s["correlation"] for s in report.get("cascade", ())
+    }
     more = (("other class", "other_class"), ("noise", "stability"))
-    columns |= {name: row[key] for name, key in more if key in row}
+    columns |= {name: report[key] for name, key in more if key in report}
     if columns:
         names = list(next(iter(columns.values())))
         rows = [(name, *(_cell(column.get(name), "{:+.2f}") for column in columns.values())) for name in names]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from detxai.evidence.measures import log_sigmoid, sigmoid
 from detxai.evidence.model import Neighbour
-from detxai.values import Box, Detection
+from detxai.values import Box, Detection, iou, shared_area
 
 #: A neighbour overlaps the box when that has grown by this share of its sides, each way.
 REACH = 0.5
@@ -28,21 +28,11 @@ def near(index: int, boxes: Sequence[Box], among: Iterable[int]) -> list[int]:
     x0, y0, x1, y1 = boxes[index]
     grown = (x0 - REACH * (x1 - x0), y0 - REACH * (y1 - y0), x1 + REACH * (x1 - x0), y1 + REACH * (y1 - y0))
     shared = {
-        k: _shared(grown, boxes[k])
+        k: shared_area(grown, boxes[k])
         for k in among
-        if k != index and _shared(grown, boxes[k]) > 0 and _iou(boxes[index], boxes[k]) < SAME
+        if k != index and shared_area(grown, boxes[k]) > 0 and iou(boxes[index], boxes[k]) < SAME
     }
     return sorted(shared, key=lambda k: (-shared[k], k))[:MOST]
-
-
-def _shared(a: Box, b: Box) -> float:
-    """The area that two boxes have in common."""
-    return max(min(a[2], b[2]) - max(a[0], b[0]), 0.0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
-
-
-def _iou(a: Box, b: Box) -> float:
-    both = _shared(a, b)
-    return both / max(_shared(a, a) + _shared(b, b) - both, 1e-9)
 
 
 def of_neighbours(logit: float, without: Mapping[int, float], detections: Sequence[Detection]) -> tuple[Neighbour, ...]:

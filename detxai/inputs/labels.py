@@ -276,14 +276,14 @@ def nearest(boxes: ArrayLike, scores: ArrayLike, box: Box) -> tuple[int, float]:
     score 0 (some exports tell one class a box) count only where there are no others. Raises ValueError where there is
     no prediction.
     """
-    placed, weights = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(scores, np.float64)
-    if not len(placed):
+    predicted, weights = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(scores, np.float64)
+    if not len(predicted):
         raise ValueError("the model makes no prediction at all")
-    eligible = weights > 0 if (weights > 0).any() else np.ones(len(placed), bool)
-    iou = np.where(eligible, overlaps(placed, [box])[:, 0], -1)
+    eligible = weights > 0 if (weights > 0).any() else np.ones(len(predicted), bool)
+    iou = np.where(eligible, overlaps(predicted, [box])[:, 0], -1)
     if iou.max() > 0:
         index = int(np.where(iou >= iou.max() - EQUAL, weights, -1).argmax())
     else:
-        away = np.hypot(*(placed[:, [0, 1]] + placed[:, [2, 3]] - (box[0] + box[2], box[1] + box[3])).T)
+        away = np.hypot(*(predicted[:, [0, 1]] + predicted[:, [2, 3]] - (box[0] + box[2], box[1] + box[3])).T)
         index = int(np.where(eligible, away, np.inf).argmin())
     return index, max(float(iou[index]), 0.0)

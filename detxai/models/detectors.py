@@ -94,9 +94,9 @@ def contrasting(values: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor]
             return values(x, pins)
         first = [(row, replace(t, kind="class") if t.kind == "contrast" else t) for row, t in pins]
         others = [(row, replace(t, kind="class", class_id=t.other or 0)) for row, t in (pins[i] for i in differences)]
-        pair = values(x, [*first, *others])
-        at = torch.tensor(differences, device=pair.device)
-        return pair[: len(pins)].index_add(0, at, pair[len(pins) :], alpha=-1)
+        logits = values(x, [*first, *others])
+        at = torch.tensor(differences, device=logits.device)
+        return logits[: len(pins)].index_add(0, at, logits[len(pins) :], alpha=-1)
 
     return both
 
@@ -159,7 +159,7 @@ def _strongest(candidates: Candidates, level: int) -> Target:
 
 @torch.no_grad()
 def _unlike(detector: Differentiable, x: Tensor, candidates: Candidates) -> str | None:
-    """How the values of a level's strongest logit differ from what was `candidates` on x; None where they do not."""
+    """How the value of a level's strongest logit differs from that of `candidates` on x; None where it does not."""
     for level in candidates.levels.unique().tolist():
         target = _strongest(candidates, level)
         value, whole = (

@@ -92,9 +92,9 @@ def network(content: Any, size: int) -> Stored:
     if kind in _MAIN and "cv2" in (head.state or {}).get("_modules", {}):
         module = _yolov9(layers, head, kind, yaml, builder)
         return Stored("ultralytics", module, _fitting(names, module.model[-1]), family(yaml, "yolov9"), imgsz)  # type: ignore[index]
-    head_based = _anchor_based(layers, head, node.state, names, builder)
-    names = names or {i: str(i) for i in range(head_based.scales[0].classes)}
-    return Stored("legacy", head_based, names, family(yaml), None)
+    legacy = _anchor_based(layers, head, node.state, names, builder)
+    names = names or {i: str(i) for i in range(legacy.scales[0].classes)}
+    return Stored("legacy", legacy, names, family(yaml), None)
 
 
 def _ultralytics_network(node: Node, task: str, yaml: dict[str, Any], builder: Builder) -> nn.Module:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import unicodedata
 from bisect import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, features
+
+from detxai.values import Box
 
 RGB = tuple[int, int, int]
 Rect = tuple[int, int, int, int]
@@ -121,6 +124,26 @@ def height_of_text(size: tuple[int, int], zoom: int = 1) -> int:
     """Text height for a picture of `size` (width, height) drawn `zoom` times as large, pixels."""
     short, long = sorted(size)
     return max(MIN_FONT, round(zoom * min(FONT_OF_LONG * long, FONT_OF_SHORT * short)))
+
+
+def drawn_box(box: Box, times: float, size: tuple[int, int]) -> Rect:
+    """Where `box` lies drawn `times` as large, within `size` (width, height): its first pixels, and one past the last.
+
+    At least one pixel, also of a box beyond the picture.
+    """
+    x0, y0, x1, y1 = (round(v * times) for v in box)
+    x0, y0 = min(max(x0, 0), size[0] - 1), min(max(y0, 0), size[1] - 1)
+    return x0, y0, min(max(x1, x0 + 1), size[0]), min(max(y1, y0 + 1), size[1])
+
+
+def with_footer(panel: Image.Image, blocks: Sequence[Image.Image]) -> Image.Image:
+    """`panel` with `blocks` of its width below it."""
+    canvas = Image.new("RGB", (panel.width, panel.height + sum(block.height for block in blocks)), FOOTER)
+    bottom = 0
+    for part in (panel, *blocks):
+        canvas.paste(part, (0, bottom))
+        bottom += part.height
+    return canvas
 
 
 def outline(panel: Image.Image, inner: Rect, tints: tuple[RGB, ...], line: int, dash: tuple[int, int] | None) -> Rect:

@@ -30,8 +30,10 @@ from detxai.output.lettering import (
     Flow,
     Lettering,
     Rect,
+    drawn_box,
     height_of_text,
     outline,
+    with_footer,
 )
 from detxai.values import Box, Map, Pixels
 
@@ -221,20 +223,14 @@ class _Sheet:
         bottom = max(y + panel.height for panel, (_, y) in zip(panels, corners, strict=True))
         texts = [(legend, TEXT, FOOTER), (self.text.words(caption), TEXT, FOOTER),
                  (self.text.words(warning), DARK, WARNING)]  # fmt: skip
-        blocks = [self.text.block(flow, right, ink, ground) for flow, ink, ground in texts if flow]
-        canvas = Image.new("RGB", (right, bottom + sum(block.height for block in blocks)), FOOTER)
+        page = Image.new("RGB", (right, bottom), FOOTER)
         for panel, corner in zip(panels, corners, strict=True):
-            canvas.paste(panel, corner)
-        for block in blocks:
-            canvas.paste(block, (0, bottom))
-            bottom += block.height
-        return canvas
+            page.paste(panel, corner)
+        return with_footer(page, [self.text.block(flow, right, ink, ground) for flow, ink, ground in texts if flow])
 
     def _corners(self, at: tuple[int, int]) -> Rect:
-        """The box within the picture, canvas pixels: first and one past the last column and row."""
-        (columns, rows), (x0, y0, x1, y1) = self.drawn, (round(v * self.zoom) for v in self.box)
-        x0, y0 = min(max(x0, 0), columns - 1), min(max(y0, 0), rows - 1)
-        x1, y1 = min(max(x1, x0 + 1), columns), min(max(y1, y0 + 1), rows)
+        """The box within the picture whose corner is `at`, canvas pixels; see `drawn_box`."""
+        x0, y0, x1, y1 = drawn_box(self.box, self.zoom, self.drawn)
         return x0 + at[0], y0 + at[1], x1 + at[0], y1 + at[1]
 
     def _enlarged(self, overlay: Image.Image, tints: tuple[RGB, ...], height: int) -> Image.Image | None:

@@ -11,9 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from detxai.output.lettering import DARK, FOOTER, LIGHT, TEXT, WARNING, Flow, Lettering, Rect, height_of_text, outline
+from detxai.output.lettering import (
+    DARK,
+    FOOTER,
+    LIGHT,
+    TEXT,
+    WARNING,
+    Flow,
+    Lettering,
+    Rect,
+    drawn_box,
+    height_of_text,
+    outline,
+    with_footer,
+)
 from detxai.output.overlays import AGAINST, FOR, MIN_LONG_SIDE, SIGMA_OF_BOX, gray, layer_of, signed_bar
-from detxai.values import Box, Map, Pixels
+from detxai.values import Box, Map, Pixels, shared_area
 
 #: The long side of a stamp, in cells, and of an overview, in pixels, are at most this.
 STAMP_SIDE, MOST_LONG_SIDE = 64, 1600
@@ -54,16 +67,17 @@ class ShownBox:
     @property
     def asks(self) -> bool:
         """Whether it asks for another look."""
-        return self.verdict not in ("supported", "none")
+        return asks(self.verdict)
+
+
+def asks(verdict: str) -> bool:
+    """Whether a box of this verdict, one of LINES, asks for another look."""
+    return verdict not in ("supported", "none")
 
 
 def stamp(attribution: Map, box: Box) -> Stamp:
     """The part of a map (H, W) within `box`, xyxy in its pixels, in at most STAMP_SIDE cells a side."""
-    height, width = attribution.shape
-    x0, x1 = (int(np.clip(round(v), 0, width)) for v in box[::2])
-    y0, y1 = (int(np.clip(round(v), 0, height)) for v in box[1::2])
-    x0, y0 = min(x0, width - 1), min(y0, height - 1)
-    x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
+    x0, y0, x1, y1 = drawn_box(box, 1, attribution.shape[::-1])
     part = np.ascontiguousarray(attribution[y0:y1, x0:x1], np.float32)
     cells = min(1.0, STAMP_SIDE / max(part.shape))
     size = max(1, round((x1 - x0) * cells)), max(1, round((y1 - y0) * cells))
@@ -92,16 +106,8 @@ def draw(
         legend += text.words(f"· one scale for all boxes: full colour from {scale:.2g} {unit} a pixel")
     panel = overlay.convert("RGB")
     _draw_boxes(panel, boxes, times, text)
-    blocks = [
-        text.block(flow, panel.width, *colours) for flow, colours in _footer(boxes, legend, caption, text) if flow
-    ]
-    canvas = Image.new("RGB", (panel.width, panel.height + sum(block.height for block in blocks)), FOOTER)
-    canvas.paste(panel, (0, 0))
-    bottom = panel.height
-    for block in blocks:
-        canvas.paste(block, (0, bottom))
-        bottom += block.height
-    return canvas
+    footer = _footer(boxes, legend, caption, text)
+    return with_footer(panel, [text.block(flow, panel.width, *colours) for flow, colours in footer if flow])
 
 
 def _times(long: int) -> float:
@@ -110,14 +116,12 @@ def _times(long: int) -> float:
 
 
 def _field(boxes: Sequence[ShownBox], drawn: tuple[int, int], times: float) -> NDArray[np.float32]:
-    """(rows, columns): the attribution of the box that has the strongest there; NaN nowhere, 0 outside all boxes."""
+    """(rows, columns): the attribution of the box that has the strongest there; 0 outside all boxes."""
     field = np.zeros(drawn[::-1], np.float32)
     for shown in boxes:
         if shown.stamp is None:
             continue
-        x0, y0, x1, y1 = (round(v * times) for v in shown.stamp.place)
-        x0, y0 = min(x0, drawn[0] - 1), min(y0, drawn[1] - 1)
-        x1, y1 = min(max(x1, x0 + 1), drawn[0]), min(max(y1, y0 + 1), drawn[1])
+        x0, y0, x1, y1 = drawn_box(shown.stamp.place, times, drawn)
         values = shown.stamp.values.astype(np.float32)
         sigma = max(SIGMA_OF_BOX * max(values.shape), 0.5)
         values = cv2.GaussianBlur(values, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
@@ -138,9 +142,7 @@ def _draw_boxes(panel: Image.Image, boxes: Sequence[ShownBox], times: float, tex
     order = sorted(boxes, key=lambda shown: shown.asks)
     frames = {}
     for shown in order:
-        x0, y0, x1, y1 = (round(v * times) for v in shown.box)
-        x0, y0 = min(max(x0, 0), panel.width - 1), min(max(y0, 0), panel.height - 1)
-        inner = x0, y0, min(max(x1, x0 + 1), panel.width), min(max(y1, y0 + 1), panel.height)
+        inner = drawn_box(shown.box, times, panel.size)
         tint = WARNING if shown.asks else LIGHT
         frames[shown.id] = outline(panel, inner, (tint,) * 4, text.line, LINES[shown.verdict])
     taken: list[Rect] = []
@@ -166,13 +168,8 @@ def _free(frame: Rect, size: tuple[int, int], panel: tuple[int, int], taken: Seq
         x, inside = min(max(x, 0), max(panel[0] - width, 0)), 0 <= y <= panel[1] - height
         y = min(max(y, 0), max(panel[1] - height, 0))
         place = (x, y, x + width, y + height)
-        places.append((sum(_common(place, other) for other in taken), not inside, place))
+        places.append((sum(shared_area(place, other) for other in taken), not inside, place))
     return min(places, key=lambda known: known[:2])[2]
-
-
-def _common(a: Rect, b: Rect) -> int:
-    """Pixels that two rectangles share."""
-    return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
 
 
 def _footer(

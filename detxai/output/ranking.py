@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from detxai.output.records import DetectionRecord, Record
+from detxai.output.records import AttributionRecord, DetectionRecord, Record
 
 #: Worst first; `none`: run without evidence.
 VERDICTS = ("unsupported", "weak", "unknown", "supported", "none")
@@ -51,12 +51,21 @@ class Finding:
         }  # fmt: skip
 
 
+def class_maps(d: DetectionRecord) -> Iterator[AttributionRecord]:
+    """The maps of the class that a box was reported as, one a method; the first is the one that was judged."""
+    return (a for a in d.attributions if a.target == "class" and not a.as_class)
+
+
+def judged_map(d: DetectionRecord) -> AttributionRecord | None:
+    """The map that the verdict on a box is about; None where its class was not asked for."""
+    return next(class_maps(d), None)
+
+
 def findings(record: Record) -> Iterator[Finding]:
     """The boxes of `record` as they come; `overlay` is a path in the tree: the map that was judged, else all boxes."""
     folder = record.image.path.rpartition("/")[0]
     for d in record.detections or ():
-        own = (a.overlay for a in d.attributions if a.target == "class" and not a.as_class and a.overlay)
-        first = next(own, record.overview)
+        first = next((a.overlay for a in class_maps(d) if a.overlay), record.overview)
         evidence = d.evidence
         yield Finding(
             path=record.image.path,

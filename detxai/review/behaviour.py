@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detxai.evidence.groups import groups, likeness, outside_share, vectors
-from detxai.output.ranking import Finding
-from detxai.output.records import AttributionRecord, DetectionRecord
+from detxai.output.ranking import Finding, judged_map
+from detxai.output.records import AttributionRecord
 from detxai.statistics import Moments
 from detxai.vocabulary import METHODS, unit
 
@@ -48,11 +48,6 @@ class Behaviour:
     silhouette: float
 
 
-def own(detection: DetectionRecord) -> AttributionRecord | None:
-    """The first map of the predicted class: the one that was judged."""
-    return next((a for a in detection.attributions if a.target == "class" and not a.as_class), None)
-
-
 def behaviours(findings: Iterable[Finding]) -> list[Behaviour]:
     """Of each class that was reported, by class id; boxes without a map of their class are passed over.
 
@@ -61,7 +56,7 @@ def behaviours(findings: Iterable[Finding]) -> list[Behaviour]:
     by_class: dict[int, list[tuple[Finding, AttributionRecord]]] = {}
     way: tuple[str, str] | None = None
     for f in findings:
-        a = own(f.detection)
+        a = judged_map(f.detection)
         if f.kind == "detection" and a is not None:
             way = way or (a.method, a.gradient)
             if way == (a.method, a.gradient):

@@ -11,9 +11,9 @@ import numpy as np
 from detxai.errors import NoInputError
 from detxai.output import ranking, records
 from detxai.output.mixture import Mixture
-from detxai.output.ranking import Finding
+from detxai.output.ranking import Finding, judged_map
 from detxai.output.tree import Tree
-from detxai.review.behaviour import own
+from detxai.values import iou
 
 DIFF_SCHEMA: Final = "detxai.diff/1"
 #: Boxes with less IoU are two boxes; with less than the second, one that moved.
@@ -182,8 +182,8 @@ def _image(before: records.Record, after: records.Record) -> Iterator[Change]:
     old = [f for f in ranking.findings(before) if f.kind == "detection"]
     new = [f for f in ranking.findings(after) if f.kind == "detection"]
     labelled = before.labels is not None and after.labels is not None
-    for f, g, iou in pairs(old, new):
-        yield _change(path, f, g, iou, labelled=labelled)
+    for f, g, overlap in pairs(old, new):
+        yield _change(path, f, g, overlap, labelled=labelled)
 
 
 def pairs(old: Sequence[Finding], new: Sequence[Finding]) -> Iterator[tuple[Finding | None, Finding | None, float]]:
@@ -203,17 +203,9 @@ def pairs(old: Sequence[Finding], new: Sequence[Finding]) -> Iterator[tuple[Find
     yield from ((None, new[k], 0.0) for k in sorted(right))
 
 
-def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two xyxy boxes, in [0, 1]."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    inter = max(width, 0.0) * max(height, 0.0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter
-    return inter / union if union > 0 else 0.0
-
-
 def correlation(f: Finding, g: Finding) -> float | None:
     """Pearson correlation of two grids, in [-1, 1]; None where there is none or it is constant."""
-    one, other = own(f.detection), own(g.detection)
+    one, other = judged_map(f.detection), judged_map(g.detection)
     if one is None or other is None:
         return None
     x, y = (np.asarray(a.grid.values, np.float64).ravel() for a in (one, other))

@@ -13,7 +13,7 @@ from detxai.evidence.calibration import EvidenceCalibration
 from detxai.evidence.fitting import LabelledDetection, fit
 from detxai.evidence.promise import Promise, require_possible
 from detxai.inputs.sources import ImageSource
-from detxai.output import atomic, records, reliability
+from detxai.output import atomic, ranking, records, reliability
 from detxai.run import checks
 from detxai.run.calibrated import evidence_beside, gives_verdicts
 from detxai.run.console import Console, Signals, Stopped
@@ -120,7 +120,7 @@ def _gathered(explainer: Explainer, refs: list[ImageRef], console: Console) -> _
 def labelled_detections(record: records.Record) -> Iterator[LabelledDetection]:
     """What a record of a labelled image says of each detection whose map converged."""
     for d in record.detections or ():
-        own = next((a for a in d.attributions if a.target == "class" and not a.as_class), None)
+        own = ranking.judged_map(d)
         if d.kind == "detection" and d.match and d.evidence and own and d.evidence.verdict != "unknown":
             yield LabelledDetection(
                 record.image.path,

@@ -8,6 +8,7 @@ import numpy as np
 
 from detxai.evidence.groups import FEWEST, groups, outside_share, vectors, where
 from detxai.evidence.verdict import DEFAULTS
+from detxai.output.ranking import judged_map
 from detxai.output.records import DetectionRecord, GroupRecord
 
 #: So many boxes of a class are kept for its groups: the first ones.
@@ -29,7 +30,7 @@ class GroupTally:
 
     def add(self, path: str, d: DetectionRecord) -> None:
         """Take in one box; passed over without evidence, or when there are enough."""
-        own = next((a for a in d.attributions if a.target == "class" and not a.as_class), None)
+        own = judged_map(d)
         if own is None or d.evidence is None or len(self.names) >= KEPT:
             return
         self.way = self.way or (own.method, own.gradient)

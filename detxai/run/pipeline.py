@@ -12,7 +12,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -63,6 +63,9 @@ class Timings:
     points: int = 0
     padded: int = 0
     packs_halved: int = 0
+
+    def __add__(self, other: Timings) -> Timings:
+        return Timings(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -257,9 +257,7 @@ class Publisher:
 
     def _pictured(self, verdict: str) -> bool:
         """Whether the maps of a box of this verdict (or kind) get pictures of their own."""
-        return self.output.overlays == "all" or (
-            self.output.overlays == "look" and verdict not in ("supported", "none")
-        )
+        return self.output.overlays == "all" or (self.output.overlays == "look" and overview.asks(verdict))
 
     def _file_names(self, path: str, number: int, item: Explanation, asked: int | None, *, pictured: bool) -> FileNames:
         """Names of the files of one map, None where there is none."""

@@ -40,7 +40,7 @@ class _ClassSums:
             self.statuses[detection.match.status] += 1
         if detection.evidence is not None:
             self.verdicts[detection.evidence.verdict] += 1
-        own = [a for a in detection.attributions if a.target == "class" and not a.as_class]
+        own = list(ranking.class_maps(detection))
         if own:
             self.grids.add(own[0].grid.values)
         for a in own:

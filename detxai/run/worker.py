@@ -6,7 +6,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple
 from typing import Any
 
 from detxai.config.settings import RunConfig
@@ -65,9 +64,7 @@ class Worker:
 
     def _work(self) -> tuple[int, Timings]:
         """Who this is, and all that it has done, of which an explainer counts its last group alone."""
-        return os.getpid(), Timings(
-            *map(sum, zip(astuple(self._before), astuple(self._explainer.timings), strict=True))
-        )
+        return os.getpid(), self._before + self._explainer.timings
 
     def _explained(self, refs: list[ImageRef]) -> Iterator[Result]:
         self._before, self._explainer.timings = self._work()[1], Timings()
