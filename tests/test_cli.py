@@ -249,6 +249,13 @@ def test_the_guard_of_the_test_above_works(machine: Inside) -> None:
     assert done.returncode == 99
 
 
+def test_reading_paths_and_records_needs_neither_torch_nor_opencv(detxai: Command) -> None:
+    modules = ("detxai.inputs.sources", "detxai.review.listing", "detxai.run.merge")
+    code = f"import sys, {', '.join(modules)}; sys.exit(str({{'torch', 'cv2'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=detxai.env, text=True)
+    assert done.stderr == "set()\n"
+
+
 def test_help_needs_no_torch_and_is_quick(detxai: Command) -> None:
     code = (
         "import sys; from detxai.cli.app import run; code = run(sys.argv[1:]);"

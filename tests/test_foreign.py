@@ -146,13 +146,18 @@ def v3_layers() -> list[Any]:
     return [lively(layer) for layer in layers]
 
 
-@torch.no_grad()
-def test_full_yolov3_has_bottlenecks_of_its_own(tmp_path: Path, repository: Make) -> None:
+def v3(folder: Path, repository: Make) -> tuple[Path, Tensor, Tensor, Tensor]:
+    """The file of a full YOLOv3, what it reports on a picture (boxes, scores), and that picture."""
     layers, x = v3_layers(), picture()
     head = anchored(repository, [3, 4], [16, 16])
     made = outputs(layers, x)
     boxes, scores = decoded([m(made[f]) for m, f in zip(head.m, head.f, strict=True)])
-    file = save(tmp_path / "v3.pt", repository, layers, head)
+    return save(folder / "v3.pt", repository, layers, head), boxes, scores, x
+
+
+@torch.no_grad()
+def test_full_yolov3_has_bottlenecks_of_its_own(tmp_path: Path, repository: Make) -> None:
+    file, boxes, scores, x = v3(tmp_path, repository)
     with torch.enable_grad():
         assert same(file, boxes, scores, x).kind == "legacy"
 
@@ -160,11 +165,7 @@ def test_full_yolov3_has_bottlenecks_of_its_own(tmp_path: Path, repository: Make
 @torch.no_grad()
 def test_a_fused_model(tmp_path: Path, repository: Make) -> None:
     """`fuse()` folds each BatchNorm in and puts the method for that in the place of `forward`."""
-    layers, x = v3_layers(), picture()
-    head = anchored(repository, [3, 4], [16, 16])
-    made = outputs(layers, x)
-    boxes, scores = decoded([m(made[f]) for m, f in zip(head.m, head.f, strict=True)])
-    file = save(tmp_path / "fused.pt", repository, layers, head)
+    file, boxes, scores, x = v3(tmp_path, repository)
     content = torch.load(file, weights_only=False)
     for part in list(content["model"].modules()):
         if type(part).__name__ == "Conv":

@@ -17,7 +17,7 @@ from xraysim.physics import MU, OPEN
 
 from detxai.cli.app import run
 from detxai.errors import ImageError
-from detxai.inputs import decode, pairs, sources
+from detxai.inputs import decode, energies, sources
 from detxai.inputs.samples import Samples
 from detxai.output.tree import Tree
 from detxai.review.index import build
@@ -46,12 +46,12 @@ def scans(tmp_path: Path, bag: Bag) -> Path:
 def test_effective_numbers_are_those_of_the_truth(bag: Bag) -> None:
     """Where one material makes nearly all of what is measured, and enough of it."""
     assert bag.stack is not None and bag.energies is not None
-    low, high = (pairs.transmission(Samples(part, (0, 65535)), ("fixed", 0, OPEN))[0] for part in bag.energies)
-    numbers = pairs.atomic_number(low, high)
-    colours = pairs.materials(low, high).astype(int)
+    low, high = (energies.transmission(Samples(part, (0, 65535)), ("fixed", 0, OPEN))[0] for part in bag.energies)
+    numbers = energies.atomic_number(low, high)
+    colours = energies.materials(low, high).astype(int)
     measured = [sum(MU[name][energy] * t for name, t in bag.stack.maps.items()) for energy in (0, 1)]
     seen = (measured[1] > 0.15) & (measured[1] < 2)
-    truth = np.interp(measured[0] / np.maximum(measured[1], 1e-6), pairs.RATIOS, pairs.NUMBERS)
+    truth = np.interp(measured[0] / np.maximum(measured[1], 1e-6), energies.RATIOS, energies.NUMBERS)
     edges = cv2.dilate(truth, np.ones((7, 7))) - cv2.erode(truth, np.ones((7, 7))) > 2
     error = np.abs(numbers - truth)[seen & ~edges]
     assert len(error) > 10_000 and np.median(error) < 0.3 and (error < 1.5).mean() > 0.97

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -103,6 +102,8 @@ def peak(positive: Map) -> tuple[float, float] | None:
     """
     if not positive.any():
         return None
+    import cv2  # not at the top: who reads records draws nothing
+
     block = -(-max(positive.shape) // PEAK_SIDE)
     smooth = positive.astype(np.float64)
     for axis in (0, 1) if block > 1 else ():

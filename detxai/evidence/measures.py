@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +26,8 @@ def ground_mask(pixels: Pixels, colour: tuple[int, int, int] | None) -> NDArray[
     """(height, width): where a picture shows its empty ground; None for a picture without one."""
     if colour is None:
         return None
+    import cv2
+
     low, high = (np.clip(np.array(colour, float) + by, 0, 255) for by in (-GROUND_NEAR, GROUND_NEAR))
     return np.asarray(cv2.inRange(pixels, low, high)) > 0
 

@@ -26,7 +26,7 @@ import numpy as np
 import PIL.Image
 
 from detxai.errors import ImageError
-from detxai.inputs import dicom, frames, pairs, remote
+from detxai.inputs import dicom, energies, frames, remote
 from detxai.inputs.complete import ended_early
 from detxai.inputs.samples import Samples, samples
 from detxai.inputs.window import Method, parse_window, ramp, window_of
@@ -322,12 +322,12 @@ def _dual(ref: ImageRef, pair: Pair, method: Method, max_pixels: int, admit: Cal
         data = [_content(stream) for stream in streams]
     sums = [hashlib.sha256(part).hexdigest() for part in data]
     parts = [_energy(half, part, max_pixels) for half, part in zip(_halves(ref, pair), data, strict=True)]
-    (low, used), (high, other) = (pairs.transmission(part, method) for part in parts)
+    (low, used), (high, other) = (energies.transmission(part, method) for part in parts)
     if low.shape != high.shape:
         sizes = f"{low.shape[1]} x {low.shape[0]} and {high.shape[1]} x {high.shape[0]}"
         raise ImageError("unpaired", f"it and its other half, {pair.path}, are not of one size: {sizes} (--pair)")
     note = f"open beam of the high-energy picture: {other.high:g}"
-    pixels = np.require(pairs.COLORS[pair.colors](low, high), np.uint8, ["C", "W"])
+    pixels = np.require(energies.COLORS[pair.colors](low, high), np.uint8, ["C", "W"])
     return Image(ref, pixels, sums[0], used, (note, *parts[0].notes), sums[1])
 
 
