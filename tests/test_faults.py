@@ -9,15 +9,22 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAST, ROOT, Command, explain, files
+from conftest import FAST, ROOT, Command, Inside, explain, files
 
+from detxai.inputs import decode
 from detxai.models import converted
+from detxai.output import records
+from detxai.output.store import Store
+from detxai.run.explain import ExplainRun
+from detxai.values import Image, ImageRef
 
 sys.path.insert(0, str(ROOT / "scripts" / "checks"))
 
@@ -67,6 +74,67 @@ def test_a_file_system_without_locks(
     monkeypatch.setattr(fcntl, "flock", flock)
     assert explain(pictures / "a.png", "-m", tiny, "-o", tmp_path, *FAST) == code
     assert bool(files(tmp_path)) == (code == 0)
+
+
+#: What a run does when its images are done.
+LAST_STEPS = ((Store, "gather"), (records, "dump"), (Store, "finish"), (ExplainRun, "_report"))
+
+
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["before", "after"])
+@pytest.mark.parametrize(("owner", "name"), LAST_STEPS, ids=[name for _, name in LAST_STEPS])
+def test_a_signal_at_the_end_loses_no_account_of_the_run(
+    finished: Callable[[], Path],
+    tiny: Path,
+    pictures: Path,
+    inside: Inside,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    after: bool,
+) -> None:
+    tree, call, calls = finished(), getattr(owner, name), 0
+    before = files(tree)
+    (tree / "summary.json").unlink()
+
+    def signalled(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1 and not after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        value = call(*arguments, **named)
+        if calls == 1 and after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return value
+
+    monkeypatch.setattr(owner, name, signalled)
+    outcome = inside("explain", pictures, "-m", tiny, "-o", tree, "--maps", "npz", *FAST, "-q")
+    assert calls
+    assert outcome.code in (0, 143), outcome.err
+    assert json.loads((tree / "summary.json").read_text())["exit_code"] == outcome.code
+    assert "bug" not in outcome.err
+    assert files(tree) == before
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [RuntimeError("odd"), *(pytest.param(e, marks=pytest.mark.slow) for e in (TypeError("odd"), OSError(5, "odd")))],
+)
+def test_a_reader_that_breaks_over_one_picture_is_one_failed_record(
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    load = decode.load
+
+    def breaks(ref: ImageRef, *more: Any) -> Image:
+        if ref.path == "b.png":
+            raise raised
+        return load(ref, *more)
+
+    monkeypatch.setattr(decode, "load", breaks)
+    assert explain(pictures, "-m", tiny, "-o", tmp_path, "--evidence", "none", *FAST, "--no-overlays") == 1
+    lines = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    failed = [line for line in lines if line["status"] == "failed"]
+    assert [(line["image"]["path"], line["error"]["code"]) for line in failed] == [("b.png", "internal")]
+    assert len(lines) == 6
 
 
 # -- refused by the system itself -------------------------------------------------------------------

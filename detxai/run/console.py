@@ -73,12 +73,27 @@ class Signals:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """What must not be done by half: a signal within counts at its end."""
-        self._held = True
+        """What must not be done by half: a signal within counts at its end, at the outermost one's."""
+        before, self._held = self._held, True
         try:
             yield
         finally:
-            self._held = False
+            self._held = before
+        if not before:
+            self._count()
+
+    @contextlib.contextmanager
+    def let(self) -> Iterator[None]:
+        """What may take long within `held`: a signal counts at once, one that was held back before at the end."""
+        before, self._held = self._held, False
+        try:
+            yield
+            self._count()
+        finally:
+            self._held = before
+
+    def _count(self) -> None:
+        """Raise the `Stopped` of a signal that was held back."""
         code, self._code = self._code, None
         if code is not None:
             raise Stopped(code)

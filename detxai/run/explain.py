@@ -82,6 +82,9 @@ class ExplainRun:
             self._greet(explainer)
             tree = stack.enter_context(Store(self.config.output.dir, self.config.output.lock_timeout))
             self._name_earlier(explainer, tree)
+            # From here on a signal ends the work, never the account of it.
+            stack.enter_context(contextlib.suppress(Stopped))
+            stack.enter_context(self.signals.held())
             with self._ending():
                 self._finish = tree.saw
                 if self.config.run.skip == "by-stat":
@@ -98,14 +101,20 @@ class ExplainRun:
                 self._warn(doubt)
             summary = self._summary(explainer, source, time.monotonic() - started)
             self.passed_over, self.ignored = source.own, source.named
+            line = records.dump(summary)
             with self._ending():
-                self._write(records.dump(summary))
-            summary = summary.model_copy(update={"exit_code": int(worst(self.tally.codes)), "stopped": self.stopped})
+                self._write(line)
+            with self._ending():
+                self._write_metrics(self._settled(summary))
+            summary = self._settled(summary)
             tree.finish(summary)
-            with self._ending():
-                self._write_metrics(summary)
-        self._report(summary)
+            with self.signals.let():
+                self._report(summary)
         return worst(self.tally.codes)
+
+    def _settled(self, summary: records.Summary) -> records.Summary:
+        """`summary` with how the run ends as it stands now."""
+        return summary.model_copy(update={"exit_code": int(worst(self.tally.codes)), "stopped": self.stopped})
 
     def dry_run(self, source: ImageSource) -> ExitCode:
         """Say what `run` would do with every image: the model is loaded, the tree and images are read, none written."""
@@ -143,7 +152,8 @@ class ExplainRun:
     def _ending(self) -> Iterator[None]:
         """Whatever ends the work within ends it there, with its exit code and a reason; the summary comes after."""
         try:
-            yield
+            with self.signals.let():
+                yield
         except Stopped as stop:
             self._end(ExitCode(stop.code), str(stop))
         except ReaderGone:
@@ -190,7 +200,7 @@ class ExplainRun:
     def _tell(self, result: Any) -> None:
         """Count an image once, and say what came of it."""
         if result is self._told:  # a signal came between the counting and the next image
-            self._write(records.dump(result.record))
+            self._write(self._line(result.record))
             return
         with self.signals.held():
             self.tally.add(result.record, skipped=result.skipped)
@@ -208,9 +218,12 @@ class ExplainRun:
         else:
             what = "done already" if result.skipped else _detections(record)
             self.console.say(f"{path}: {what}", level=1, path=path)
-        with self.signals.held():  # pydantic would make a bug of a signal that comes within
-            line = records.dump(record)
-        self._write(line)
+        self._write(self._line(record))
+
+    def _line(self, record: records.Record) -> bytes:
+        """A record as text. Raises Stopped, but not within, where pydantic would make a bug of it."""
+        with self.signals.held():
+            return records.dump(record)
 
     def _warn_of_the_demo(self, record: records.Record) -> None:
         """Say once, and in the summary, that the bundled detector looks at images that it was not made for."""

@@ -26,7 +26,7 @@ from detxai.attribution.methods import METHODS
 from detxai.attribution.points import Segment, TargetMap
 from detxai.config import settings
 from detxai.config.settings import RunConfig
-from detxai.errors import DeviceError, ImageError, UsageError
+from detxai.errors import DetxaiError, DeviceError, ImageError, UsageError, memory_refused
 from detxai.evidence.model import EvidenceLevel
 from detxai.inputs import given
 from detxai.inputs.budget import Budget
@@ -51,6 +51,8 @@ AHEAD_BYTES = 2**30
 #: Bytes that maps in source pixels and their pictures may hold while they are made, and how many a pixel takes of that:
 #: 36 were measured with one map, the four edges of a box share a picture.
 BEHIND_BYTES, PAINT_BYTES = 2**30, 64
+#: What only a mistake of ours raises, on the device and behind it; a RuntimeError may be the device.
+BUGS = (ValueError, LookupError, ArithmeticError, AssertionError, TypeError, AttributeError)
 
 
 @dataclass
@@ -239,12 +241,19 @@ class Explainer:
         self._all_begun = not queue
 
     def _within(self, budget: Budget, number: int, ref: ImageRef, tree: store.Store | None) -> PreparedImage | Result:
-        """`prepared_image`, decoding when `budget` has room for the picture and all before it have theirs."""
+        """`prepared_image`, decoding when `budget` has room for the picture and all before it have theirs.
+
+        Whatever a reader raises over one picture is that picture's failure; a tree, a device or memory is not.
+        """
         held = 0
         try:
             ready = prepared_image(self.plan, ref, tree, partial(budget.take, number))
             held = ready.image.pixels.nbytes if isinstance(ready, PreparedImage) else 0
             return ready
+        except Exception as error:
+            if isinstance(error, DetxaiError) or memory_refused(error):
+                raise
+            return _bug(ref, error)
         finally:
             budget.skip(number)
             budget.shrink(number, held)
@@ -331,7 +340,7 @@ class Explainer:
             return _failed(item, error)
         except MemoryError:
             return _failed(item, self._too_much())
-        except (ValueError, IndexError, KeyError, ArithmeticError, AssertionError) as error:
+        except BUGS as error:
             return _bug(item.ref, error)
 
     def _work(self, item: PreparedImage, detections: tuple[Detection, ...], tree: store.Store | None) -> Work:
@@ -408,7 +417,7 @@ class Explainer:
                 result = _failed(outcome.prepared, error)
             except MemoryError:
                 result = _failed(outcome.prepared, self._too_much())
-            except (ValueError, IndexError, KeyError, ArithmeticError) as error:
+            except BUGS as error:
                 result = _bug(outcome.prepared.ref, error)
         if tree is None or result.skipped:
             return result
