@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ from detxai.output import ranking, records
 from detxai.output.mixture import Mixture
 from detxai.output.tree import Tree
 from detxai.review.behaviour import behaviours
+from detxai.review.listing import ordered
 from detxai.run.console import Console
 from detxai.run.explain import class_row
 
@@ -169,6 +171,14 @@ def test_worst_keeps_the_worst_and_counts_the_rest(night: Path) -> None:
     worst.add(every)
     look = sorted(filter(ranking.to_look_at, every), key=ranking.severity)
     assert worst.kept == look[:3] and worst.count == len(look) == worst.verdicts.total()
+
+
+def test_what_asks_for_another_look_comes_first_by_score_whatever_its_word_and_trust(night: Path) -> None:
+    f = next(f for r in Tree(night).read() for f in ranking.findings(r))
+    given = [("supported", 0.3, 0.1), ("weak", 0.4, 0.9), ("unsupported", 0.9, 0.1), ("unknown", 0.5, None)]
+    made = [dataclasses.replace(f, verdict=word, score=score, trust=trust) for word, score, trust in given]
+    assert [m.verdict for m in sorted(made, key=ranking.severity)] == ["weak", "unknown", "unsupported", "supported"]
+    assert [m.verdict for m in ordered(made, "verdict")] == ["unsupported", "weak", "unknown", "supported"]
 
 
 def test_a_nearly_reported_item_with_evidence_is_the_worst_candidate(night: Path) -> None:

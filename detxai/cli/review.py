@@ -33,7 +33,8 @@ Sort = Annotated[
     option(
         "--sort",
         panel=CHOICE,
-        help="severity (worst first), score, trust, path, class or a measure of evidence; -KEY turns it round",
+        help="severity (to look at again, lowest score first), verdict (unsupported first), score, trust, path, class"
+        " or a measure of evidence; -KEY turns it round",
         metavar="KEY",
     ),
 ]

@@ -15,7 +15,7 @@ from detxai.text import xml_text
 
 #: Verdict -> (level, what it means). Levels are SARIF's; GitHub says notice for note.
 RULES: dict[str, tuple[str, str]] = {
-    "unsupported": ("error", "A rule objects strongly: look again, here first."),
+    "unsupported": ("error", "A rule objects strongly: look again."),
     "weak": ("warning", "A rule objects a little: look again."),
     "unknown": ("warning", "The map did not converge, or promises nothing: look again."),
     "supported": ("note", "No rule objects. It clears nothing."),

@@ -20,6 +20,7 @@ from detxai.output.tree import Tree
 PLAIN_KEYS: dict[str, Callable[[Finding], Any]] = {
     "severity": ranking.severity,
     "score": lambda f: f.score,
+    "verdict": lambda f: ranking.VERDICTS.index(f.verdict),
     "trust": lambda f: f.trust,
     "path": lambda f: (f.path, f.id),
     "class": lambda f: (f.class_name, ranking.severity(f)),
@@ -88,7 +89,7 @@ def _unknown(option: str, word: str, known: Sequence[str]) -> UsageError:
 def ordered(findings: Iterable[Finding], key: str = "severity") -> list[Finding]:
     """`findings` by `key`, lowest first (severity: worst first); `-key` highest first; what lacks the value comes last.
 
-    Keys: severity, score, trust, path, class, or a measure of `evidence`. Raises UsageError for others.
+    Keys: severity, score, verdict, trust, path, class, or a measure of `evidence`. Raises UsageError for others.
     """
     name = key.removeprefix("-")
     worst_first = sorted(findings, key=ranking.severity)

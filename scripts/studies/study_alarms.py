@@ -7,8 +7,7 @@ Prints, for the rules as they stand: the verdicts of right and wrong boxes; what
 alone says (a rule that alone bothers about as many right boxes as wrong ones does not earn its alarms); and, among the
 limits of `lead_only_box` and `lead_softened` in steps of half a logit that bother no more right boxes than the
 present ones, those that catch most of the wrong; and how many wrong boxes are among the first of the list, in the
-order of `detxai list`, of the score alone, and of the same verdicts with the highest score first. Intervals of these
-are 95 %, bootstrapped by picture.
+order of `detxai list`, by verdict, and of the score alone. Intervals of these are 95 %, bootstrapped by picture.
 """
 
 from __future__ import annotations
@@ -78,11 +77,13 @@ def best_leads(evidence: Sequence[Mapping[str, Any]], right: NDArray[np.bool_]) 
 
 def orders(words: Grades, right: NDArray[np.bool_], score: NDArray[np.float64], photos: Sequence[str]) -> str:
     """How many wrong boxes are among the first of each order; `words`: the verdicts as grades."""
-    rank, weights, rows = -words.astype(float), tools.resampled(photos), []
+    rank, look = -words.astype(float), -(words > 0).astype(float)
+    weights, rows = tools.resampled(photos), []
     for name, key in (
-        ("as detxai list has it", rank + score),
+        ("as detxai list has it", look + score),
+        ("by verdict, then the lowest score", rank + score),
         ("lowest score, no verdict", score),
-        ("same verdicts, highest score first", rank - score),
+        ("by verdict, then the highest score", rank - score),
     ):
         order = np.argsort(key, kind="stable")
         drawn, wrong = weights[:, order], weights[:, order] * ~right[order]

@@ -86,7 +86,7 @@ function ordered(found) {
   if (key !== "severity") {
     const column = key === "path" ? B.image.map((image, i) => X.images.path[image])
                  : key === "class" ? B["class"].map((_, i) => className(i))
-                 : key === "score" ? B.score : key === "trust" ? B.trust : X.measures[key];
+                 : key === "score" ? B.score : key === "verdict" ? B.verdict : key === "trust" ? B.trust : X.measures[key];
     const known = found.filter(i => column[i] != null), rest = found.filter(i => column[i] == null);
     known.sort((a, b) => column[a] < column[b] ? -1 : column[a] > column[b] ? 1 : a - b);
     if (state.down) known.reverse();

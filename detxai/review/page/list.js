@@ -30,7 +30,7 @@ function drawFilters() {
     choose("Reason", [["", "all"], ...byCount.map(([n, k]) => [String(k), `${X.reasons[k]} (${n})`])], state.reason, v => change({reason: v})),
     el("label", {}, "Score", el("span", {class: "range"}, score("low", state.low), "to", score("high", state.high))),
     choose("Reviewed", [["", "all"], ["no", "not yet"], ["yes", "reviewed"]], state.seen, v => change({seen: v})),
-    choose("Sort", [["severity", "worst first"], ["score", "score"], ["path", "path"], ["class", "class"],
+    choose("Sort", [["severity", "worst first"], ["verdict", "verdict"], ["score", "score"], ["path", "path"], ["class", "class"],
       ...(B.trust.some(v => v !== null) ? [["trust", "trust"]] : []), ...Object.keys(X.measures).map(m => [m, MEASURE_WORDS(m)])], state.sort, v => change({sort: v})),
     el("button", {type: "button", id: "turn", "aria-pressed": String(state.down), title: "Turn the order round", onclick: () => { change({down: !state.down}); drawFilters(); }}, state.down ? "↓ turned" : "↑"),
     state.group ? el("button", {type: "button", class: "chip", onclick: () => { change({group: null}); drawFilters(); }}, `${state.group.name} ×`) : null,
