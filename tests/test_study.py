@@ -166,7 +166,7 @@ def test_records_are_held_against_labels(tmp_path: Path) -> None:
     shutil.copytree(SAMPLES.parent / "labels", labels)
     args = argparse.Namespace(
         images=tmp_path / "images", labels=labels, model=None, conf=0.25, imgsz=None, classes=None, baseline="auto",
-        evidence="basic", against="wrong-class", sources=None, below=1.0,
+        evidence="basic", against="wrong-class", sources=None, below=1.0, method="ig", chosen=study_evidence.counting,
     )  # fmt: skip
     right = study_evidence.collected(args, tmp_path / "tree")
     assert right

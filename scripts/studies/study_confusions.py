@@ -1,78 +1,134 @@
 """Confusions that nobody pushed: does evidence tell a real report of the wrong class from a right one of its score?
 
     python scripts/studies/study_confusions.py --images DIR --labels DIR --model FILE [--conf 0.05] [--tree DIR]
+    python scripts/studies/study_confusions.py --images OUT/images --labels OUT/labels --model FILE \\
+        --sources OUT/sources.json                                             (OUT: of make_compositions.py)
 
-Of all reports from `--conf` on, those on a label of another class are held against right ones, each against the
-`--per` right ones of the nearest score that are not taken yet, so that the score knows next to nothing. Prints AUROC
-for right against confused, with 95 % intervals bootstrapped by picture: of the score (about 0.5 by the matching), of
-what two forwards give, of the evidence and of both (ridge regressions cross-validated by picture, from 20 confusions
-on: with fewer they fall below chance), of the verdict, and of single measures alone.
+Of all reports from `--conf` on, those on a label of another class are held against right ones on pictures of the same
+kind, each against the `--per` right ones of the nearest score that are not taken yet, so that the score knows next to
+nothing; only these are explained. A confusion is *alone* where the object is not reported in its own class as well.
+Prints AUROC for right against confused, with 95 % intervals bootstrapped by photo: of the score (about 0.5 by the
+matching), of the margin over the runner-up, which the same forward gives, of the verdict, of single measures, and of
+what two forwards give, of the evidence and of both (ridge regressions cross-validated by photo, from 20 confusions on:
+with fewer they fall below chance).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import study_evidence as study
 import study_tools as tools
+from numpy.typing import NDArray
 
-ALONE = ("lead_only_box", "lead_softened", "outside_share", "sufficiency", "one_sidedness")
+from detxai.inputs import labels
+
+ALONE = ("margin", "lead_only_box", "lead_softened", "outside_share", "sufficiency", "one_sidedness")
 #: Fewer confusions than this make no regression.
 FEWEST = 20
 RANK = {"supported": 0.0, "unknown": -1.0, "weak": -2.0, "unsupported": -3.0}
+#: Scores of one report that were computed twice differ by less.
+SAME_SCORE = 1e-3
 
 
-def matched(reports: Sequence[study.Seen], per: int) -> list[study.Seen]:
-    """Every confusion and, for each, the `per` right reports of the nearest score, none of them twice."""
-    wrong = sorted((r for r in reports if not r.right), key=lambda r: -r.forwards["score"])
-    free, kept = [r for r in reports if r.right], []
-    for confusion in wrong:
-        free.sort(key=lambda r: abs(r.forwards["score"] - confusion.forwards["score"]))
-        kept += [confusion, *free[:per]]
-        free = free[per:]
+def origins(args: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
+    """What each picture was made of, by its path; nothing for pictures as they are."""
+    return {} if args.sources is None else {m["picture"]: m for m in json.loads(args.sources.read_text())}
+
+
+def chosen(args: argparse.Namespace, drawn: labels.Folder) -> list[dict[str, Any]]:
+    """At most `args.most` confusions, marked `alone` or not, each with the `args.per` right reports nearest in score.
+
+    None is taken twice, and all of one kind of picture.
+    """
+    rows, kinds = list(study.reports(args, drawn)), origins(args)
+    own = {(entry["file_name"], m.label) for entry, m in rows if m.status == "true"}
+    free = [entry for entry, m in rows if m.status == "true"]
+    wrong = [
+        {**entry, "alone": (entry["file_name"], m.label) not in own} for entry, m in rows if m.status == args.against
+    ]
+    np.random.default_rng(0).shuffle(wrong)  # type: ignore[arg-type]  # a list will do
+    kept = []
+    for confusion in sorted(wrong[: args.most], key=lambda e: -float(e["score"])):
+        kind = kinds.get(confusion["file_name"], {}).get("kind")
+        like = [entry for entry in free if kinds.get(entry["file_name"], {}).get("kind") == kind]
+        like.sort(key=lambda entry: abs(entry["score"] - confusion["score"]))
+        kept += [confusion, *like[: args.per]]
+        free = [entry for entry in free if not any(entry is one for one in like[: args.per])]
     return kept
 
 
-def lines(reports: Sequence[study.Seen]) -> list[list[object]]:
-    """What each competitor makes of the matched reports: its AUROC, and its difference from two forwards."""
+def alone(reports: Sequence[study.Seen], entries: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
+    """(n,): which reports are confusions of an object that is not reported in its own class."""
+    sole = [(e["file_name"], e["category_id"], e["score"]) for e in entries if e.get("alone")]
+    return np.array(
+        [
+            any((r.picture, r.class_id) == (p, c) and abs(r.forwards["score"] - s) < SAME_SCORE for p, c, s in sole)
+            for r in reports
+        ]
+    )
+
+
+def lines(reports: Sequence[study.Seen]) -> Iterator[list[object]]:
+    """What each competitor makes of the matched reports: its AUROC, and its difference from the margin."""
     y, photos = np.array([r.right for r in reports]), [r.photo for r in reports]
     forwards = study.matrix([r.forwards for r in reports])[1]
     evidence = study.matrix([r.evidence for r in reports])[1]
     score = np.array([r.forwards["score"] for r in reports])
     trusts = {"score": score, "verdict": np.array([RANK[r.verdict] for r in reports])}
+    for name in ALONE:
+        values = np.array([{**r.evidence, **r.forwards}.get(name, np.nan) for r in reports])
+        side = -1.0 if name == "outside_share" else 1.0
+        trusts[f"{name} alone"] = side * np.nan_to_num(values, nan=float(np.nanmedian(values)))
     if (~y).sum() >= FEWEST:
         both = np.column_stack([forwards, evidence])
         for name, columns in (("two forwards", forwards), ("evidence", evidence), ("two forwards + evidence", both)):
             trusts[name] = tools.cross_validated(columns, y, photos)
-    for name in ALONE:
-        values = np.array([r.evidence.get(name, np.nan) for r in reports])
-        side = -1.0 if name == "outside_share" else 1.0
-        trusts[f"{name} alone"] = side * np.nan_to_num(values, nan=float(np.nanmedian(values)))
-    return [
-        [name, tools.estimate(y, trust, photos), tools.difference(y, trust, score, photos)]
-        for name, trust in trusts.items()
-    ]
+    for name, trust in trusts.items():
+        yield [
+            name,
+            tools.estimate(y, trust, photos),
+            tools.difference(y, trust, trusts["margin alone"], photos),
+        ]
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--per", type=int, default=2, help="right reports for each confusion")
-    args = study.every_report(parser, argv, against="wrong-class", conf=0.05)
-    with tempfile.TemporaryDirectory() as spare:
-        reports = matched(study.collected(args, args.tree or Path(spare)), args.per)
+def report(reports: Sequence[study.Seen]) -> None:
+    """Prints the figures of some matched reports."""
     right = sum(r.right for r in reports)
-    print(f"{len(reports) - right} confusions and {right} right reports on {len({r.photo for r in reports})} pictures")
+    print(f"{len(reports) - right} confusions and {right} right reports of {len({r.photo for r in reports})} photos")
     for kind in (False, True):
         scores = [r.forwards["score"] for r in reports if r.right == kind]
         words = Counter(r.verdict for r in reports if r.right == kind)
         said = ", ".join(f"{words[w]} {w}" for w in RANK if words[w])
         print(f"{'right' if kind else 'confused'}: median score {np.median(scores):.2f}; {said}")
-    print("\n" + tools.table(lines(reports), ("what", "AUROC", "over the score")))
+    print("\n" + tools.table(list(lines(reports)), ("what", "AUROC", "over the margin")) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--per", type=int, default=2, help="right reports for each confusion")
+    parser.add_argument("--most", type=int, default=100, help="confusions, drawn at random where there are more")
+    parser.add_argument("--sources", type=Path, help="JSON: picture, photo it was made of, kind")
+    args = study.every_report(parser, argv, against="wrong-class", conf=0.05, chosen=chosen)
+    with tempfile.TemporaryDirectory() as spare:
+        tree = args.tree or Path(spare)
+        reports = study.collected(args, tree)
+        sole = alone(reports, json.loads((tree / ".reports.json").read_text()))
+    print("## All\n")
+    report(reports)
+    right = np.array([r.right for r in reports])
+    print("## Confusions alone at their object, and all right reports\n")
+    report([r for r, lone, good in zip(reports, sole, right, strict=True) if lone or good])
+    for kind in sorted({r.kind for r in reports}) if args.sources else ():
+        print(f"## Pictures: {kind}\n")
+        report([r for r in reports if r.kind == kind])
 
 
 if __name__ == "__main__":

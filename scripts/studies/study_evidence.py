@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,10 @@ class Seen:
 # -- records --------------------------------------------------------------------------------------
 
 
-def counting(args: argparse.Namespace, drawn: labels.Folder) -> list[dict[str, Any]]:
-    """The reports that count, as COCO results: where most are of no account, the others need not be explained."""
+def reports(args: argparse.Namespace, drawn: labels.Folder) -> Iterator[tuple[dict[str, Any], labels.Match]]:
+    """Every report as a COCO result, and how it meets the labels: where few are wanted, these alone are explained."""
     detector = detectors.build(checkpoints.load(args.model))
-    size, info, entries = args.imgsz or detector.info.imgsz, detector.info, []
+    size, info = args.imgsz or detector.info.imgsz, detector.info
     for ref in find([str(args.images)]).refs:
         pixels = decode.load(ref).pixels
         square, frame = letterboxed(pixels, size, info.fit)
@@ -80,12 +80,13 @@ def counting(args: argparse.Namespace, drawn: labels.Folder) -> list[dict[str, A
         scores, marks = [float(candidates.scores[a, c]) for a, c in kept], drawn.read(ref)
         placed = () if marks is None else marks.at(pixels.shape[1], pixels.shape[0])
         matches = labels.match([tuple(box) for box in boxes], [c for _, c in kept], scores, placed)
-        entries += [
-            {"file_name": ref.path, "category_id": c, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
-            for (_, c), (x0, y0, x1, y1), score, m in zip(kept, boxes, scores, matches, strict=True)
-            if m.status in ("true", args.against)
-        ]
-    return entries
+        for (_, c), (x0, y0, x1, y1), score, m in zip(kept, boxes, scores, matches, strict=True):
+            yield {"file_name": ref.path, "category_id": c, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}, m
+
+
+def counting(args: argparse.Namespace, drawn: labels.Folder) -> list[dict[str, Any]]:
+    """The reports that count: where most are of no account, the others need not be explained."""
+    return [entry for entry, m in reports(args, drawn) if m.status in ("true", args.against)]
 
 
 def explained(args: argparse.Namespace, tree: Path) -> list[dict[str, Any]]:
@@ -96,9 +97,19 @@ def explained(args: argparse.Namespace, tree: Path) -> list[dict[str, Any]]:
     if args.against != "all":
         tree.mkdir(parents=True, exist_ok=True)
         drawn = labels.Folder(args.labels, detectors.build(checkpoints.load(args.model)).info.names)
-        (tree / ".reports.json").write_text(json.dumps(counting(args, drawn)))
+        (tree / ".reports.json").write_text(json.dumps(args.chosen(args, drawn)))
         options += ["--predictions", str(tree / ".reports.json")]
-    options += ["--baseline", args.baseline, "--evidence", args.evidence, "--no-overlays", "-o", str(tree)]
+    options += [
+        "--method",
+        args.method,
+        "--baseline",
+        args.baseline,
+        "--evidence",
+        args.evidence,
+        "--no-overlays",
+        "-o",
+        str(tree),
+    ]
     subprocess.run([sys.executable, "-m", "detxai", "explain", str(args.images), *options], check=True)
     return [json.loads(line) for line in (tree / "records.jsonl").read_text().splitlines()]
 
@@ -322,16 +333,24 @@ def collected(args: argparse.Namespace, tree: Path) -> list[Seen]:
 
 
 def every_report(
-    parser: argparse.ArgumentParser, argv: list[str] | None = None, against: str = "all", conf: float = 0.25
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None = None,
+    against: str = "all",
+    conf: float = 0.25,
+    chosen: Callable[[argparse.Namespace, labels.Folder], list[dict[str, Any]]] = counting,
 ) -> argparse.Namespace:
-    """The arguments of a study of all reports of a model, with those of this one at their defaults."""
+    """The arguments of a study of the reports of a model, with those of this one at their defaults.
+
+    Where not `against` all, those are explained that are `chosen`.
+    """
     parser.add_argument("--images", type=Path, required=True, help="folder of pictures")
     parser.add_argument("--labels", type=Path, required=True, help="folder of YOLO labels")
     parser.add_argument("--model", help="a model file; default: the bundled one")
     parser.add_argument("--conf", type=float, default=conf, help="boxes from this score")
     parser.add_argument("--tree", type=Path, help="output tree of `detxai explain` to keep or to continue")
-    parser.set_defaults(imgsz=None, classes=None, sources=None, below=1.0)
-    parser.set_defaults(against=against, baseline="auto", evidence="basic")
+    parser.add_argument("--imgsz", type=int, help="default: the model's")
+    parser.set_defaults(classes=None, sources=None, below=1.0)
+    parser.set_defaults(against=against, chosen=chosen, method="ig", baseline="auto", evidence="basic")
     return parser.parse_args(argv)
 
 
@@ -350,6 +369,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sources", type=Path, help="JSON: picture, photo it was made of, kind")
     parser.add_argument("--tree", type=Path, help="output tree of `detxai explain` to keep or to continue")
     parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.set_defaults(method="ig", chosen=counting)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as spare:
         detections = collected(args, args.tree or Path(spare))

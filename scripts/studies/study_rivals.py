@@ -10,7 +10,12 @@ labels, and then doubted by others:
 - *flips*: the same picture mirrored two ways; *augmented*: also smaller, shifted and slightly blurred. Does a box of
   the class stay there, with which score and IoU;
 - *energy*: log-sum-exp of the class logits at the box;
-- *evidence*: the numbers of the record; *verdict*: its word alone.
+- *gradient norms*: of the report's own loss in the last weights of the head (arXiv 2107.04517), no forward more, and a
+  backward pass through two layers;
+- *distance*: of what the class branch reads at the cell from what it reads at right reports of the class (cosine, and
+  Mahalanobis: arXiv 1807.03888), learned on the pictures that the regression learns from;
+- *evidence*: the numbers of the record; *verdict*: its word alone; *of one gradient*: the same of a map by
+  `--method inputxgrad`, in a tree beside the first.
 
 Each group is a ridge logistic regression cross-validated by picture, on the same detections. The cost curve says which
 share of the wrong boxes is caught while 5, 10, 15 and 30 % of the right ones are bothered. Intervals are 95 %,
@@ -22,145 +27,114 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+import rival_measures as rivals
 import study_evidence as study
 import study_tools as tools
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from rival_measures import Feature, Measured, Numbers
 
-from detxai.config.settings import VERDICTS
+from detxai.evidence.verdict import verdict
 from detxai.inputs import decode
 from detxai.inputs.letterbox import boxes_to_letterbox, letterboxed
 from detxai.inputs.sources import find
 from detxai.models import checkpoints, detectors
+from detxai.vocabulary import VERDICTS
 
-#: A box of an altered picture is the same one from this IoU on; NMS drops what overlaps as much.
-SAME_BOX = 0.5
-#: Suppressed boxes count from this score on.
-FAINT = 0.01
 #: Shares of the right boxes that may be bothered, at which the caught share of the wrong ones is read.
 BOTHERED = (0.05, 0.10, 0.15, 0.30)
-SMALLER, SHIFT, BLUR = 0.83, 0.03, 1.0
-Numbers = NDArray[np.float64]
+#: The map of one gradient.
+ONE_GRADIENT = "inputxgrad"
+RULE = "score + suppressed + flips"
+#: What each competitor costs beside the detection: forwards (of these 3 an image for evidence), and passes back.
+PRICES = {
+    "score": "0",
+    "score + energy": "0",
+    "score + suppressed": "0",
+    "score + gradient norms": "0, and back through two layers",
+    "score + distance": "0",
+    "score + suppressed + gradient norms + distance": "0, and back through two layers",
+    "score + flips": "2",
+    RULE: "2",
+    f"{RULE} + gradient norms + distance": "2, and back through two layers",
+    "score + suppressed + augmented": "5",
+    "evidence of one gradient": "8 and 1 gradient",
+    "score + evidence of one gradient": "8 and 1 gradient",
+    "evidence": "8 and a map",
+    "score + evidence": "8 and a map",
+    f"{RULE} + evidence": "10 and a map",
+    "verdict of one gradient alone": "8 and 1 gradient",
+    "verdict alone": "8 and a map",
+    "score alone, not fitted": "0",
+}
+#: Columns (n, k), or what gives them from the training rows and a seed.
+Columns = Numbers | Callable[[NDArray[Any], int], Numbers]
 
 
-def overlaps(boxes: Tensor, box: Tensor) -> Tensor:
-    """(n,) IoU of `boxes` (n, 4) with `box` (4,), xyxy."""
-    common = (torch.minimum(boxes[:, 2:], box[2:]) - torch.maximum(boxes[:, :2], box[:2])).clamp(min=0).prod(1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod()
-    return common / (areas - common).clamp(min=1e-9)
+@dataclass(frozen=True, eq=False)
+class Doubted:
+    """What rivals say of one report, by rival; its feature; and its evidence and verdict of one gradient."""
+
+    measures: Mapping[str, Measured]
+    feature: Feature
+    evidence: Mapping[str, float] = field(default_factory=dict)
+    verdict: str = "unknown"
 
 
-class Altered:
-    """A square picture (3, s, s) seen otherwise: `x` for the network, and its boxes moved back to the square."""
+class Doubter:
+    """A detector that its own reports are doubted with. `size`: of its square, pixels."""
 
-    def __init__(
-        self, name: str, x: Tensor, gain: float = 1.0, offset: Sequence[float] = (0, 0), flip: str = ""
-    ) -> None:
-        self.name, self.x, self.gain, self.flip = name, x, gain, flip
-        self.offset = torch.tensor([*offset, *offset], dtype=torch.float32)
+    def __init__(self, model: str | None, size: int | None) -> None:
+        self.detector: Any = detectors.build(checkpoints.load(model))
+        self.size = size or self.detector.info.imgsz
+        self.ends = rivals.ends(self.detector)
 
-    def back(self, boxes: Tensor) -> Tensor:
-        """Boxes (n, 4) of the altered picture in the frame of the square."""
-        size = self.x.shape[-1]
-        if self.flip:
-            first = 0 if self.flip == "x" else 1
-            boxes = boxes.clone()
-            boxes[:, [first, first + 2]] = size - boxes[:, [first + 2, first]]
-        return (boxes - self.offset) / self.gain
-
-
-def alterations(square: NDArray[np.uint8]) -> list[Altered]:
-    """The square (s, s, 3), mirrored two ways, smaller, shifted and blurred."""
-    size = square.shape[0]
-    ground = tuple(float(v) for v in np.median(square.reshape(-1, 3)[:: max(size // 64, 1)], 0))
-
-    def moved(gain: float, by: float) -> NDArray[np.uint8]:
-        place = np.array([[gain, 0, by], [0, gain, by]], np.float64)
-        return np.asarray(cv2.warpAffine(square, place, (size, size), borderValue=ground), np.uint8)
-
-    border, shift = (1 - SMALLER) * size / 2, SHIFT * size
-    return [
-        Altered("mirrored", tensor(square[:, ::-1]), flip="x"),
-        Altered("upside down", tensor(square[::-1]), flip="y"),
-        Altered("smaller", tensor(moved(SMALLER, border)), SMALLER, (border, border)),
-        Altered("shifted", tensor(moved(1.0, shift)), 1.0, (shift, shift)),
-        Altered("blurred", tensor(np.asarray(cv2.GaussianBlur(square, (0, 0), BLUR), np.uint8))),
-    ]
-
-
-def tensor(square: NDArray[np.uint8]) -> Tensor:
-    """(3, s, s) float32 in [0, 1] of (s, s, 3) uint8."""
-    return torch.from_numpy(np.ascontiguousarray(square)).permute(2, 0, 1).float() / 255
-
-
-def suppressed(candidates: Any, box: Tensor, class_id: int) -> dict[str, float]:
-    """How many boxes of the class NMS drops in favour of this one, and how they scatter."""
-    scores = candidates.scores[:, class_id]
-    iou = overlaps(candidates.boxes, box)
-    near = (iou >= SAME_BOX) & (scores >= FAINT)
-    own, weights = candidates.boxes[near], scores[near]
-    if not len(own):
-        return {"count": 0.0}
-    side = (box[2:] - box[:2]).prod().sqrt()
-    return {
-        "count": float(len(own)), "mean score": float(weights.mean()), "sum": float(weights.sum()),
-        "scatter": float((own - box).abs().mean() / side), "mean IoU": float(iou[near].mean()),
-        "rivals": float(candidates.scores[near].sum(1).sub(weights).max()),
-    }  # fmt: skip
-
-
-def stays(candidates: Any, altered: Altered, box: Tensor, class_id: int) -> dict[str, float]:
-    """Score and IoU of the best box of the class where this one was."""
-    scores = candidates.scores[:, class_id]
-    iou = overlaps(altered.back(candidates.boxes), box)
-    best = int((scores * iou).argmax())
-    return {
-        f"{altered.name}: score": float(scores[best] * (iou[best] >= SAME_BOX)),
-        f"{altered.name}: IoU": float(iou[best]),
-    }
-
-
-@torch.no_grad()
-def doubts(
-    detector: Any, file: Any, reports: Sequence[study.Seen], boxes: Sequence[Any]
-) -> list[dict[str, dict[str, float]]]:
-    """By report, by rival: its numbers. One forward on the picture and one on each alteration."""
-    pixels = decode.load(file).pixels
-    square, frame = letterboxed(pixels, detector.info.imgsz, detector.info.fit)
-    altered = alterations(square)
-    first, *others = detector.predict(torch.stack([tensor(square), *(a.x for a in altered)]))
-    rows = []
-    for report, box in zip(reports, boxes, strict=True):
-        placed = torch.from_numpy(boxes_to_letterbox([box], frame)[0]).float()
-        kept = [stays(candidates, a, placed, report.class_id) for a, candidates in zip(altered, others, strict=True)]
-        at = int((overlaps(first.boxes, placed) * first.scores[:, report.class_id]).argmax())
-        rows.append(
-            {
-                "suppressed": suppressed(first, placed, report.class_id),
-                "flips": kept[0] | kept[1],
-                "augmented": {k: v for one in kept for k, v in one.items()},
-                "energy": {"energy": float(torch.logsumexp(first.logits[at], 0))},
-            }
-        )
-    return rows
+    def __call__(self, file: Any, reports: Sequence[study.Seen], boxes: Sequence[Any]) -> Iterator[Doubted]:
+        """Of each report on a picture: one forward on it, kept for the gradients, and one on each alteration."""
+        square, frame = letterboxed(decode.load(file).pixels, self.size, self.detector.info.fit)
+        altered, x = rivals.alterations(square), rivals.tensor(square)[None]
+        with torch.no_grad():
+            others = self.detector.predict(torch.stack([a.x for a in altered]))
+            maps = rivals.class_maps(self.detector, x)
+        with self.ends.differentiated():
+            (first,) = self.detector.predict(x)
+            for report, box in zip(reports, boxes, strict=True):
+                placed = torch.from_numpy(boxes_to_letterbox([box], frame)[0]).float()
+                norms = rivals.gradient_norms(first, placed, report.class_id, self.ends)
+                with torch.no_grad():
+                    at = int((rivals.overlaps(first.boxes, placed) * first.scores[:, report.class_id]).argmax())
+                    kept = [rivals.stays(c, a, placed, report.class_id) for a, c in zip(altered, others, strict=True)]
+                    measures = {
+                        "suppressed": rivals.suppressed(first, placed, report.class_id),
+                        "flips": kept[0] | kept[1],
+                        "augmented": {k: v for one in kept for k, v in one.items()},
+                        "energy": {"energy": float(torch.logsumexp(first.logits[at], 0))},
+                        "gradient norms": norms,
+                    }
+                yield Doubted(measures, rivals.feature_at(maps, first, at))
 
 
 # -- the study ------------------------------------------------------------------------------------
 
 
 def caught(right: NDArray[np.bool_], trust: Numbers, weights: Numbers, bothered: float) -> Numbers:
-    """(resamples,): share of the wrong below the threshold that `bothered` of the right ones are below, too."""
+    """(resamples,): share of the wrong below the threshold that `bothered` of the right ones are below, too.
+
+    Equal trust is taken in any order: between two thresholds the share is interpolated.
+    """
     order = np.argsort(trust, kind="stable")
-    good, bad = weights[:, order] * right[order], weights[:, order] * ~right[order]
-    share = np.cumsum(good, 1) / good.sum(1, keepdims=True)
-    return np.asarray((np.cumsum(bad, 1) * (share <= bothered)).max(1) / bad.sum(1))
+    starts = np.flatnonzero(np.diff(trust[order], prepend=-np.inf))
+    drawn = weights[:, order]
+    good, bad = (np.add.reduceat(drawn * kind, starts, 1).cumsum(1) for kind in (right[order], ~right[order]))
+    with np.errstate(invalid="ignore"):
+        shares = zip(good / good[:, -1:], bad / bad[:, -1:], strict=True)
+        return np.array([np.interp(bothered, [0.0, *g], [0.0, *b]) for g, b in shares])
 
 
 def curve(y: NDArray[np.bool_], trust: Numbers, photos: Sequence[str]) -> list[tools.Interval]:
@@ -168,68 +142,81 @@ def curve(y: NDArray[np.bool_], trust: Numbers, photos: Sequence[str]) -> list[t
     return [tools.estimate(y, trust, photos, lambda r, s, w, b=b: caught(r, s, w, b)) for b in BOTHERED]
 
 
-def groups(reports: Sequence[study.Seen], doubted: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Numbers]:
-    """The columns of each competitor."""
-    score = np.array([[r.forwards["score"], r.forwards["logit"]] for r in reports])
-    columns = {name: study.matrix([d[name] for d in doubted])[1] for name in doubted[0]}
-    evidence = study.matrix([r.evidence for r in reports])[1]
-    forwards = np.column_stack([score, columns["suppressed"], columns["flips"]])
-    return {
-        "score": score,
-        "score + energy": np.column_stack([score, columns["energy"]]),
-        "score + suppressed": np.column_stack([score, columns["suppressed"]]),
-        "score + flips": np.column_stack([score, columns["flips"]]),
-        "score + suppressed + flips": forwards,
-        "score + suppressed + augmented": np.column_stack([score, columns["suppressed"], columns["augmented"]]),
-        "evidence": evidence,
-        "score + evidence": np.column_stack([score, evidence]),
-        "score + suppressed + flips + evidence": np.column_stack([forwards, evidence]),
-    }
-
-
-def compare(
-    reports: Sequence[study.Seen], doubted: Sequence[Mapping[str, Mapping[str, float]]]
-) -> list[dict[str, Any]]:
-    """AUROC, its difference from *score + suppressed + flips*, and the cost curve of every competitor."""
-    y, photos = np.array([r.right for r in reports]), [r.photo for r in reports]
+def groups(reports: Sequence[study.Seen], doubted: Sequence[Doubted]) -> dict[str, Columns]:
+    """The columns of each competitor, class indicators among them."""
     kinds = study.one_hot([r.class_id for r in reports])
+    score = np.array([[r.forwards["score"], r.forwards["logit"]] for r in reports])
+    columns = {name: study.matrix([d.measures[name] for d in doubted])[1] for name in doubted[0].measures}
+    columns |= {"score": score, "evidence": study.matrix([r.evidence for r in reports])[1]}
+    columns["evidence of one gradient"] = study.matrix([d.evidence for d in doubted])[1]
+    distance = rivals.Distance(
+        [d.feature for d in doubted],
+        [r.class_id for r in reports],
+        [r.right for r in reports],
+        [r.photo for r in reports],
+    )
+
+    def together(name: str) -> Columns:
+        parts = name.split(" + ")
+        fixed = np.column_stack([*(columns[part] for part in parts if part != "distance"), kinds])
+        if "distance" not in parts:
+            return fixed
+        return lambda train, _: np.column_stack([fixed, distance(train)])
+
+    return {name: together(name) for name in PRICES if "alone" not in name}
+
+
+def compare(reports: Sequence[study.Seen], doubted: Sequence[Doubted], repeats: int) -> list[dict[str, Any]]:
+    """AUROC, its differences from RULE and from the score, and the cost curve of every competitor."""
+    y, photos = np.array([r.right for r in reports]), [r.photo for r in reports]
     trusts = {
-        name: tools.cross_validated(np.column_stack([columns, kinds]), y, photos)
-        for name, columns in groups(reports, doubted).items()
+        name: tools.cross_validated(columns, y, photos, repeats) for name, columns in groups(reports, doubted).items()
     }
     severity = {word: -float(rank) for rank, word in enumerate(("supported", "unknown", "weak", "unsupported"))}
+    trusts["verdict of one gradient alone"] = np.array([severity[d.verdict] for d in doubted])
     trusts["verdict alone"] = np.array([severity[r.verdict] for r in reports])
     trusts["score alone, not fitted"] = np.array([r.forwards["score"] for r in reports])
-    rival = trusts["score + suppressed + flips"]
     return [
         {
             "what": name,
+            "price": PRICES[name],
             "auroc": tools.estimate(y, trust, photos),
-            "difference": tools.difference(y, trust, rival, photos),
+            "over the rule": tools.difference(y, trust, trusts[RULE], photos),
+            "over the score": tools.difference(y, trust, trusts["score"], photos),
             "caught": curve(y, trust, photos),
         }
         for name, trust in trusts.items()
     ]
 
 
-def collected(args: argparse.Namespace, tree: Path) -> tuple[list[study.Seen], list[dict[str, dict[str, float]]]]:
+def collected(args: argparse.Namespace, tree: Path) -> tuple[list[study.Seen], list[Doubted]]:
     """Every report that counts, and what its rivals say of it."""
-    detector = detectors.build(checkpoints.load(args.model))
-    files = {ref.path: ref for ref in find([str(args.images)]).refs}
+    doubter, files = Doubter(args.model, args.imgsz), {ref.path: ref for ref in find([str(args.images)]).refs}
+    one = argparse.Namespace(**{**vars(args), "method": ONE_GRADIENT})
+    beside = {
+        record["image"]["path"]: list(zip(record["detections"], own, strict=True))
+        for record, own in study.with_records(one, tree.with_name(f"{tree.name}-{ONE_GRADIENT}"))
+    }
     reports: list[study.Seen] = []
-    doubted: list[dict[str, dict[str, float]]] = []
+    doubted: list[Doubted] = []
     for record, own in study.with_records(args, tree):
-        reports += own
-        doubted += doubts(detector, files[record["image"]["path"]], own, [d["box"] for d in record["detections"]])
+        path = record["image"]["path"]
+        says = doubter(files[path], own, [d["box"] for d in record["detections"]])
+        for d, report, said, (same, cheap) in zip(record["detections"], own, says, beside[path], strict=True):
+            assert same["box"] == d["box"], f"{path}: the two trees hold other boxes"
+            word = verdict(same["evidence"], True)[0]
+            reports.append(report)
+            doubted.append(Doubted(said.measures, said.feature, cheap.evidence, word))
     return reports, doubted
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=tools.REPEATS, help="splits of the cross-validation")
     parser.add_argument("--json", type=Path, help="write all figures here")
     args = study.every_report(parser, argv)
     with tempfile.TemporaryDirectory() as spare:
-        reports, doubted = collected(args, args.tree or Path(spare))
+        reports, doubted = collected(args, args.tree or Path(spare) / "tree")
     right = sum(r.right for r in reports)
     print(f"{right} right and {len(reports) - right} wrong boxes on {len({r.photo for r in reports})} pictures\n")
     words = [
@@ -237,10 +224,11 @@ def main(argv: list[str] | None = None) -> None:
         for word in VERDICTS
     ]
     print(tools.table(words, ("verdict", "right", "wrong")) + "\n")
-    figures = compare(reports, doubted)
-    rows = [[f["what"], f["auroc"], f["difference"], *f["caught"]] for f in figures]
-    head = ("what", "AUROC", "over score + suppressed + flips", *(f"caught at {b:.0%} bothered" for b in BOTHERED))
-    print(tools.table(rows, head))
+    figures = compare(reports, doubted, args.repeats)
+    keys = ("what", "price", "auroc", "over the rule", "over the score")
+    rows = [[*(f[key] for key in keys), *f["caught"]] for f in figures]
+    head = ("what", "forwards more", "AUROC", f"over {RULE}", "over the score")
+    print(tools.table(rows, (*head, *(f"caught at {b:.0%} bothered" for b in BOTHERED))))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1, default=vars))
 
