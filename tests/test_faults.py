@@ -191,3 +191,45 @@ def test_an_output_without_permission(command: Command) -> None:
     assert running.returncode == 6, err
     assert err.count(b"error: ") == 1
     assert b"not writable: Permission denied. Choose another folder with -o" in err
+
+
+#: Makes everything read-only but the folder $1 (and memory, unless $2), for the command that follows.
+READ_ONLY = """
+mount --make-rprivate / && mount --bind "$1" "$1" || exit 77
+for place in $(cut -d' ' -f2 /proc/self/mounts | sort -u); do
+    case $place in
+        "$1" | /proc* | /sys* | $2) ;;
+        *) mount -o remount,bind,ro "$place" || exit 77 ;;
+    esac
+done
+shift 2
+exec "$@"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("memory", "out", "code", "said"),
+    [
+        (True, "writable/tree", 0, "1 explained"),
+        (True, "tree", 6, "not writable: Read-only file system. Choose another folder with -o"),
+        (False, "writable/tree", 6, "TMPDIR=DIR detxai"),
+    ],
+    ids=["output elsewhere", "nothing", "no memory as a folder"],
+)
+def test_a_read_only_system(command: Command, memory: bool, out: str, code: int, said: str) -> None:
+    """Neither home nor the temporary folders nor the working directory can be written."""
+    (writable := command.cwd / "writable").mkdir()
+    own = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    line = [*own, "sh", "-c", READ_ONLY, "sh", str(writable), "/dev*" if memory else ""]
+    line += [sys.executable, "-m", "detxai", *LINE, "-o", out]
+    if not shutil.which("unshare") or subprocess.run([*own, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    done = subprocess.run(line, capture_output=True, cwd=command.cwd, env=command.env, check=False)
+    if done.returncode == 77:
+        pytest.skip("needs the right to mount")
+    err = done.stderr.decode()
+    assert done.returncode == code, err
+    assert said in err and "Traceback" not in err
+    assert err.count("error: ") == bool(code)
+    assert (writable / "tree" / "a.png.json").exists() == (code == 0)

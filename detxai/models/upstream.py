@@ -24,6 +24,8 @@ from detxai.errors import OutputError
 
 #: Of temporary folders. None is needed for longer than a model takes to load: what is older was left by a kill.
 PREFIX, STALE_SECONDS = "detxai-", 3600
+#: Memory as a folder: the one place that a container with a read-only file system can write to unless told otherwise.
+SHARED_MEMORY = "/dev/shm"
 
 
 def clear_stale_folders() -> None:
@@ -36,15 +38,26 @@ def clear_stale_folders() -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def _find_temporary_folder() -> None:
+    """Where none of the usual places can be written, take memory for the temporary files of this process."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        if not os.access(SHARED_MEMORY, os.W_OK):
+            raise
+        tempfile.tempdir = SHARED_MEMORY
+
+
 @contextlib.contextmanager
 def _tamed() -> Iterator[None]:
     try:
+        _find_temporary_folder()
         clear_stale_folders()
         folder = tempfile.mkdtemp(prefix=PREFIX)
     except OSError as error:
         raise OutputError(
             f"There is no temporary folder that can be written: {error.strerror or error}.",
-            "Name one: TMPDIR=/dev/shm detxai …",
+            "Name one: TMPDIR=DIR detxai …",
         ) from error
     private = {"YOLO_CONFIG_DIR": folder, "YOLO_OFFLINE": "1"}
     before = {name: os.environ.get(name) for name in (*private, "OMP_NUM_THREADS")}
