@@ -96,8 +96,8 @@ class ImageError(DetxaiError):
 
 #: What torch, oneDNN, Python and the kernel say where the system gives no memory or no thread.
 _NO_MEMORY = re.compile(
-    "could not create a primitive|failed to map segment|can't start new thread|(can't|cannot) allocate memory"
-    "|out of memory",
+    "could not create a (primitive|memory)|failed to map segment|can't start new thread|(can't|cannot) allocate memory"
+    "|not enough memory|out of memory",
     re.IGNORECASE,
 )
 

@@ -17,7 +17,7 @@ import pytest
 from conftest import FAST, ROOT, Command, explain, files
 from PIL import Image
 
-from detxai.output import records
+from detxai.output import json_schema, records
 
 SEED = 20
 #: A kill at every single step of the file system is the business of the store's own tests.
@@ -130,11 +130,11 @@ def test_batches_agree(pictures: Path, tiny: Path, tmp_path: Path) -> None:
 
 def test_every_line_keeps_to_its_schema(finished: Callable[[], Path]) -> None:
     tree = finished()
-    schema = jsonschema.Draft202012Validator(records.schema("record"))
+    schema = jsonschema.Draft202012Validator(json_schema.schema("record"))
     lines = (tree / "records.jsonl").read_text().splitlines()
     for line in lines:
         schema.validate(json.loads(line))
-    jsonschema.validate(json.loads((tree / "summary.json").read_text()), records.schema("summary"))
+    jsonschema.validate(json.loads((tree / "summary.json").read_text()), json_schema.schema("summary"))
     wrong = json.loads(lines[0])
     del wrong["image"]["path"]
     assert not schema.is_valid(wrong)

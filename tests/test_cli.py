@@ -28,7 +28,7 @@ from PIL import Image
 from detxai.config import settings
 from detxai.config.options import ROWS
 from detxai.errors import ExitCode
-from detxai.output import records
+from detxai.output import json_schema, records
 
 HERE = Path(__file__).parent
 
@@ -218,8 +218,8 @@ def test_stdout_under_json_is_pure(machine: Inside) -> None:
     assert outcome.code == 0, outcome.err
     *lines, last = outcome.out.splitlines()
     for line in lines:
-        jsonschema.validate(json.loads(line), records.schema("record"))
-    jsonschema.validate(json.loads(last), records.schema("summary"))
+        jsonschema.validate(json.loads(line), json_schema.schema("record"))
+    jsonschema.validate(json.loads(last), json_schema.schema("summary"))
     assert "".join(f"{line}\n" for line in lines) == (machine.cwd / "tree" / "records.jsonl").read_text()
     assert "6 explained" in outcome.err
     again = machine("explain", "pics", "-m", "tiny.safetensors", "-o", "tree", "--json", *FAST)

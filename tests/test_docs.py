@@ -19,7 +19,7 @@ from detxai.config import settings
 from detxai.errors import PRECEDENCE, ExitCode
 from detxai.evidence.verdict import DEFAULTS, RULES
 from detxai.models import checkpoints
-from detxai.output import records
+from detxai.output import json_schema
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FOLDERS = (".github", "configs", "detxai", "samples", "scripts")
@@ -62,7 +62,7 @@ def test_two_commands_set_everything_up_and_run() -> None:
 def test_the_table_of_fields_is_that_of_the_records() -> None:
     shown = re.search(r"<!-- fields -->\n(.*?)<!-- /fields -->", page("output"), re.DOTALL)
     assert shown
-    assert shown[1] == records.field_table(), "put there what `detxai schema record --format md` prints"
+    assert shown[1] == json_schema.field_table(), "put there what `detxai schema record --format md` prints"
 
 
 def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
@@ -114,7 +114,7 @@ def test_every_link_leads_somewhere_and_nothing_is_left_to_be_filled_in(readme: 
 
 def test_the_example_of_a_record_keeps_to_the_schema() -> None:
     example = json.loads(blocks("json")[0])
-    schema = records.schema("record")
+    schema = json_schema.schema("record")
     detection = {**schema["$defs"]["DetectionRecord"], "$defs": schema["$defs"]}
     attribution = schema["$defs"]["AttributionRecord"]
     for part in (detection, attribution):  # the example leaves fields out

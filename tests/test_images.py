@@ -29,7 +29,7 @@ from detxai.inputs.budget import Budget
 from detxai.inputs.decode import load
 from detxai.inputs.letterbox import boxes_to_letterbox, boxes_to_source, letterboxed, map_to_source
 from detxai.inputs.window import parse_window
-from detxai.output.records import failed_record
+from detxai.output.recording import failed_record
 from detxai.values import Image, ImageRef, Letterbox, Window
 
 ODD = Path(__file__).parents[2] / "shared/data/odd-dev"

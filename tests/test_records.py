@@ -15,7 +15,8 @@ import pytest
 from detxai import schema
 from detxai.errors import ImageError
 from detxai.evidence.maps import grid, map_sums, peak
-from detxai.output import records
+from detxai.output import json_schema, recording, records
+from detxai.output.summary import ImageCounts, Summary
 from detxai.values import Attribution, Box, ClassScore, Detection, Image, ImageRef, Map, Target, Window
 
 MAP = np.random.default_rng(7).normal(size=(37, 53)).astype(np.float32)
@@ -45,7 +46,7 @@ def attribution(values: Map = MAP, **changes: Any) -> Attribution:
 
 def row(a: Attribution, box: Any, name: str, **more: Any) -> records.AttributionRecord:
     """The record of a map over a box."""
-    return records.attribution_record(a, map_sums(a, box), name, **more)
+    return recording.attribution_record(a, map_sums(a, box), name, **more)
 
 
 def whole() -> records.Record:
@@ -55,7 +56,7 @@ def whole() -> records.Record:
         fingerprint="f" * 64,
         image=records.ImageInfo(path="bags/ä.jpg", sha256="0" * 64, width=53, height=37),
         model=records.ModelInfo(name="best.pt", sha256="1" * 64, family="yolov8", head="one2many", imgsz=640),
-        detections=(records.detection_record(DETECTION, 0, [explained]),),
+        detections=(recording.detection_record(DETECTION, 0, [explained]),),
     )
 
 
@@ -136,14 +137,14 @@ def test_numbers_that_are_none_are_refused(bad: float) -> None:
 )
 def test_no_record_holds_an_impossible_score_or_box(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"score|box"):
-        records.detection_record(replace(DETECTION, **wrong), 0, [])
+        recording.detection_record(replace(DETECTION, **wrong), 0, [])
     plain = json.loads(records.dump(whole()))
     plain["detections"][0] |= wrong
     with pytest.raises(ValueError, match=r"score|box"):
         records.load(json.dumps(plain).encode())
     if "score" in wrong:
         with pytest.raises(jsonschema.ValidationError, match=str(wrong["score"])):
-            jsonschema.validate(plain, records.schema("record"))
+            jsonschema.validate(plain, json_schema.schema("record"))
 
 
 def test_six_significant_digits_everywhere() -> None:
@@ -197,14 +198,14 @@ def test_image_info_says_what_is_special() -> None:
         Window("auto", 10, 4000.4),
         ("first of 3 frames",),
     )
-    info = records.image_info(image)
+    info = recording.image_info(image)
     assert (info.width, info.height, info.notes) == (6, 4, ("first of 3 frames",))
     assert info.window == records.WindowInfo(method="auto", low=10, high=4000.4)
 
 
 def test_failed_records_name_no_place_of_this_machine(tmp_path: Path) -> None:
     ref = ImageRef("bags/a.jpg", tmp_path / "a.jpg")
-    failed = records.failed_record(ref, ImageError("truncated", f"{ref.file} ends early"))
+    failed = recording.failed_record(ref, ImageError("truncated", f"{ref.file} ends early"))
     assert json.loads(records.dump(failed)) == {
         "schema": "detxai.record/1",
         "status": "failed",
@@ -214,7 +215,7 @@ def test_failed_records_name_no_place_of_this_machine(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_unicode_still_make_valid_json() -> None:
-    failed = records.failed_record(ImageRef("a\udcff.jpg", Path("a\udcff.jpg")), ImageError("bad_path", "no UTF-8"))
+    failed = recording.failed_record(ImageRef("a\udcff.jpg", Path("a\udcff.jpg")), ImageError("bad_path", "no UTF-8"))
     assert json.loads(records.dump(failed).decode("utf-8"))["image"]["path"] == "a\\udcff.jpg"
 
 
@@ -241,22 +242,22 @@ def test_additions_of_a_newer_minor_version_are_passed_over() -> None:
 
 
 def test_schema_and_table_cover_what_is_written() -> None:
-    schema = records.schema("record")
+    schema = json_schema.schema("record")
     plain = json.loads(records.dump(whole()))
     assert set(schema["required"]) <= set(plain) <= set(schema["properties"])
     written = plain["detections"][0]["attributions"][0]
     described = schema["$defs"]["AttributionRecord"]
     assert set(described["required"]) <= set(written) <= set(described["properties"])
-    table = records.field_table()
+    table = json_schema.field_table()
     for name in written:
         assert f"`detections[].attributions[].{name}" in table
     assert all(len(line.split(" | ")) == 2 for line in table.splitlines()[2:])
-    assert "| `exit_code` |" in records.field_table(records.Summary)
-    assert records.schema("summary")["properties"]["images"]
+    assert "| `exit_code` |" in json_schema.field_table(Summary)
+    assert json_schema.schema("summary")["properties"]["images"]
 
 
 def test_summary_dumps_with_every_count() -> None:
-    summary = records.Summary(images=records.ImageCounts(ok=2), seconds=1.23456789)
+    summary = Summary(images=ImageCounts(ok=2), seconds=1.23456789)
     plain = json.loads(records.dump(summary))
     assert plain["images"] == {"ok": 2, "failed": 0, "skipped": 0, "ignored": 0}
     assert plain["seconds"] == 1.23457

@@ -19,6 +19,7 @@ from detxai.cli.app import run
 from detxai.evidence import groups
 from detxai.output import ranking, records
 from detxai.output.mixture import Mixture
+from detxai.output.summary import ClassStatistics
 from detxai.output.tree import Tree
 from detxai.review.behaviour import behaviours
 from detxai.review.listing import ordered
@@ -260,7 +261,7 @@ def test_a_tree_of_two_models_says_so_from_the_start(
 
 
 def test_the_table_breaks_no_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    one = records.ClassStatistics(
+    one = ClassStatistics(
         class_id=0, class_name="telescopic baton", detections=1200, mean_score=0.5, mean_inside_share=0.91,
         converged_share=1, verdicts={"supported": 1000, "weak": 150, "unsupported": 50}, true=900, false=300, missed=7,
     )  # fmt: skip

@@ -17,8 +17,9 @@ from PIL import Image
 
 from detxai.errors import ImageError, OutputError
 from detxai.evidence.maps import map_sums
-from detxai.output import records, store
+from detxai.output import recording, records, store
 from detxai.output.store import Store
+from detxai.output.summary import Summary
 from detxai.values import Attribution, ClassScore, Detection, ImageRef, Target
 
 
@@ -29,10 +30,10 @@ def record(path: str, pictures: list[str], fingerprint: str = "f") -> records.Re
     values = np.eye(9, dtype=np.float32)
     attribution = Attribution("ig", Target(0, 0), "white", "fp32", "full", values, 9.0, 0.0, 2.2, -7.0, 3)
     found = [
-        records.detection_record(
+        recording.detection_record(
             detection,
             number,
-            [records.attribution_record(attribution, map_sums(attribution, detection.box), "bag", overlay=name)],
+            [recording.attribution_record(attribution, map_sums(attribution, detection.box), "bag", overlay=name)],
         )
         for number, name in enumerate(pictures)
     ]
@@ -46,7 +47,7 @@ def record(path: str, pictures: list[str], fingerprint: str = "f") -> records.Re
     )
 
 
-def finish(tree: Store, summary: records.Summary) -> None:
+def finish(tree: Store, summary: Summary) -> None:
     tree.gather()
     tree.finish(summary)
 
@@ -58,7 +59,7 @@ def write(tree: Store, path: str, count: int, fingerprint: str = "f") -> None:
 
 
 def failed(path: str) -> records.Record:
-    return records.failed_record(ImageRef(path, Path(path)), ImageError("truncated", "short"))
+    return recording.failed_record(ImageRef(path, Path(path)), ImageError("truncated", "short"))
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -74,7 +75,7 @@ def test_tree_of_a_run(tmp_path: Path) -> None:
     with Store(tmp_path / "deep/out") as tree:
         write(tree, "bags/b.jpg", 1)
         write(tree, "a.jpg", 0)
-        finish(tree, records.Summary())
+        finish(tree, Summary())
     found = files(tmp_path / "deep/out")
     assert set(found) == {
         "a.jpg.json",
@@ -94,7 +95,7 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
                 if not tree.done(f"{number}.jpg", "f"):
                     write(tree, f"{number}.jpg", 2)
             tree.write_image("bad.jpg", {}, failed("bad.jpg"))
-            finish(tree, records.Summary(seconds=os.times().elapsed))
+            finish(tree, Summary(seconds=os.times().elapsed))
         return {name: (tmp_path / name).stat().st_mtime_ns for name in files(tmp_path)}
 
     assert run() == run()
@@ -129,7 +130,7 @@ def test_superseded_pictures_go_and_others_stay(tmp_path: Path) -> None:
     (tmp_path / ".detxai-mine.tmp").write_text("not of detxai")
     with Store(tmp_path) as tree:
         write(tree, "a.jpg", 1, "g")
-        finish(tree, records.Summary())
+        finish(tree, Summary())
     assert {file.name for file in tmp_path.iterdir() if "lock" not in file.name} == own | {
         "a.jpg.json",
         "a.jpg.d00.ig.png",
@@ -160,7 +161,7 @@ def test_nothing_is_written_outside_or_over_the_own_files(tmp_path: Path, path: 
             write(tree, path, 1)
         assert caught.value.code == "bad_path"
         tree.write_image(path, {}, failed(path.replace("\0", "?")))
-        finish(tree, records.Summary())
+        finish(tree, Summary())
     assert {file.name for file in tmp_path.iterdir()} == {"out", "outside"}
     assert not list(outside.iterdir())
     assert (output / "records.jsonl").read_bytes().count(b'"failed"') == 1
@@ -185,7 +186,7 @@ def test_an_image_and_a_folder_of_its_records_name(tmp_path: Path) -> None:
         with pytest.raises(ImageError, match="folder"):
             write(tree, "c.jpg", 1)
         tree.write_image("c.jpg", {}, failed("c.jpg"))
-        finish(tree, records.Summary())
+        finish(tree, Summary())
     lines = (tmp_path / "records.jsonl").read_bytes().splitlines()
     assert len(lines) == 3
     assert not (tmp_path / "c.jpg.d00.ig.png").exists()
@@ -203,7 +204,7 @@ def test_names_that_are_no_unicode(tmp_path: Path) -> None:
     with Store(tmp_path) as tree:
         tree.write_image(path, {}, record(path, []))
         assert tree.done(path, "f")
-        finish(tree, records.Summary())
+        finish(tree, Summary())
     assert b"caf" in (tmp_path / "records.jsonl").read_bytes()
 
 
@@ -238,7 +239,7 @@ def test_a_failing_disk_is_an_output_error_and_leaves_whole_files(
             with pytest.raises(OutputError, match=words):
                 write(tree, "b.jpg", 1)
             with pytest.raises(OutputError, match=words):
-                finish(tree, records.Summary())
+                finish(tree, Summary())
         assert files(tmp_path) == before
         assert not list(tmp_path.rglob("*.tmp"))
     monkeypatch.setattr(os, "fsync", fail)
@@ -269,8 +270,8 @@ def test_the_second_of_two_processes_is_refused_until_the_first_is_killed(tmp_pa
 KILLS = """
 import os, signal, sys
 from pathlib import Path
-from detxai.output import records
 from detxai.output.store import Store
+from detxai.output.summary import Summary
 from tests.test_store import failed, files, write
 
 def run(root, fingerprint, counts):
@@ -281,7 +282,7 @@ def run(root, fingerprint, counts):
                     tree.write_image(path, {}, failed(path))
                 else:
                     write(tree, path, count, fingerprint)
-        tree.gather(); tree.finish(records.Summary())
+        tree.gather(); tree.finish(Summary())
 
 def dying(call, countdown):
     def patched(*arguments, **named):
@@ -338,11 +339,11 @@ def test_killed_at_any_moment_the_next_run_completes_the_same_tree(tmp_path: Pat
 def test_a_reformatted_record_still_counts(tmp_path: Path) -> None:
     with Store(tmp_path) as tree:
         write(tree, "a.jpg", 0)
-        finish(tree, records.Summary())
+        finish(tree, Summary())
         before = (tmp_path / "records.jsonl").read_bytes()
         raw = (tmp_path / "a.jpg.json").read_bytes()
         (tmp_path / "a.jpg.json").write_bytes(raw.replace(b",", b",\n  "))
-        finish(tree, records.Summary())
+        finish(tree, Summary())
     assert (tmp_path / "records.jsonl").read_bytes() == before
 
 
@@ -350,7 +351,7 @@ def test_lines_are_ordered_by_path_not_by_file_name(tmp_path: Path) -> None:
     with Store(tmp_path) as tree:
         for path in ("a.jpg", "a.jpg.b/x.jpg", "a.jpg!", "B.jpg"):
             write(tree, path, 0)
-        finish(tree, records.Summary())
+        finish(tree, Summary())
     lines = (tmp_path / "records.jsonl").read_bytes().splitlines(keepends=True)
     paths = [records.load(line).image.path for line in lines]
     assert paths == sorted(paths)

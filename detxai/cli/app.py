@@ -141,15 +141,17 @@ def schema(
 ) -> None:
     """JSON Schema of what detxai writes and reads, on stdout."""
     from detxai.config import settings as configuration
-    from detxai.output import records
+    from detxai.output import json_schema
+    from detxai.output.records import Record
+    from detxai.output.summary import Summary
 
-    models: dict[str, Any] = {"record": records.Record, "summary": records.Summary, "config": configuration.RunConfig}
+    models: dict[str, Any] = {"record": Record, "summary": Summary, "config": configuration.RunConfig}
     if kind not in models:
         raise typer.BadParameter(f"There is no schema {kind!r}: record, summary or config.")
     if form == "md":
-        print(records.field_table(models[kind]), end="")
+        print(json_schema.field_table(models[kind]), end="")
     elif form == "json":
-        document = configuration.schema() if kind == "config" else records.schema(kind)  # type: ignore[arg-type]
+        document = configuration.schema() if kind == "config" else json_schema.schema(kind)  # type: ignore[arg-type]
         print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         raise typer.BadParameter(f"There is no format {form!r}: json or md.")

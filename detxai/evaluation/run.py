@@ -17,7 +17,7 @@ from typing import Any
 
 from detxai.config.fingerprint import fingerprint
 from detxai.config.settings import RunConfig
-from detxai.errors import DetxaiError, ExitCode, ImageError, NoInputError, UsageError, worst
+from detxai.errors import DetxaiError, ExitCode, ImageError, UsageError, worst
 from detxai.evaluation import csv_rows, tables
 from detxai.evaluation.files import Files
 from detxai.evaluation.options import MAX_DET, Options
@@ -56,12 +56,8 @@ class EvaluationRun:
                 return ExitCode(stop.code)
 
     def _run(self, source: ImageSource) -> ExitCode:
+        source.require_some()
         refs = list(source.refs)[: self.options.limit]
-        if not refs:
-            raise NoInputError(
-                f"No image was found ({source.ignored} other files).",
-                "Give a folder with images, or a quoted glob that matches.",
-            )
         from detxai.evaluation.compare import Judge
 
         judge = Judge(self.config, self.options)

@@ -10,10 +10,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from detxai.errors import UsageError
+from detxai.errors import NoInputError, UsageError
 from detxai.inputs import pairs
 from detxai.inputs.folders import IMAGE_SUFFIXES, MAGIC, Walk, written_by_us
 from detxai.inputs.naming import digest, printable, unused
@@ -49,6 +50,17 @@ class ImageSource:
     total: int = 0
     shard: Shard | None = field(default=None, repr=False)
     count: Callable[[], int] | None = field(default=None, repr=False)
+
+    def require_some(self) -> None:
+        """Look for the first of `refs`. Raises NoInputError where there is no image in any shard."""
+        refs = iter(self.refs)
+        first = next(refs, None)
+        if first is None and not self.total:
+            raise NoInputError(
+                f"No image was found ({self.ignored} other files).",
+                "Give a folder with images, or a quoted glob that matches.",
+            )
+        self.refs = chain(() if first is None else (first,), refs)
 
     def mine(self, path: str) -> bool:
         """Whether `path` belongs to this shard."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detxai.errors import ImageError, ModelError, sound_if_it_had_room
+from detxai.errors import ImageError, ModelError, memory_refused, sound_if_it_had_room
 from detxai.models import upstream  # noqa: F401  (before any ultralytics.*)
 from detxai.models.bounds import Bounds
 from detxai.models.detector import Candidates, Detector, Differentiable, Pin
@@ -114,7 +114,7 @@ def sound(detector: Detector, x: Tensor, *, asked: bool = False) -> Candidates:
         message = f"{detector.info.name} is broken: on a test picture, {error}."
         raise ModelError(message, "Nothing was explained; export or train the model again.") from error
     except MISFITS as error:
-        if x.device.type != "cpu" or any(word in str(error) for word in ("memory", "primitive", "thread")):
+        if x.device.type != "cpu" or memory_refused(error):
             raise  # the machine's fault
         said = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"{detector.info.name} cannot be run: {said:.200}.", "Export or train it again.") from error

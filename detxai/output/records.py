@@ -1,24 +1,17 @@
-"""The versioned record of an image and the summary of a run: what is written, and what it means."""
+"""The versioned record of an image: what is written, and what it means."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from detxai.errors import ImageError
-from detxai.evidence.maps import GRID, MapSums
 from detxai.evidence.model import Evidence, Rival
-from detxai.evidence.promise import Promise
-from detxai.schema import Number, Score, Text, require_written
-from detxai.schema import Part as _Part
-from detxai.values import Attribution, Detection, Image, ImageRef, Label
+from detxai.schema import Number, Part, Score, Text, require_written
 from detxai.vocabulary import RECORD_SCHEMA as RECORD_SCHEMA
-from detxai.vocabulary import SUMMARY_SCHEMA as SUMMARY_SCHEMA
 
-TOP_CLASSES = 5
 ValueGrid = tuple[tuple[Number, ...], ...]
 
 
@@ -33,14 +26,14 @@ def _ordered(box: tuple[float, float, float, float]) -> tuple[float, float, floa
 Corners = Annotated[tuple[Number, Number, Number, Number], AfterValidator(_ordered)]
 
 
-def _require_by_status(schema: dict[str, Any], model: type[_Part]) -> None:
+def _require_by_status(schema: dict[str, Any], model: type[Part]) -> None:
     require_written(schema, model)
     schema["if"] = {"properties": {"status": {"const": "ok"}}}
     schema["then"] = {"required": ["fingerprint", "model", "detections"]}
     schema["else"] = {"required": ["error"]}
 
 
-class WindowInfo(_Part):
+class WindowInfo(Part):
     """How more than 8 bits became 8."""
 
     method: Text = Field(description="how the bounds were chosen")
@@ -48,7 +41,7 @@ class WindowInfo(_Part):
     high: Number = Field(description="source value that became 255")
 
 
-class PairInfo(_Part):
+class PairInfo(Part):
     """The high-energy half of the picture."""
 
     path: Text = Field(description="as image.path")
@@ -56,14 +49,14 @@ class PairInfo(_Part):
     colors: str = Field(description="how both halves became colours: materials or channels")
 
 
-class ViewInfo(_Part):
+class ViewInfo(Part):
     """Which view of which bag."""
 
     bag: Text = Field(description="path of the image without the name of its view: both views of a bag have the same")
     name: Text = Field(description="name of the view in that path")
 
 
-class ImageInfo(_Part):
+class ImageInfo(Part):
     """The picture."""
 
     left_out = frozenset({"window", "pair", "view", "notes"})
@@ -78,7 +71,7 @@ class ImageInfo(_Part):
     notes: tuple[Text, ...] | None = Field(default=None, description="what is special in this file")
 
 
-class ModelInfo(_Part):
+class ModelInfo(Part):
     """The detector."""
 
     left_out = frozenset({"letterbox"})
@@ -95,7 +88,7 @@ class ModelInfo(_Part):
     )
 
 
-class ClassScoreRecord(_Part):
+class ClassScoreRecord(Part):
     """One class at a prediction."""
 
     class_id: int = Field(description="id of the class in the model")
@@ -104,7 +97,7 @@ class ClassScoreRecord(_Part):
     logit: Number = Field(description="log-odds of the score")
 
 
-class Grid(_Part):
+class Grid(Part):
     """Signed attribution inside the box, by cells."""
 
     rows: int = Field(description="number of rows, from the top")
@@ -112,7 +105,7 @@ class Grid(_Part):
     values: ValueGrid = Field(description="signed attribution of each cell; they sum to net_inside")
 
 
-class AttributionRecord(_Part):
+class AttributionRecord(Part):
     """How one target of one detection is explained by one method."""
 
     left_out = frozenset({"against", "near_edge", "notes"})
@@ -161,7 +154,7 @@ class AttributionRecord(_Part):
     evidence: Evidence | None = Field(default=None, description="of a class asked for; else null")
 
 
-class MatchRecord(_Part):
+class MatchRecord(Part):
     """How a box meets the labels of its image."""
 
     status: Literal["true", "duplicate", "wrong-class", "badly-placed", "background", "missed"] = Field(
@@ -173,7 +166,7 @@ class MatchRecord(_Part):
     iou: Score = Field(description="IoU with that label; background: the best with any; missed: that of nearest")
 
 
-class NearestRecord(_Part):
+class NearestRecord(Part):
     """Where a box is explained that is not the model's own: at the prediction of its class with the best IoU.
 
     Of those within 0.1 of the best IoU, the best score: neighbouring anchors give all but the same box.
@@ -184,7 +177,7 @@ class NearestRecord(_Part):
     score: Score = Field(description="the model's score of the class there")
 
 
-class DetectionRecord(_Part):
+class DetectionRecord(Part):
     """One box."""
 
     left_out = frozenset({"obb", "match", "nearest", "listed"})
@@ -214,7 +207,7 @@ class DetectionRecord(_Part):
     )
 
 
-class LabelRecord(_Part):
+class LabelRecord(Part):
     """What somebody says is in the image."""
 
     class_id: int | None = Field(description="its class in the model; null: the model has no such class")
@@ -226,21 +219,21 @@ class LabelRecord(_Part):
     )
 
 
-class ErrorInfo(_Part):
+class ErrorInfo(Part):
     """Why an image failed."""
 
     code: str = Field(description="kind of failure, such as truncated")
     message: Text = Field(description="a sentence for people")
 
 
-class PromiseRecord(_Part):
+class PromiseRecord(Part):
     """The list with a promise that an image's boxes were held against."""
 
     recall: Score = Field(description="share of a picture's items that the listed boxes are expected to hold")
     threshold: Score = Field(description="boxes with a higher score are listed")
 
 
-class Record(_Part):
+class Record(Part):
     """One image: what was detected and why, or why it failed."""
 
     left_out = frozenset({"fingerprint", "model", "error", "labels", "promise", "overview", "detections"})
@@ -280,239 +273,8 @@ class Record(_Part):
                 yield from filter(None, (attribution.overlay, attribution.map))
 
 
-class ImageCounts(_Part):
-    """How many images ended how."""
-
-    ok: int = Field(default=0, description="explained in this run")
-    failed: int = Field(default=0, description="failed in this run")
-    skipped: int = Field(default=0, description="done by an earlier run")
-    ignored: int = Field(default=0, description="files that are no images")
-
-
-class GroupRecord(_Part):
-    """Boxes of one class whose evidence lies alike."""
-
-    left_out = frozenset({"finding"})
-
-    boxes: int = Field(description="how many")
-    share: Score = Field(description="of the boxes of the class")
-    where: Text = Field(description="in words, where in the box most of it lies")
-    outside: Score = Field(description="share of the net evidence that lies outside the boxes")
-    finding: Text | None = Field(default=None, description="what a person should look into, in words")
-    typical: tuple[Text, ...] = Field(description="its most typical boxes, path#id")
-
-
-class ClassStatistics(_Part):
-    """What a run saw of one class: its detections, not candidates and misses."""
-
-    left_out = frozenset({"verdicts", "mean_grid", "grid_spread", "labels", "true", "false", "missed", "groups"})
-
-    class_id: int = Field(description="id of the class in the model")
-    class_name: Text = Field(description="its name")
-    detections: int = Field(description="boxes of this class")
-    mean_score: Number | None = Field(default=None, description="mean score of these boxes")
-    mean_inside_share: Number | None = Field(default=None, description="mean inside_share of their maps, target class")
-    converged_share: Number | None = Field(default=None, description="share of these maps that converged")
-    verdicts: dict[str, int] | None = Field(default=None, description="their verdicts, and how many have each")
-    mean_grid: ValueGrid | None = Field(default=None, description="mean of their grids, target class: 8 x 8, logits")
-    grid_spread: ValueGrid | None = Field(default=None, description="standard deviation of each cell of these grids")
-    labels: int | None = Field(default=None, description="labels of this class; runs with labels only, as are the next")
-    true: int | None = Field(default=None, description="detections that are on one of these labels")
-    false: int | None = Field(default=None, description="other detections of this class on labelled images")
-    missed: int | None = Field(default=None, description="of these labels, those that no detection is on")
-    groups: tuple[GroupRecord, ...] | None = Field(
-        default=None, description="its boxes by where their evidence lies, of at least twelve; one: of one kind"
-    )
-
-
-class Failure(_Part):
-    """One failed image."""
-
-    path: Text = Field(description="of the image")
-    code: str = Field(description="kind of failure")
-    message: Text = Field(description="a sentence for people")
-
-
-class Unfinished(_Part):
-    """An image that a run began and left."""
-
-    path: Text = Field(description="of the image")
-    detections: int = Field(description="its boxes")
-    kept: int = Field(description="boxes whose explanations are kept for the next run of the same command")
-
-
-class Summary(_Part):
-    """One run."""
-
-    left_out = frozenset({"listed", "unfinished"})
-
-    schema_: Literal["detxai.summary/1"] = Field(
-        default=SUMMARY_SCHEMA, alias="schema", description="name and number of this format"
-    )
-    images: ImageCounts = Field(default_factory=lambda: ImageCounts(), description="images by end")
-    detections: int = Field(default=0, description="reported or given boxes in this run")
-    candidates: int = Field(default=0, description="boxes below the threshold that were explained")
-    listed: int | None = Field(
-        default=None, description="boxes on the list that holds the promised share of items; runs with a promise only"
-    )
-    labelled: int | None = Field(default=None, description="images with labels; null: no labels were asked for")
-    matches: dict[str, int] | None = Field(
-        default=None, description="detections on labelled images by match.status, and labels that were missed"
-    )
-    attributions: int = Field(default=0, description="maps computed in this run")
-    unconverged: int = Field(default=0, description="maps that missed the wanted tolerance")
-    evaluations: int = Field(default=0, description="gradient evaluations in this run")
-    seconds: Number = Field(default=0.0, description="wall-clock time of the run")
-    timings: dict[str, Number] = Field(
-        default_factory=dict,
-        description="seconds by stage: in the engine (device), and its thread waiting for input and for output",
-    )
-    exit_code: int = Field(default=0, description="of the process")
-    stopped: Text | None = Field(default=None, description="why the run ended early")
-    unfinished: tuple[Unfinished, ...] | None = Field(
-        default=None, description="images that it had begun then; absent: none"
-    )
-    device: Text | None = Field(default=None, description="where the network ran")
-    model: ModelInfo | None = Field(default=None, description="the detector")
-    versions: dict[str, Text] = Field(default_factory=dict, description="of the software")
-    config: dict[str, Any] = Field(default_factory=dict, description="the resolved settings")
-    classes: tuple[ClassStatistics, ...] = Field(default=(), description="statistics by class")
-    failures: tuple[Failure, ...] = Field(default=(), description="the failed images")
-    warnings: tuple[Text, ...] = Field(default=(), description="what was said that every reader must know")
-
-
-def image_info(image: Image) -> ImageInfo:
-    """What is known of a decoded image."""
-    window, pair = image.window, image.ref.pair
-    return ImageInfo(
-        path=image.ref.path,
-        sha256=image.sha256,
-        width=image.width,
-        height=image.height,
-        window=WindowInfo(method=window.method, low=window.low, high=window.high) if window else None,
-        pair=PairInfo(path=pair.path, sha256=str(image.pair_sha256), colors=pair.colors) if pair else None,
-        view=ViewInfo(**vars(image.ref.view)) if image.ref.view else None,
-        notes=image.notes or None,
-    )
-
-
-def failed_record(ref: ImageRef, error: ImageError, image: ImageInfo | None = None, fingerprint: str = "") -> Record:
-    """The record of an image that cannot be used; places on this machine are left out of it."""
-    message = str(error)
-    for place in (str(ref.file.absolute()), str(ref.file)):
-        message = message.replace(place, ref.path)
-    width, height = error.size
-    view = ViewInfo(**vars(ref.view)) if ref.view else None
-    known = ImageInfo(path=ref.path, sha256=error.sha256, width=width, height=height, view=view)
-    return Record(
-        status="failed",
-        fingerprint=fingerprint or None,
-        image=image or known,
-        error=ErrorInfo(code=error.code, message=message),
-    )
-
-
-def detection_record(
-    detection: Detection,
-    number: int,
-    attributions: Sequence[AttributionRecord],
-    evidence: Evidence | None = None,
-    listed: bool | None = None,
-) -> DetectionRecord:
-    """The record of one box with its `attributions`."""
-    top = (
-        ClassScoreRecord(class_id=c.class_id, class_name=c.class_name, score=c.score, logit=c.logit)
-        for c in detection.classes[:TOP_CLASSES]
-    )
-    return DetectionRecord(
-        id=number,
-        kind=detection.kind,  # type: ignore[arg-type]  # checked by the model
-        class_id=detection.class_id,
-        class_name=detection.class_name,
-        score=detection.score,
-        logit=detection.logit,
-        top_classes=tuple(top),
-        box=detection.box,
-        obb=detection.obb,
-        match=MatchRecord(**vars(detection.match)) if detection.match else None,
-        nearest=NearestRecord(**vars(detection.nearest)) if detection.nearest else None,
-        listed=listed,
-        attributions=tuple(attributions),
-        evidence=evidence,
-    )
-
-
-def promise_record(promise: Promise | None) -> PromiseRecord | None:
-    """What a record says of the promise of its run, if there is one."""
-    return None if promise is None else PromiseRecord(recall=promise.recall, threshold=promise.threshold)
-
-
-def label_records(drawn: Sequence[Label] | None, detections: Sequence[Detection]) -> tuple[LabelRecord, ...] | None:
-    """The labels of an image with what became of each; None for an image without labels."""
-    if drawn is None:
-        return None
-    met = [(d.match.label, d) for d in detections if d.match is not None]
-    hit = {k for k, d in met if d.kind == "detection" and d.match and d.match.status == "true"}
-    missed = {k for k, d in met if d.kind == "missed"}
-
-    def status(k: int, label: Label) -> Any:
-        unmet = "unknown-class" if label.class_id is None else "not-asked"
-        return "found" if k in hit else "missed" if k in missed else unmet
-
-    return tuple(
-        LabelRecord(class_id=label.class_id, class_name=label.class_name, box=label.box, status=status(k, label))
-        for k, label in enumerate(drawn)
-    )
-
-
-def attribution_record(
-    attribution: Attribution,
-    sums: MapSums,
-    class_name: str,
-    *,
-    as_class: bool = False,
-    overlay: str | None = None,
-    map_name: str | None = None,
-    evidence: Evidence | None = None,
-    against: Rival | None = None,
-) -> AttributionRecord:
-    """The record of one map and its `sums` over the box.
-
-    Raises ValueError where a number is not finite: such a map must not look like a result.
-    """
-    return AttributionRecord(
-        method=attribution.method,
-        gradient=attribution.gradient,
-        target=attribution.target.kind,
-        class_id=attribution.target.class_id,
-        class_name=class_name,
-        as_class=as_class,
-        against=against,
-        baseline=attribution.baseline,
-        precision=attribution.precision,
-        path=attribution.path,
-        value_at_input=attribution.value_at_input,
-        value_at_baseline=attribution.value_at_baseline,
-        sum=attribution.total,
-        completeness_error=attribution.completeness_error,
-        error_bound=attribution.error_bound,
-        map_error=attribution.map_error,
-        converged=attribution.converged,
-        evaluations=attribution.evaluations,
-        net_inside=sums.net_inside,
-        inside_share=sums.inside_share,
-        peak=sums.peak,
-        near_edge=sums.near_edge,
-        grid=Grid(rows=GRID, cols=GRID, values=tuple(map(tuple, sums.cells.tolist()))),
-        overlay=overlay,
-        map=map_name,
-        notes=attribution.notes or None,
-        evidence=evidence,
-    )
-
-
-def dump(record: Record | Summary) -> bytes:
-    """One line of UTF-8 JSON with a newline: a record's file is its line in `records.jsonl`.
+def dump(record: Part) -> bytes:
+    """A record or summary as one line of UTF-8 JSON with a newline: a record's file is its line in `records.jsonl`.
 
     The same record gives the same bytes; numbers carry 6 significant digits, NaN is refused.
     """
@@ -524,36 +286,3 @@ def dump(record: Record | Summary) -> bytes:
 def load(raw: bytes) -> Record:
     """The record in `raw`; raises ValueError where it is none of this schema."""
     return Record.model_validate_json(raw)
-
-
-def schema(kind: Literal["record", "summary"]) -> dict[str, Any]:
-    """JSON Schema of a written record or summary."""
-    model: type[_Part] = Record if kind == "record" else Summary
-    return model.model_json_schema(by_alias=True, mode="validation")
-
-
-def field_table(model: type[BaseModel] = Record) -> str:
-    """A Markdown table of every field with its meaning, parts in dotted names (`[]`: a list)."""
-    rows = (f"| `{name}` | {text} |" for name, text in _fields(model, ""))
-    return "\n".join(["| field | meaning |", "|---|---|", *rows]) + "\n"
-
-
-def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
-    for name, field in model.model_fields.items():
-        parts = [p for p in _leaves(field.annotation) if isinstance(p, type)]
-        inner = [p for p in parts if issubclass(p, BaseModel)]
-        label = prefix + (field.alias or name)
-        if inner:
-            listed = "[]" if "tuple" in str(field.annotation) else ""
-            yield from _fields(inner[0], f"{label}{listed}.")
-        else:
-            yield label, (field.description or "").replace("|", "\\|")
-
-
-def _leaves(annotation: Any) -> Iterator[Any]:
-    """The types in an annotation such as `tuple[Part, ...] | None`."""
-    inner = get_args(annotation)
-    for part in inner:
-        yield from _leaves(part)
-    if not inner:
-        yield annotation

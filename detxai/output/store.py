@@ -26,6 +26,7 @@ from detxai.output.atomic import LOCK, TEMPORARY, explained, held, replace
 from detxai.output.mixture import Mixture
 from detxai.output.parts import Parts
 from detxai.output.seen import Seen
+from detxai.output.summary import Summary
 from detxai.values import Map
 
 SUMMARY, LINES = "summary.json", "records.jsonl"
@@ -217,7 +218,7 @@ class Store:
             replace(self.output / LINES, self._lines(mixture))
         return mixture
 
-    def finish(self, summary: records.Summary) -> None:
+    def finish(self, summary: Summary) -> None:
         """Write `summary.json`, the last file of a run."""
         with explained(self.output):
             replace(self.output / SUMMARY, [records.dump(summary)])

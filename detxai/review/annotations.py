@@ -9,7 +9,7 @@ from urllib.parse import quote
 from xml.etree import ElementTree as Xml
 
 from detxai.output.ranking import LOOK, Finding
-from detxai.output.records import Failure
+from detxai.output.summary import Failure
 from detxai.review.listing import Selection
 from detxai.text import xml_text
 

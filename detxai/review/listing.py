@@ -13,7 +13,8 @@ from detxai.evidence.model import Evidence
 from detxai.output import ranking
 from detxai.output.mixture import Mixture
 from detxai.output.ranking import Finding
-from detxai.output.records import Failure, PromiseRecord, Record
+from detxai.output.records import PromiseRecord, Record
+from detxai.output.summary import Failure
 from detxai.output.tree import Tree
 
 #: Sort keys besides the measures of `evidence`.

@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from detxai.attribution.baselines import picture
 from detxai.config.settings import AttributionConfig, RunConfig
-from detxai.errors import ExitCode, ImageError, NoInputError, UsageError
-from detxai.inputs import decode
+from detxai.errors import ExitCode, UsageError
 from detxai.inputs.letterbox import boxes_to_letterbox
 from detxai.inputs.sources import ImageSource
 from detxai.models.detector import Candidates
 from detxai.models.predictions import reported
 from detxai.models.trunk import convolutions
-from detxai.output import atomic
+from detxai.output.records import ErrorInfo
 from detxai.parchgrad.channels import gap, in_order, outputs
 from detxai.parchgrad.session import Selection
 from detxai.parchgrad.statistics import REGIONS, ChannelCalibration, Gathering, beside
-from detxai.run import checks
-from detxai.run.console import Console, Signals, Stopped
+from detxai.run.calibrate import calibrate
+from detxai.run.console import Console
 from detxai.run.plan import make_plan
+from detxai.run.prepare import prepared_image
+from detxai.run.results import PreparedImage, Result
 from detxai.values import Box, ImageRef, Letterbox
 
 
-class Pass:
+class ChannelPass:
     """One pass of a model over images: the GAPs of all convolutions below its head, by region and class.
 
-    With labels their boxes and classes count; images without a label file are passed over. Without, what the model
-    itself reports. Raises UsageError for a model without convolutions that gradients pass through.
+    With labels their boxes and classes count, without, what the model itself reports. `note` is kept in the file.
+    Raises UsageError for a model without convolutions that gradients pass through.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, note: str = "") -> None:
         # Nothing is attributed here: no option of a method may stand in the way.
         plain = config.model_copy(update={"attribution": AttributionConfig(method=("drise",), evidence="none")})
-        self.plan = make_plan(plain)
+        self.plan, self.note = make_plan(plain), note
         if self.plan.network is None:
             raise UsageError(
                 f"ParchGrad changes gradients inside a network, and {self.plan.info.name} is a black box "
@@ -52,27 +52,27 @@ class Pass:
         self.gathered = {region: Gathering(len(self.classes), channels) for region in REGIONS}
         self.images = self.boxes = 0
 
+    def gather(self, refs: Iterable[ImageRef]) -> Iterator[tuple[ImageRef, ErrorInfo | None]]:
+        """Take in images one by one: each of them, with the reason where it failed."""
+        for ref in refs:
+            item = prepared_image(self.plan, ref, None)
+            if isinstance(item, PreparedImage):
+                self.add(item)
+            yield ref, item.record.error if isinstance(item, Result) else None
+
     @torch.no_grad()
-    def add(self, ref: ImageRef) -> bool:
-        """Take in one image; False where it has no label file. Raises ImageError for one that cannot be used."""
-        plan, settings = self.plan, self.plan.config.images
-        drawn = None if plan.labels is None else plan.labels.read(ref)
-        if plan.labels is not None and drawn is None:
-            return False
-        image = decode.load(ref, settings.window, settings.max_pixels)
-        labels = None if drawn is None else drawn.at(image.width, image.height)
-        square, box = plan.letterboxed(image.pixels)
-        x = picture(square, plan.device)[None]
+    def add(self, item: PreparedImage) -> None:
+        """Take in one image."""
+        x = picture(item.square, self.plan.device)[None]
         with outputs(list(self.convolutions.values())) as seen:
-            (candidates,) = plan.detector.predict(x.contiguous(memory_format=torch.channels_last))
-        if labels is None:
-            items = self._reported(candidates)
+            (candidates,) = self.plan.detector.predict(x.contiguous(memory_format=torch.channels_last))
+        if item.labels is None:
+            boxes = self._reported(candidates)
         else:
-            drawn_boxes = boxes_to_letterbox([label.box for label in labels] or [(0.0,) * 4], box).tolist()
-            items = [(label.class_id, tuple(b)) for label, b in zip(labels, drawn_boxes, strict=False)]
-        known = [(self.classes.index(i), b) for i, b in items if i in plan.info.names]
-        self._gather([seen[i][0] for i in range(len(seen))], box, known)
-        return True
+            drawn = boxes_to_letterbox([label.box for label in item.labels] or [(0.0,) * 4], item.letterbox).tolist()
+            boxes = [(label.class_id, tuple(b)) for label, b in zip(item.labels, drawn, strict=False)]
+        known = [(self.classes.index(i), b) for i, b in boxes if i in self.plan.info.names]
+        self._gather([seen[i][0] for i in range(len(seen))], item.letterbox, known)
 
     def _reported(self, candidates: Candidates) -> list[tuple[int | None, Box]]:
         d = self.plan.config.detection
@@ -88,7 +88,7 @@ class Pass:
             self.gathered["detection"].add(row, [class_id])
         self.images, self.boxes = self.images + 1, self.boxes + len(items)
 
-    def calibration(self, note: str) -> ChannelCalibration:
+    def calibration(self) -> ChannelCalibration:
         """What came of the pass."""
         info = self.plan.info
         return ChannelCalibration(
@@ -99,8 +99,27 @@ class Pass:
             {region: gathered.statistics() for region, gathered in self.gathered.items()},
             self.images,
             self.plan.labels is not None,
-            note,
+            self.note,
         )
+
+    def files(self, output: Path) -> dict[Path, bytes]:
+        """The statistics, to be written to `output`."""
+        return {output: self.calibration().packed()}
+
+    def report(self, console: Console, output: Path) -> None:
+        """Say how many boxes and images each class has, and how many channels parchgrad-cls keeps for it."""
+        made = self.calibration()
+        selection = Selection(self.plan.config.parchgrad, made)
+        rows = []
+        for index, (class_id, name) in enumerate(made.names.items()):
+            parts = [name]
+            for region in REGIONS:
+                kept = float(selection.of_class(class_id, region).float().mean())
+                parts += [str(int(made.statistics[region].count[index])), f"{100 * kept:.0f} %"]
+            rows.append(tuple(parts))
+        columns = ("class", "images", "over the picture", "boxes", "over the box")
+        console.table("Channels that parchgrad-cls keeps", columns, rows)
+        console.say(f"{self.images} images, {self.boxes} boxes: {output}")
 
 
 def inner(box: Letterbox) -> Box:
@@ -115,46 +134,5 @@ def parchgrad(
 
     Raises UsageError, ModelError, OutputError, and NoInputError where no image could be used.
     """
-    refs = checks.some_images(source)
-    file = output or beside(config.model.path)
-    work = Pass(config)
-    atomic.require_writable(file.parent)
-    failed = unlabelled = 0
-    try:
-        with Signals(), console.progress(source.count if limit is None else None):
-            for ref in islice(refs, limit):
-                try:
-                    unlabelled += not work.add(ref)
-                except ImageError as error:
-                    failed += 1
-                    console.say(f"{ref.path}: {error.message} ({error.code})", kind="warning")
-                console.advance(work.images, f"{work.boxes} boxes")
-    except Stopped as stop:
-        console.say(f"{stop}; nothing was written", level=-1, kind="error")
-        return ExitCode(stop.code)
-    if not work.images:
-        raise NoInputError(
-            f"No image could be used: {failed} failed, {unlabelled} have no label file.", "Check SOURCE and --labels."
-        )
-    made = work.calibration(note)
-    atomic.write_file(file, made.packed())
-    _report(console, config, made)
-    if unlabelled:
-        console.say(f"{unlabelled} images without a label file were passed over")
-    console.say(f"{work.images} images, {work.boxes} boxes: {file}")
-    return ExitCode.SOME_FAILED if failed else ExitCode.OK
-
-
-def _report(console: Console, config: RunConfig, made: ChannelCalibration) -> None:
-    """How many boxes and images each class has, and how many channels parchgrad-cls keeps for it."""
-    selection = Selection(config.parchgrad, made)
-    rows = []
-    for index, (class_id, name) in enumerate(made.names.items()):
-        parts = [name]
-        for region in REGIONS:
-            kept = float(selection.of_class(class_id, region).float().mean())
-            parts += [str(int(made.statistics[region].count[index])), f"{100 * kept:.0f} %"]
-        rows.append(tuple(parts))
-    console.table(
-        "Channels that parchgrad-cls keeps", ("class", "images", "over the picture", "boxes", "over the box"), rows
-    )
+    source.require_some()
+    return calibrate(ChannelPass(config, note), source, limit, output or beside(config.model.path), console)

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from detxai.config.settings import AttributionConfig, DetectionConfig, RunConfig
-from detxai.errors import NoInputError, UsageError
+from detxai.errors import UsageError
 from detxai.evidence.model import EvidenceLevel
-from detxai.inputs.sources import ImageSource
 from detxai.models.detector import DetectorInfo
 from detxai.output.lettering import require_font
-from detxai.values import ImageRef
 from detxai.vocabulary import BLACK_BOX_METHODS, EDGES, GRADIENT_METHODS, METHODS
-
-
-def some_images(images: ImageSource) -> Iterator[ImageRef]:
-    """The images to calibrate on. Raises NoInputError where there is none."""
-    refs = iter(images.refs)
-    first = next(refs, None)
-    if first is None:
-        raise NoInputError(
-            f"No image was found ({images.ignored} other files).", "Give a folder with images, or a quoted glob."
-        )
-    return chain([first], refs)
 
 
 def device_of(name: str) -> torch.device:

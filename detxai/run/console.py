@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -262,7 +262,7 @@ class Console:
         """`done` images are done; `text` says how things stand."""
         self._done, self._standing = done, text
 
-    def table(self, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    def table(self, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
         """A small table at the end of a run; its title alone where there are no rows or machines read."""
         if not rows or self.log_format == "json":
             self.say(title)

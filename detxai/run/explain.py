@@ -10,14 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from detxai.config.settings import RunConfig
-from detxai.errors import DetxaiError, ExitCode, NoInputError, UsageError, memory_refused, no_memory, worst
+from detxai.errors import DetxaiError, ExitCode, UsageError, memory_refused, no_memory, worst
 from detxai.inputs.sources import ImageSource
 from detxai.output import listing, ranking, records
+from detxai.output.summary import ClassStatistics, ImageCounts, Summary, Unfinished
 from detxai.run.console import Console, Signals, Stopped, keep_freed_memory
 from detxai.run.streams import Lines, ReaderGone, guarded_stdout
 from detxai.run.tally import Tally, gate
@@ -63,13 +63,7 @@ class ExplainRun:
                 return ExitCode(stop.code)
 
     def _run(self, source: ImageSource, started: float) -> ExitCode:
-        refs = iter(source.refs)
-        first = next(refs, None)
-        if first is None and not source.total:
-            raise NoInputError(
-                f"No image was found ({source.ignored} other files).",
-                "Give a folder with images, or a quoted glob that matches.",
-            )
+        source.require_some()
         from detxai.output.atomic import require_writable
         from detxai.output.store import Store
 
@@ -89,7 +83,7 @@ class ExplainRun:
                 self._finish = tree.saw
                 if self.config.run.skip == "by-stat":
                     tree.seen.load()
-                images = map(tree.seen.begin, chain([first] if first else [], refs))
+                images = map(tree.seen.begin, source.refs)
                 with self.console.progress(source.count, lambda: _pulse(explainer)):
                     self._loop(explainer, images, tree, started)
             with self._ending():  # of images that were written when a signal came, and of which nobody was told
@@ -126,15 +120,11 @@ class ExplainRun:
         if self.config.run.skip == "by-stat":
             tree.seen.load()
         with Signals():
+            source.require_some()
             for ref in source.refs:
                 would, why = explainer.forecast(ref, tree)
                 counts[would] += 1
                 self.console.say(f"would {would} {ref.path}{why and f': {why}'}", path=ref.path)
-        if not source.total:
-            raise NoInputError(
-                f"No image was found ({source.ignored} other files).",
-                "Give a folder with images, or a quoted glob that matches.",
-            )
         said = ", ".join(f"{would} {counts[would]}" for would in ("explain", "skip", "fail on"))
         self.console.say(f"would {said}; {source.ignored} other files are ignored; nothing was written")
         return ExitCode.OK
@@ -186,7 +176,7 @@ class ExplainRun:
 
             self.console.say(f"page: {report(self.config.output.dir)}")
 
-    def _write_metrics(self, summary: records.Summary) -> None:
+    def _write_metrics(self, summary: Summary) -> None:
         if self.config.output.metrics is not None:
             from detxai.run import metrics
 
@@ -275,12 +265,12 @@ class ExplainRun:
         if all(name == str(i) for i, name in info.names.items()):
             self._warn(f"the classes of {info.name} have no names: their ids are shown. Give them with --names FILE")
 
-    def _summary(self, explainer: Any, source: ImageSource, seconds: float) -> records.Summary:
+    def _summary(self, explainer: Any, source: ImageSource, seconds: float) -> Summary:
         from detxai.run.results import model_record
 
         t, info, timings = self.tally, explainer.plan.info, explainer.timings
-        return records.Summary(
-            images=records.ImageCounts(ok=t.ok, failed=t.failed, skipped=t.skipped, ignored=source.ignored),
+        return Summary(
+            images=ImageCounts(ok=t.ok, failed=t.failed, skipped=t.skipped, ignored=source.ignored),
             detections=t.detections,
             candidates=t.candidates,
             listed=t.listed,
@@ -304,8 +294,7 @@ class ExplainRun:
             device=str(explainer.plan.device),
             model=model_record(info, explainer.plan.size, explainer.plan.fit),
             unfinished=tuple(
-                records.Unfinished(path=w.path, detections=len(w.detections), kept=w.done)
-                for w in explainer.unfinished()
+                Unfinished(path=w.path, detections=len(w.detections), kept=w.done) for w in explainer.unfinished()
             )
             or None,
             versions=versions() | ({"trust_pickle": "used"} if info.trusted else {}),
@@ -315,7 +304,7 @@ class ExplainRun:
             warnings=tuple(self.warnings),
         )
 
-    def _report(self, summary: records.Summary) -> None:
+    def _report(self, summary: Summary) -> None:
         i = summary.images
         title = f"{i.ok} explained, {i.skipped} already done, {i.failed} failed, in {summary.seconds:.1f} s"
         columns = ["class", "boxes", "mean score", "inside box", "converged"]
@@ -387,7 +376,7 @@ def _pooled(config: RunConfig) -> Any:
     return PooledExplainer(RayPool(config))
 
 
-def class_row(c: records.ClassStatistics, *, judged: bool, labelled: bool) -> tuple[str, ...]:
+def class_row(c: ClassStatistics, *, judged: bool, labelled: bool) -> tuple[str, ...]:
     """A class in the table at the end: its reported boxes and the maps of their own class."""
     shares = ("–" if value is None else f"{100 * value:.0f} %" for value in (c.mean_inside_share, c.converged_share))
     row = [c.class_name, str(c.detections), "–" if c.mean_score is None else f"{c.mean_score:.2f}", *shares]

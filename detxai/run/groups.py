@@ -9,7 +9,8 @@ import numpy as np
 from detxai.evidence.groups import FEWEST, groups, outside_share, vectors, where
 from detxai.evidence.verdict import DEFAULTS
 from detxai.output.ranking import judged_map
-from detxai.output.records import DetectionRecord, GroupRecord
+from detxai.output.records import DetectionRecord
+from detxai.output.summary import GroupRecord
 
 #: So many boxes of a class are kept for its groups: the first ones.
 KEPT = 5000

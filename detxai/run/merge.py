@@ -12,6 +12,7 @@ from detxai.errors import ExitCode, NoInputError, UsageError, worst
 from detxai.output import records
 from detxai.output.mixture import Mixture
 from detxai.output.store import Store
+from detxai.output.summary import ImageCounts, Summary
 from detxai.output.tree import Tree
 from detxai.run.tally import Tally
 
@@ -19,7 +20,7 @@ from detxai.run.tally import Tally
 NAMED = 5
 
 
-def merge(trees: Sequence[Path], output: Path) -> tuple[ExitCode, records.Summary]:
+def merge(trees: Sequence[Path], output: Path) -> tuple[ExitCode, Summary]:
     """Copy what is in `trees` to the tree `output`, which may hold a part of it already.
 
     Raises UsageError, before anything is written, where two trees hold different records of one path, NoInputError for
@@ -96,10 +97,10 @@ def _pictures(tree: Path, record: records.Record) -> dict[str, bytes]:
     return pictures
 
 
-def _summary(tally: Tally, models: Sequence[Any], mixture: Mixture) -> records.Summary:
+def _summary(tally: Tally, models: Sequence[Any], mixture: Mixture) -> Summary:
     """What the records themselves say; times, settings and versions are those of the parts."""
-    return records.Summary(
-        images=records.ImageCounts(ok=tally.ok, failed=tally.failed),
+    return Summary(
+        images=ImageCounts(ok=tally.ok, failed=tally.failed),
         detections=tally.detections,
         candidates=tally.candidates,
         listed=tally.listed,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from detxai.output.atomic import write_file
-from detxai.output.records import Summary
+from detxai.output.summary import Summary
 from detxai.run.tally import Tally
 from detxai.vocabulary import VERDICTS
 

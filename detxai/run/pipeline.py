@@ -31,7 +31,7 @@ from detxai.evidence.model import EvidenceLevel
 from detxai.inputs import given
 from detxai.inputs.budget import Budget
 from detxai.models.detector import Detector
-from detxai.output import records, store
+from detxai.output import recording, store
 from detxai.parchgrad.session import Masks
 from detxai.run.assess import TrialPlan
 from detxai.run.engine import engine as engine_of
@@ -424,7 +424,7 @@ class Explainer:
         try:
             tree.write_image(result.ref.path, files, result.record, written)
         except ImageError as error:
-            result = Result(result.ref, records.failed_record(result.ref, error))
+            result = Result(result.ref, recording.failed_record(result.ref, error))
             tree.write_image(result.ref.path, {}, result.record)
         return result
 
@@ -462,10 +462,12 @@ def _known(kept: PublishedGroup) -> Future[PublishedGroup]:
 
 
 def _failed(item: PreparedImage, error: ImageError) -> Result:
-    return Result(item.ref, records.failed_record(item.ref, error, records.image_info(item.image), item.fingerprint))
+    return Result(
+        item.ref, recording.failed_record(item.ref, error, recording.image_info(item.image), item.fingerprint)
+    )
 
 
 def _bug(ref: ImageRef, error: Exception) -> Result:
     """A failure of detxai itself: one failed record, exit code 1 at the end, the traceback for `-vv`."""
-    failed = records.failed_record(ref, ImageError("internal", f"{type(error).__name__}: {error}"))
+    failed = recording.failed_record(ref, ImageError("internal", f"{type(error).__name__}: {error}"))
     return Result(ref, failed, bug="".join(traceback.format_exception(error)))

@@ -15,7 +15,7 @@ from detxai.evidence.model import EvidenceLevel
 from detxai.inputs import decode
 from detxai.inputs.labels import Drawn
 from detxai.inputs.letterbox import fitted
-from detxai.output import records, store
+from detxai.output import recording, records, store
 from detxai.run.plan import Plan
 from detxai.run.results import PreparedImage, Result
 from detxai.values import ImageRef, Letterbox, Pixels
@@ -57,7 +57,7 @@ def prepared_image(
             parts={} if tree is None else _parts(plan, ref, tree, key),
         )
     except ImageError as error:
-        return Result(ref, records.failed_record(ref, error, None if image is None else records.image_info(image)))
+        return Result(ref, recording.failed_record(ref, error, None if image is None else recording.image_info(image)))
 
 
 def _boxes(plan: Plan, ref: ImageRef) -> tuple[Drawn | None, Drawn | None]:

@@ -24,7 +24,7 @@ from detxai.evidence.neighbours import of_neighbours
 from detxai.evidence.promise import Promise
 from detxai.inputs.letterbox import map_to_source
 from detxai.models.detector import DetectorInfo
-from detxai.output import overlays, overview, records, store
+from detxai.output import overlays, overview, recording, records, store
 from detxai.run import assess, captions
 from detxai.run.plan import DTYPES
 from detxai.run.results import Explanation, MapGroup, PreparedImage, PublishedGroup, Result, model_record
@@ -80,7 +80,7 @@ class Publisher:
         rows = {i: own for group in kept for i, own in group.rows.items()}
         evidence = {i: own for group in kept for i, own in group.evidence.items()}
         shown = tuple(
-            records.detection_record(d, i, rows.get(i, ()), evidence.get(i), self._listed(d))
+            recording.detection_record(d, i, rows.get(i, ()), evidence.get(i), self._listed(d))
             for i, d in enumerate(detections)
         )
         name = f"{p.ref.path.rpartition('/')[2]}.{self.output.overlay_format}"
@@ -88,10 +88,10 @@ class Publisher:
         record = records.Record(
             status="ok",
             fingerprint=p.fingerprint,
-            image=records.image_info(p.image),
+            image=recording.image_info(p.image),
             model=model_record(self.info, self.size, self.fit),
-            labels=records.label_records(p.labels, detections),
-            promise=records.promise_record(self.promise),
+            labels=recording.label_records(p.labels, detections),
+            promise=recording.promise_record(self.promise),
             overview=name if drawn else None,
             detections=shown,
         )
@@ -238,7 +238,7 @@ class Publisher:
                 kept.files[names.overlay] = self._overlay(image.pixels, d, shown, self.output.overlay_format)
             if names.map is not None:
                 kept.files[names.map] = store.encode_map(a.map, self.output.maps)
-            row = records.attribution_record(
+            row = recording.attribution_record(
                 a,
                 item.sums,
                 item.class_name,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from detxai.errors import ExitCode
 from detxai.evidence.maps import GRID
 from detxai.output import ranking, records
+from detxai.output.summary import ClassStatistics, Failure
 from detxai.run.groups import GroupTally
 from detxai.statistics import Moments
 
@@ -72,7 +73,7 @@ class Tally:
     look: ranking.Worst = field(default_factory=ranking.Worst)
     gate: ranking.Worst = field(default_factory=lambda: gate(()))
     codes: set[ExitCode] = field(default_factory=set)
-    failures: list[records.Failure] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     failure_codes: Counter[str] = field(default_factory=Counter)
     _sums: dict[int, _ClassSums] = field(default_factory=dict)
 
@@ -93,7 +94,7 @@ class Tally:
             self.failure_codes.update([record.error.code] if record.error else [])
             if record.error is not None and len(self.failures) < KEPT_FAILURES:
                 self.failures.append(
-                    records.Failure(path=record.image.path, code=record.error.code, message=record.error.message)
+                    Failure(path=record.image.path, code=record.error.code, message=record.error.message)
                 )
             return
         self.skipped, self.ok = self.skipped + skipped, self.ok + (not skipped)
@@ -126,10 +127,10 @@ class Tally:
         total = sum((sums.statuses for sums in self._sums.values()), Counter[str]())
         return dict(sorted(total.items())) | {"missed": sum(sums.missed for sums in self._sums.values())}
 
-    def statistics(self) -> tuple[records.ClassStatistics, ...]:
+    def statistics(self) -> tuple[ClassStatistics, ...]:
         """Per class: how many, how sure, where the evidence lies."""
         return tuple(
-            records.ClassStatistics(
+            ClassStatistics(
                 class_id=class_id,
                 class_name=sums.name,
                 detections=sums.count,

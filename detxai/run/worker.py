@@ -10,7 +10,7 @@ from typing import Any
 
 from detxai.config.settings import RunConfig
 from detxai.errors import DetxaiError, DeviceError, ImageError
-from detxai.output import records
+from detxai.output import recording, records
 from detxai.output.store import Store
 from detxai.run.board import Given, Greeting
 from detxai.run.console import keep_freed_memory
@@ -80,7 +80,7 @@ class Worker:
                 yield from results
                 continue
             what = f"its worker died {self._tries} times over this image alone (--ray-tries)"
-            failed = records.failed_record(ref, ImageError("worker_died", what))
+            failed = recording.failed_record(ref, ImageError("worker_died", what))
             self._tree.write_image(ref.path, {}, failed)
             yield Result(ref, failed)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from study_parchgrad import refs_of
+from study_parchgrad import channel_statistics, refs_of
 from study_tools import table
 
 from detxai import RunConfig
@@ -27,8 +27,6 @@ from detxai.evaluation.options import Options
 from detxai.evaluation.run import EvaluationRun
 from detxai.evaluation.tables import by_image, interval
 from detxai.inputs.sources import ImageSource
-from detxai.parchgrad.statistics import SUFFIX
-from detxai.run.calibrate_parchgrad import Pass
 from detxai.run.console import Console
 from detxai.values import ImageRef
 
@@ -182,13 +180,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
 
     refs = refs_of(arguments.images)
-    statistics = arguments.work / f"statistics{SUFFIX}" if arguments.calibrate else None
-    if statistics is not None and not statistics.exists():
-        detection = {"imgsz": arguments.imgsz, "labels": arguments.labels}
-        work = Pass(RunConfig.model_validate({"model": {"path": arguments.model}, "detection": detection}))
-        for ref in refs[: arguments.calibrate]:
-            work.add(ref)
-        statistics.write_bytes(work.calibration("").packed())
+    statistics = channel_statistics(arguments, refs)
     rest = refs[arguments.calibrate :]
     study = Study(arguments)
     best = choose(study, rest[: arguments.choose]) if arguments.choose else (TRIED[-1], FLATTERED[1])

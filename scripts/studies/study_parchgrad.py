@@ -22,10 +22,11 @@ import numpy as np
 from study_tools import resampled
 
 from detxai import Explainer, RunConfig
-from detxai.inputs.sources import find
+from detxai.inputs.sources import ImageSource, find
 from detxai.models import checkpoints, detectors
 from detxai.parchgrad.statistics import SUFFIX
-from detxai.run.calibrate_parchgrad import Pass
+from detxai.run.calibrate_parchgrad import parchgrad
+from detxai.run.console import Console
 from detxai.values import ImageRef
 
 GRADIENTS = ("parchgrad-cls", "parchgrad-ins")
@@ -59,6 +60,18 @@ def label(setting: Mapping[str, Any]) -> str:
 def refs_of(folder: Path) -> list[ImageRef]:
     """The images of a folder in an order that a hash of their names decides."""
     return sorted(find([str(folder)]).refs, key=lambda ref: hashlib.sha256(ref.path.encode()).hexdigest())
+
+
+def channel_statistics(arguments: argparse.Namespace, refs: Sequence[ImageRef]) -> Path | None:
+    """The file with the statistics of the first `--calibrate` of `refs`, made once; None where none are asked for."""
+    if not arguments.calibrate:
+        return None
+    file = Path(arguments.work / f"statistics{SUFFIX}")
+    if not file.exists():
+        detection = {"imgsz": arguments.imgsz, "labels": arguments.labels}
+        config = RunConfig.model_validate({"model": {"path": arguments.model}, "detection": detection})
+        parchgrad(config, ImageSource(refs), Console(verbosity=-1), file, arguments.calibrate, "")
+    return file
 
 
 class Study:
@@ -140,13 +153,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
 
     refs = refs_of(arguments.images)
-    calibration = arguments.work / f"statistics{SUFFIX}" if arguments.calibrate else None
-    if calibration is not None and not calibration.exists():
-        detection = {"imgsz": arguments.imgsz, "labels": arguments.labels}
-        work = Pass(RunConfig.model_validate({"model": {"path": arguments.model}, "detection": detection}))
-        for ref in refs[: arguments.calibrate]:
-            work.add(ref)
-        calibration.write_bytes(work.calibration("").packed())
+    calibration = channel_statistics(arguments, refs)
     rest = refs[arguments.calibrate :][: arguments.limit]
     choosing, reporting = rest[::2], rest[1::2]
     study = Study(arguments, calibration)
