@@ -106,7 +106,7 @@ class ExplainRun:
                 self._report(summary)
         return worst(self.tally.codes)
 
-    def _settled(self, summary: records.Summary) -> records.Summary:
+    def _settled(self, summary: Summary) -> Summary:
         """`summary` with how the run ends as it stands now."""
         return summary.model_copy(update={"exit_code": int(worst(self.tally.codes)), "stopped": self.stopped})
 
