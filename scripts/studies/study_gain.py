@@ -25,7 +25,7 @@ from detxai.evidence.fitting import Fitted, LabelledDetection, fit, log_losses
 from detxai.evidence.measures import sigmoid
 
 #: Boxes drawn afresh that stand for the truth.
-TRUTH = 4000
+TRUTH = 3000
 #: Names of the evidence that is drawn; the first alone can know anything.
 MEASURES = ("lead_only_box", "lead_softened", "lift", "net_inside", "outside_share", "coherence", "concentration",
             "necessity", "necessity_top", "sufficiency", "lead_faded", "early_share", "half_share", "margin",
