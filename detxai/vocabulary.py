@@ -95,6 +95,8 @@ FADED: dict[str, float] = {"quarter of the way": 0.25, "half of the way": 0.5}
 
 #: Which pictures are written. `look`: the overview of an image, and boxes that are not supported.
 OVERLAYS = ("all", "look", "overview", "none")
+#: Scales of colour on single overlays.
+SCALES = ("own", "common")
 
 EVIDENCE = ("none", "basic", "full")
 #: From good to bad; `unknown`: unconverged, degenerate or not an integral.

@@ -227,6 +227,19 @@ def test_an_overview_shows_every_box_on_one_scale() -> None:
     assert (page == again).all()
 
 
+def test_on_a_given_scale_colour_is_as_strong_as_the_number_says() -> None:
+    pixels = scan()
+    at, box = (57, 130), (20.0, 80.0, 95.0, 180.0)
+    attribution = spot((400, 500), *at, 0.02)
+    shared = overview.common_scale([overview.stamp(attribution, box), overview.stamp(3 * attribution, box)], (500, 400))
+    alone = overview.common_scale([overview.stamp(attribution, box)], (500, 400))
+    assert shared == pytest.approx(3 * alone, rel=1e-3)
+    own, common, weaker = (
+        hue(overlay(pixels, attribution, box, scale=scale))[130, 57] for scale in (None, alone, shared)
+    )
+    assert own > 90 and common > 90 and 10 < weaker < 0.6 * common
+
+
 def test_verdicts_have_lines_of_their_own() -> None:
     """Shares of a side that are tint: whole, long dashes, short dashes."""
     shares = []

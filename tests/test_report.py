@@ -25,11 +25,14 @@ from detxai.review.report import SCRIPTS, render, report
 needs_chromium = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 #: What a file name or class must not do to the page.
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">\u202e\x1b[31m"
+#: The record of an image whose boxes have no pictures of their own.
+TOGETHER = "belt-2/bag-00057.jpg.json"
 
 
 @pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree of 60 images with overlays, one box with a hostile class, a page, read only."""
+    """A tree of 60 images with overlays, one box with a hostile class, one image with all its boxes on one picture; a
+    page; read only."""
     folder = tmp_path_factory.mktemp("night") / "bags & co"
     write(folder, 60, seed=5, overlays=True)
     file = next(f for f in sorted(folder.rglob("*.json")) if json.loads(f.read_bytes()).get("detections"))
@@ -37,6 +40,13 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
     box = record["detections"][0]
     box |= {"class_name": HOSTILE, "class_id": 9, "score": 0.01}
     box["evidence"] |= {"verdict": "unsupported", "reasons": [HOSTILE]}
+    file.write_text(json.dumps(record), encoding="utf-8")
+    file = folder / TOGETHER
+    record = json.loads(file.read_bytes())
+    record["overview"] = f"{file.stem}.png"
+    (file.parent / record["detections"][0]["attributions"][0]["overlay"]).rename(file.with_suffix(".png"))
+    for box in record["detections"]:
+        box["attributions"][0]["overlay"] = None
     file.write_text(json.dumps(record), encoding="utf-8")
     assert run(["report", str(folder)]) == 0
     return folder
@@ -154,6 +164,24 @@ def test_filters_sort_and_pictures(night: Path, window: Browser) -> None:
     window.run("Object.assign(detxai.state, {sort: 'outside_share', down: true}); detxai.refresh()")
     shares = window.run("return detxai.state.shown.map(i => detxai.index.measures.outside_share[i])")
     assert shares == sorted(shares, reverse=True) and len(shares) == weak
+
+
+@needs_chromium
+def test_a_box_without_a_picture_of_its_own_is_shown_where_it_lies_on_that_of_all(night: Path, window: Browser) -> None:
+    window.go(night / "report.html")
+    window.run("Object.assign(detxai.state, {text: 'bag-00057', verdict: new Set()}); detxai.refresh()")
+    window.wait("[...document.querySelectorAll('.card .crop img')].some(i => i.complete && i.naturalWidth > 100)")
+    seen = window.run("""return [...document.querySelectorAll('.card')].map(card => {
+        const box = detxai.index.boxes.box[card.dataset.box];
+        const crop = card.querySelector('.crop').getBoundingClientRect();
+        const image = card.querySelector('img').getBoundingClientRect(), times = image.width / 640;
+        return [image.left + times * box[0] - crop.left, image.top + times * box[1] - crop.top,
+                crop.right - image.left - times * box[2], crop.bottom - image.top - times * box[3],
+                image.width / crop.width];
+    })""")
+    assert len(seen) == len(json.loads((night / TOGETHER).read_bytes())["detections"])
+    for *inside, times in seen:
+        assert min(inside) > 0 and times > 1.2, "the whole box is seen, and larger than on the whole picture"
 
 
 @needs_chromium

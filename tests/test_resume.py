@@ -7,21 +7,24 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import Command, Inside, files, pixels
 from PIL import Image
 
 from detxai import Explainer
+from detxai.output import overlays, overview
 from detxai.output.store import Store
 from detxai.run import leaving
 from detxai.run.console import Signals, Stopped
 
 #: Boxes of the crowd, and how many are explained at a time.
 BOXES, AT_ONCE = 6, 2
-MANY = {"max_det": BOXES, "conf": 0.001, "iou": 0.95, "tolerance": 0.9, "max_evaluations": 4}
+MANY = {"max_det": BOXES, "conf": 0.001, "iou": 0.95, "tolerance": 0.9, "max_evaluations": 4, "scale": "common"}
 
 
 def parts(tree: Path) -> list[Path]:
@@ -30,17 +33,24 @@ def parts(tree: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def crowd(tiny: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A picture of many boxes, its tree, one explainer for all, and the points that it took."""
-    tree = tmp_path_factory.mktemp("crowd") / "tree"
-    with pytest.MonkeyPatch.context() as patch:
+    """A picture of many boxes, its tree, one explainer for all, the points that it took, scales of its pictures."""
+    tree, scales = tmp_path_factory.mktemp("crowd") / "tree", []
+
+    def spied(draw: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given, **named: scales.append(named["scale"]) or draw(*given, **named)
+
+    with pytest.MonkeyPatch.context() as patch, Store(tree) as store:
         patch.setattr("detxai.run.plan.TARGETS_AT_ONCE", AT_ONCE)
+        patch.setattr(overlays, "draw", spied(overlays.draw))
+        patch.setattr(overview, "draw", spied(overview.draw))
         explainer = Explainer(tiny, **MANY)
-    with Store(tree) as store:
         (result,) = explainer.explain(pictures / "a.png", store)
     assert len(result.record.detections) == BOXES
     assert not explainer.cut_short
     assert parts(tree) == []
-    return SimpleNamespace(picture=pictures / "a.png", tree=tree, explainer=explainer, points=explainer.points)
+    return SimpleNamespace(
+        picture=pictures / "a.png", tree=tree, explainer=explainer, points=explainer.points, scales=scales
+    )
 
 
 @pytest.fixture
@@ -68,6 +78,11 @@ def resumed(crowd: SimpleNamespace, tree: Path) -> int:
     assert files(tree) == files(crowd.tree)
     assert parts(tree) == []
     return int(crowd.explainer.points)
+
+
+def test_a_common_scale_is_that_of_all_pictures_of_an_image(crowd: SimpleNamespace) -> None:
+    assert len(crowd.scales) == BOXES + 1, "single ones and the overview"
+    assert len(set(crowd.scales)) == 1 and crowd.scales[0] > 0
 
 
 def test_finished_groups_are_not_done_again(crowd: SimpleNamespace, left: Path) -> None:

@@ -17,7 +17,7 @@ from make_tree import write
 
 from detxai.cli.app import run
 from detxai.evidence import groups
-from detxai.output import ranking, records
+from detxai.output import listing, ranking, records
 from detxai.output.mixture import Mixture
 from detxai.output.summary import ClassStatistics
 from detxai.output.tree import Tree
@@ -172,6 +172,16 @@ def test_worst_keeps_the_worst_and_counts_the_rest(night: Path) -> None:
     worst.add(every)
     look = sorted(filter(ranking.to_look_at, every), key=ranking.severity)
     assert worst.kept == look[:3] and worst.count == len(look) == worst.verdicts.total()
+
+
+def test_lines_are_whole_and_on_a_narrow_terminal_two_or_more(night: Path) -> None:
+    every = sorted((f for r in Tree(night).read() for f in ranking.findings(r)), key=ranking.severity)[:9]
+    wide = [line.plain for line in listing.lines(every)]
+    assert not any("\n" in line for line in wide)
+    assert [line.plain for line in listing.lines(every, max(map(len, wide)))] == wide
+    narrow = [line.plain for line in listing.lines(every, 80)]
+    assert max(len(part) for line in narrow for part in line.split("\n")) <= 80
+    assert [line.split() for line in narrow] == [line.split() for line in wide], "and nothing is cut"
 
 
 def test_what_asks_for_another_look_comes_first_by_score_whatever_its_word_and_trust(night: Path) -> None:

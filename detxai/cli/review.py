@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -102,7 +103,7 @@ def list_(
     elif by_class:
         _print(line for behaviour in behaviours(findings) for line in describe(behaviour))
     elif findings:
-        _print(shown.lines(findings))
+        _print(shown.lines(findings, _width()))
     if not findings:
         _warn([f"none of the {chosen.total} boxes in {tree} is of this kind (--verdict all --kind all shows them)"])
     sys.stdout.flush()
@@ -159,6 +160,11 @@ def diff(
     if gated:
         _warn([f"gate: {len(gated)} boxes or images {'got worse' if fail_on == 'worse' else 'changed'} (--fail-on)"])
     return int(ExitCode.GATE if gated else ExitCode.OK)
+
+
+def _width() -> int | None:
+    """Columns of the terminal that stdout is, None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _print(shown: Iterable[Text]) -> None:

@@ -62,6 +62,8 @@ def fingerprint_keys(cfg: RunConfig) -> dict[str, Any]:
     keys["output.strip"] = cfg.output.strip and drawn
     if drawn and cfg.output.font is not None:
         keys["output.font"] = _content(cfg.output.font)
+    if drawn and cfg.output.scale != "own":
+        keys["output.scale"] = cfg.output.scale
     if drawn and cfg.output.overlay_format != "png":
         keys["output.overlay_format"] = cfg.output.overlay_format
     return keys

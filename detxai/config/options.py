@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from detxai.vocabulary import BASELINES, EVIDENCE, GRADIENTS, METHODS, OVERLAYS, TARGETS, VERDICTS
+from detxai.vocabulary import BASELINES, EVIDENCE, GRADIENTS, METHODS, OVERLAYS, SCALES, TARGETS, VERDICTS
 
 
 @dataclass(frozen=True)
@@ -283,6 +283,14 @@ ROWS: tuple[Option, ...] = (
         "file type of overlays; jpg and webp are quicker to write and a fifth of the size",
         "png|jpg|webp",
         words=("png", "jpg", "webp"),
+    ),
+    Option(
+        "output.scale",
+        "own",
+        "colours on overlays of single boxes: own (each is full at its strongest), or common (one scale for all boxes"
+        " of a picture, that of its overview)",
+        "own|common",
+        words=SCALES,
     ),
     Option("output.font", None, "TrueType file for class names in scripts that the usual fonts lack", "FILE"),
     Option("output.strip", False, "put the plain picture beside the heat map in overlays"),

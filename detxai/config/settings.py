@@ -175,6 +175,7 @@ class OutputConfig(_Section):
     overlays: Annotated[Literal["all", "look", "overview", "none"], BeforeValidator(parse.overlays)] = _field(
         "overlays"
     )
+    scale: Literal["own", "common"] = _field("scale")
     font: FilePath | None = _field("font")
     overlay_format: Literal["png", "jpg", "webp"] = _field("overlay_format")
     strip: bool = _field("strip")

@@ -76,28 +76,29 @@ SMALL_BOX, INSET_AROUND, INSET = 0.2, 2.0, 0.6
 def draw(
     pixels: Pixels, attribution: Map, *, box: Box, label: str, score: float, caption: str = "",
     warning: str | None = None, strip: bool = False, unit: str = "logits", dashed: bool = False,
-    poles: tuple[str, str] = ("against", "for"), font: Path | None = None,
+    poles: tuple[str, str] = ("against", "for"), font: Path | None = None, scale: float | None = None,
 ) -> Image.Image:  # fmt: skip
     """Overlay of one signed map: vermilion for, blue-violet against, both on one scale, zero clear.
 
     `pixels` (H, W, 3) uint8 RGB; `attribution` (H, W) float, source pixels, `unit` a pixel; `box`
     xyxy, source pixels, `dashed` where nothing was reported. `strip` sets the untouched scan before
     the overlay. `poles`: what negative and positive values speak for. `font`: a file for names in
-    scripts that the usual fonts lack. Raises ValueError on another shape or dtype and on values that
+    scripts that the usual fonts lack. `scale`: from how much a pixel colour is full; None: from what
+    the strongest pixels have. Raises ValueError on another shape or dtype and on values that
     are not finite.
     """
     sheet = _Sheet(pixels, box, dashed=dashed, font=font)
     smooth = sheet.smooth(attribution)
     key: Flow = [*sheet.text.words(poles[0]), signed_bar(sheet.text), *sheet.text.words(poles[1])]
     parts = [np.maximum(smooth, 0), np.maximum(-smooth, 0)]
-    layer, legend = sheet.paint(parts, (FOR, AGAINST), key, unit)
+    layer, legend = sheet.paint(parts, (FOR, AGAINST), key, unit, scale)
     return sheet.compose(layer, legend, (LIGHT,) * 4, (label, score), caption, warning, strip=strip)
 
 
 def draw_edges(
     pixels: Pixels, maps: Mapping[str, Map], *, box: Box, label: str, score: float,
     caption: str = "", warning: str | None = None, strip: bool = False, unit: str = "px",
-    dashed: bool = False, font: Path | None = None,
+    dashed: bool = False, font: Path | None = None, scale: float | None = None,
 ) -> Image.Image:  # fmt: skip
     """Overlay of what holds the edges of a box: every pixel in the tint of the edge it moves most.
 
@@ -112,7 +113,7 @@ def draw_edges(
     for name, tint in used.items():
         key += [_bar(np.array([[*tint, 255]], np.uint8), " ", sheet.text), name]
     parts = [np.abs(sheet.smooth(maps[name])) for name in used]
-    layer, legend = sheet.paint(parts, [(tint, tint) for tint in used.values()], key, unit)
+    layer, legend = sheet.paint(parts, [(tint, tint) for tint in used.values()], key, unit, scale)
     tints = tuple(used.get(name, LIGHT) for name in EDGES)
     return sheet.compose(layer, legend, tints, (label, score), caption, warning, strip=strip)
 
@@ -176,13 +177,13 @@ class _Sheet:
         return smoothed(attribution, self.sigma)
 
     def paint(
-        self, parts: Sequence[Map], ramps: Sequence[Ramp], key: Flow, unit: str
+        self, parts: Sequence[Map], ramps: Sequence[Ramp], key: Flow, unit: str, common: float | None
     ) -> tuple[Image.Image | None, Flow]:
-        """RGBA layer, each pixel coloured by the strongest of `parts` (>= 0, `smooth`); legend."""
+        """RGBA layer, each pixel by the strongest of `parts` (>= 0, `smooth`), on a `common` scale if any; legend."""
         strongest = np.maximum.reduce(parts)
         if strongest.sum(dtype=np.float64) < NEGLIGIBLE:
             return None, self.text.words(f"no attribution: sum of |a| below {NEGLIGIBLE:g} {unit}")
-        scale = float(np.quantile(strongest, 1 - self.share)) or float(strongest.max())
+        scale = common or float(np.quantile(strongest, 1 - self.share)) or float(strongest.max())
         best = np.zeros(self.drawn[::-1], np.float32)
         owner = np.zeros(self.drawn[::-1], np.uint8)
         for index, part in enumerate(parts):
@@ -191,10 +192,8 @@ class _Sheet:
                 level = cv2.resize(level, self.drawn, interpolation=cv2.INTER_LINEAR)
             owner[level > best] = index
             np.maximum(best, level, out=best)
-        words = (
-            f"· full colour from {scale:.2g} {unit} a pixel, the strongest {100 * self.share:.2g} % of the picture"
-            f" · smoothed over {self.sigma:.2g} px"
-        )
+        whose = "one scale for all boxes" if common else f"the strongest {100 * self.share:.2g} % of the picture"
+        words = f"· full colour from {scale:.2g} {unit} a pixel, {whose} · smoothed over {self.sigma:.2g} px"
         return layer_of(owner, best, ramps), [*key, *self.text.words(words)]
 
     def compose(

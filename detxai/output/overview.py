@@ -84,21 +84,29 @@ def stamp(attribution: Map, box: Box) -> Stamp:
     return Stamp((x0, y0, x1, y1), cv2.resize(part, size, interpolation=cv2.INTER_AREA).astype(np.float16))
 
 
+def common_scale(stamps: Sequence[Stamp], size: tuple[int, int]) -> float:
+    """From how much attribution a pixel colour is full where `stamps` share a picture of `size` (width, height)."""
+    times = _times(max(size))
+    return _scale(_field(stamps, _drawn(size, times), times))
+
+
 def draw(
-    pixels: Pixels, boxes: Sequence[ShownBox], *, caption: str = "", unit: str = "logits", font: Path | None = None
-) -> Image.Image:
+    pixels: Pixels, boxes: Sequence[ShownBox], *, caption: str = "", unit: str = "logits", font: Path | None = None,
+    scale: float | None = None,
+) -> Image.Image:  # fmt: skip
     """All `boxes` on `pixels` (H, W, 3) uint8; where boxes overlap the stronger attribution shows.
 
-    Supported boxes have a whole line, the others dashes and, up to MOST_NAMED boxes, their verdict in words.
+    Supported boxes have a whole line, the others dashes and, up to MOST_NAMED boxes, their verdict in words. `scale`:
+    as `common_scale` gives it; None: that of these boxes.
     """
     height, width = pixels.shape[:2]
     times = _times(max(width, height))
-    drawn = max(1, round(width * times)), max(1, round(height * times))
+    drawn = _drawn((width, height), times)
     text = Lettering(height_of_text(drawn), font)
     scan = Image.fromarray(pixels).resize(drawn, Image.Resampling.BOX if times < 1 else Image.Resampling.NEAREST)
     overlay, legend = gray(scan), text.words(f"no attribution · {unit}")
-    field = _field(boxes, drawn, times)
-    scale = _scale(field)
+    field = _field([shown.stamp for shown in boxes if shown.stamp is not None], drawn, times)
+    scale = scale or _scale(field)
     if scale:
         strength = np.asarray(np.abs(field) / scale, np.float32)
         overlay.alpha_composite(layer_of((field < 0).astype(np.uint8), strength, (FOR, AGAINST)))
@@ -115,14 +123,17 @@ def _times(long: int) -> float:
     return MOST_LONG_SIDE / long if long > MOST_LONG_SIDE else float(max(1, -(-MIN_LONG_SIDE // long)))
 
 
-def _field(boxes: Sequence[ShownBox], drawn: tuple[int, int], times: float) -> NDArray[np.float32]:
-    """(rows, columns): the attribution of the box that has the strongest there; 0 outside all boxes."""
+def _drawn(size: tuple[int, int], times: float) -> tuple[int, int]:
+    """(width, height) of a picture of `size` drawn `times` as large."""
+    return max(1, round(size[0] * times)), max(1, round(size[1] * times))
+
+
+def _field(stamps: Sequence[Stamp], drawn: tuple[int, int], times: float) -> NDArray[np.float32]:
+    """(rows, columns): the attribution of the stamp that has the strongest there; 0 outside all boxes."""
     field = np.zeros(drawn[::-1], np.float32)
-    for shown in boxes:
-        if shown.stamp is None:
-            continue
-        x0, y0, x1, y1 = drawn_box(shown.stamp.place, times, drawn)
-        values = shown.stamp.values.astype(np.float32)
+    for own in stamps:
+        x0, y0, x1, y1 = drawn_box(own.place, times, drawn)
+        values = own.values.astype(np.float32)
         sigma = max(SIGMA_OF_BOX * max(values.shape), 0.5)
         values = cv2.GaussianBlur(values, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
         part = cv2.resize(values, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)

@@ -166,6 +166,13 @@ class Console:
         if level <= self.verbosity:
             LOGGER.log(KINDS[kind], "%s", text, extra={"code": code, "path": path or None})
 
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal that people read; None where it is none."""
+        from rich.console import Console as RichConsole
+
+        return RichConsole(stderr=True).width if self.terminal and self.log_format == "text" else None
+
     def write(self, line: str) -> None:
         """A whole line on stderr, never wrapped."""
         if self._bar is None:

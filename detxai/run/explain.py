@@ -332,7 +332,13 @@ class ExplainRun:
         if self.ignored:
             more = ", …" if summary.images.ignored > len(self.ignored) else ""
             self.console.say(f"{summary.images.ignored} files are no images: {', '.join(self.ignored)}{more}")
-        self.console.say(f"records and pictures: {self.config.output.dir}")
+        where = self.config.output.dir
+        self.console.say(f"records and pictures: {where}")
+        if summary.classes:
+            named = shlex.quote(str(where))
+            self.console.say(
+                f"what makes it say a class: detxai list {named} --by-class; a page: detxai report {named}"
+            )
 
     def _name_the_worst(self) -> None:
         """The boxes to look at, and those that --fail-on failed on, the latter even under -q."""
@@ -340,7 +346,7 @@ class ExplainRun:
         if look.count:
             said = ", ".join(f"{look.verdicts[word]} {word}" for word in ranking.LOOK if look.verdicts[word])
             self.console.say(f"look at these first ({said}):")
-            for finding, line in zip(look.kept, listing.lines(look.kept), strict=True):
+            for finding, line in zip(look.kept, listing.lines(look.kept, self.console.width), strict=True):
                 self.console.say(line.plain, path=finding.path)
         if self.tally.listed is not None:
             where = shlex.quote(str(output))

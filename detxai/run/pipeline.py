@@ -334,7 +334,9 @@ class Explainer:
                 left = yield from self._trials.neighbours(shown, item.letterbox, detections, group, maps)
                 if published:
                     self._written(published[-1])
-                published.append(publish(work, number, MapGroup(item, detections, group, maps, trials, second, left)))
+                scales = published[0].result().scales if published else None
+                made = MapGroup(item, detections, group, maps, trials, second, left, scales)
+                published.append(publish(work, number, made))
             return MappedImage(item, detections, tuple(published))
         except ImageError as error:
             return _failed(item, error)

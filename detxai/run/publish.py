@@ -63,7 +63,7 @@ class Publisher:
 
         Raises ImageError where a map is not finite, LeftUnfinished.
         """
-        p, kept = group.prepared, PublishedGroup()
+        p, kept = group.prepared, PublishedGroup(scales=self._scales(group))
         ground = None if self.level is EvidenceLevel.NONE else ground_mask(p.image.pixels, p.ground)
         for number, indices in groupby(range(len(group.wanted)), lambda j: group.wanted[j].detection):
             if self.left():
@@ -98,12 +98,16 @@ class Publisher:
         files = {k: v for group in kept for k, v in group.files.items()}
         if drawn:
             stamps = {i: own for group in kept for i, own in group.stamps.items()}
-            files = {name: self._overview(p, shown, stamps)} | files
+            files = {name: self._overview(p, shown, stamps, kept[0].scales)} | files
         explanations = tuple(item for group in kept for item in group.explanations)
         return Result(p.ref, record, p.image, explanations), files
 
     def _overview(
-        self, p: PreparedImage, detections: Sequence[records.DetectionRecord], stamps: Mapping[int, overview.Stamp]
+        self,
+        p: PreparedImage,
+        detections: Sequence[records.DetectionRecord],
+        stamps: Mapping[int, overview.Stamp],
+        scales: Mapping[str, float],
     ) -> bytes:
         """The picture of all boxes of an image."""
         boxes = [
@@ -121,7 +125,8 @@ class Publisher:
         first = [d.attributions[0] for d in detections if d.attributions]
         caption = captions.made(first[0], [a.error_bound for a in first]) if first else ""
         named = unit(first[0].method, first[0].target, first[0].gradient) if first else ""
-        drawn = overview.draw(p.image.pixels, boxes, caption=caption, unit=named, font=self.output.font)
+        scale = scales.get(scale_key(first[0].method, first[0].gradient, named)) if first else None
+        drawn = overview.draw(p.image.pixels, boxes, caption=caption, unit=named, font=self.output.font, scale=scale)
         return overlays.encode(drawn, self.output.overlay_format)
 
     def _listed(self, d: Detection) -> bool | None:
@@ -181,6 +186,22 @@ class Publisher:
             return f"layer {made.layer}"
         return "sparse" if self.info.sparse else "full"
 
+    def _scales(self, group: MapGroup) -> dict[str, float]:
+        """With `--scale common`, from how much a pixel colour is full, by what was made, over the boxes of `group`.
+
+        The image's first group decides for all: its scales, where `group` has them.
+        """
+        if self.output.scale == "own" or group.scales is not None:
+            return group.scales or {}
+        stamps: dict[str, list[overview.Stamp]] = {}
+        for (method, gradient), column in group.maps.items():
+            for wanted, made in zip(group.wanted, column, strict=True):
+                key = scale_key(method, gradient, unit(method, made.target.kind, gradient))
+                source = map_to_source(made.map.cpu().numpy(), group.prepared.letterbox)
+                stamps.setdefault(key, []).append(overview.stamp(source, group.detections[wanted.detection].box))
+        height, width = group.prepared.image.pixels.shape[:2]
+        return {key: overview.common_scale(own, (width, height)) for key, own in stamps.items()}
+
     # -- evidence ---------------------------------------------------------------------------------
 
     def _assessed(
@@ -235,7 +256,9 @@ class Publisher:
             names = self._file_names(group.prepared.ref.path, number, item, asked, pictured=pictured)
             if names.overlay is not None and names.overlay not in kept.files:
                 shown = self._shown_with(item, explained)
-                kept.files[names.overlay] = self._overlay(image.pixels, d, shown, self.output.overlay_format)
+                kept.files[names.overlay] = self._overlay(
+                    image.pixels, d, kept.scales, shown, self.output.overlay_format
+                )
             if names.map is not None:
                 kept.files[names.map] = store.encode_map(a.map, self.output.maps)
             row = recording.attribution_record(
@@ -252,7 +275,7 @@ class Publisher:
             if item.evidence and not item.as_class:
                 kept.evidence[number] = item.evidence
         if not self.files:
-            draw = partial(self._overlay, image.pixels, d)
+            draw = partial(self._overlay, image.pixels, d, kept.scales)
             kept.explanations.extend(replace(item, draw=partial(draw, [item])) for item in explained)
 
     def _pictured(self, verdict: str) -> bool:
@@ -289,9 +312,15 @@ class Publisher:
         ]
 
     def _overlay(
-        self, pixels: NDArray[np.uint8], d: Detection, shown: Sequence[Explanation], kind: str = "png"
+        self,
+        pixels: NDArray[np.uint8],
+        d: Detection,
+        scales: Mapping[str, float],
+        shown: Sequence[Explanation],
+        kind: str = "png",
     ) -> bytes:
         first = shown[0].attribution
+        named = unit(first.method, first.target.kind, first.gradient)
         other = None if first.target.other is None else self.info.names[first.target.other]
         common: dict[str, Any] = {
             "box": d.box,
@@ -301,8 +330,9 @@ class Publisher:
             "caption": captions.caption(d, shown, other),
             "warning": captions.warning(shown),
             "strip": self.output.strip,
-            "unit": unit(first.method, first.target.kind, first.gradient),
+            "unit": named,
             "font": self.output.font,
+            "scale": scales.get(scale_key(first.method, first.gradient, named)),
         }
         if len(shown) > 1:
             edges = {e.attribution.target.kind: e.attribution.map for e in shown}
@@ -316,6 +346,11 @@ class FileNames:
 
     overlay: str | None
     map: str | None
+
+
+def scale_key(method: str, gradient: str, named: str) -> str:
+    """What shares a scale with `--scale common`: maps of one method, gradient and unit, so `named`."""
+    return f"{method} {gradient} {named}"
 
 
 def _verdict(kind: str, evidence: Evidence | None) -> str:

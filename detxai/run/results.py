@@ -46,7 +46,8 @@ class MapGroup:
     """Some detections of an image with their maps: `wanted` are their targets, `detections` all of the image.
 
     `maps`: by variant, one for each of `wanted`; `trials` and `second_maps` (from the baseline named) by map;
-    `neighbours`: by detection and neighbour the logits by class id that are left without it.
+    `neighbours`: by detection and neighbour the logits by class id that are left without it. `scales`: those of the
+    image's first group (see PublishedGroup), None in it.
     """
 
     prepared: PreparedImage
@@ -56,6 +57,7 @@ class MapGroup:
     trials: dict[MapKey, list[TrialOutcome]] = field(default_factory=dict)
     second_maps: dict[MapKey, tuple[str, TargetMap]] = field(default_factory=dict)
     neighbours: dict[int, dict[int, dict[int, float]]] = field(default_factory=dict)
+    scales: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,8 @@ class Explanation:
 class PublishedGroup:
     """What is kept of some detections: by detection its records, evidence and map on the overview; files by name.
 
-    `explanations`: with their maps, where no files are written; `written`: names of files that the tree has already.
+    `explanations`: with their maps, where no files are written; `written`: names of files that the tree has already;
+    `scales`: with `--scale common`, by what was made (see `publish.scale_key`), from how much a pixel colour is full.
     """
 
     rows: dict[int, list[AttributionRecord]] = field(default_factory=dict)
@@ -96,6 +99,7 @@ class PublishedGroup:
     explanations: list[Explanation] = field(default_factory=list)
     written: frozenset[str] = frozenset()
     stamps: dict[int, Stamp] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

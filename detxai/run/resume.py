@@ -44,6 +44,7 @@ class _GroupFile(Part):
     evidence: dict[int, Evidence]
     pictures: dict[str, str]
     stamps: dict[int, _StampFile]
+    scales: dict[str, float]
 
 
 @dataclass(eq=False)
@@ -83,7 +84,8 @@ class Work:
         self.done += len(kept.rows)
         rows = {i: list(own) for i, own in kept.rows.items()}
         stamps = {i: own.stamp() for i, own in kept.stamps.items()}
-        return PublishedGroup(rows, kept.evidence, stamps=stamps, written=frozenset(kept.pictures))
+        pictures = frozenset(kept.pictures)
+        return PublishedGroup(rows, kept.evidence, stamps=stamps, written=pictures, scales=kept.scales)
 
     def keep(self, number: int, wanted: Sequence[WantedTarget], made: PublishedGroup) -> PublishedGroup:
         """Write the group `number`, if there is a tree; what has to stay in memory of it.
@@ -96,12 +98,18 @@ class Work:
         rows = {i: tuple(own) for i, own in made.rows.items()}
         stamps = {i: _StampFile.of(own) for i, own in made.stamps.items()}
         part = _GroupFile(
-            made_of=self._made_of(wanted), rows=rows, evidence=made.evidence, pictures=digests, stamps=stamps
+            made_of=self._made_of(wanted),
+            rows=rows,
+            evidence=made.evidence,
+            pictures=digests,
+            stamps=stamps,
+            scales=made.scales,
         )
         content = part.model_dump_json(by_alias=True).encode()
         self.tree.write_part(self.path, self.prepared.fingerprint, number, made.files, content)
         self.done += len(rows)
-        return PublishedGroup(made.rows, made.evidence, stamps=made.stamps, written=frozenset(digests))
+        pictures = frozenset(digests)
+        return PublishedGroup(made.rows, made.evidence, stamps=made.stamps, written=pictures, scales=made.scales)
 
     def _made_of(self, wanted: Sequence[WantedTarget]) -> str:
         targets = [(w.detection, w.as_class, w.target.kind, w.target.class_id, w.target.other) for w in wanted]

@@ -55,12 +55,24 @@ function sketch(i) {
   out.append(svg("rect", {x: l, y: t, width: r - l, height: b - t, class: "own"}));
   return out;
 }
+// The surroundings of box i on the picture of all boxes of its image; null where the box takes most of it, or lies flat.
+function cropped(i, image) {
+  const w = X.images.width[B.image[i]], h = X.images.height[B.image[i]], [l, t, r, b] = B.box[i];
+  const side = Math.max(1.8 * Math.max(r - l, b - t), 0.25 * Math.max(w, h)), cw = Math.min(side, w), ch = Math.min(side, h);
+  if (!w || !h || side > 0.8 * Math.max(w, h) || cw > 1.25 * ch) return null;
+  const x = Math.min(Math.max((l + r - cw) / 2, 0), w - cw), y = Math.min(Math.max((t + b - ch) / 2, 0), h - ch);
+  image.style.cssText = `left:${-100 * x / cw}%;top:${-100 * y / ch}%;width:${100 * w / cw}%`;
+  const out = el("div", {class: "crop"}, image);
+  out.style.aspectRatio = cw / ch;
+  return out;
+}
 // An image that comes when it is near the screen, or the sketch where there is none.
-function picture(address, i, alt) {
+function picture(address, i, alt, {crop = false} = {}) {
   const frame = el("div", {class: "picture"});
   if (!address) { frame.append(sketch(i)); return frame; }
-  frame.append(el("img", {loading: "lazy", decoding: "async", alt, src: address,
-    onerror: () => frame.replaceChildren(sketch(i), el("small", {}, "picture not found beside this page"))}));
+  const image = el("img", {loading: "lazy", decoding: "async", alt, src: address,
+    onerror: () => frame.replaceChildren(sketch(i), el("small", {}, "picture not found beside this page"))});
+  frame.append((crop && cropped(i, image)) || image);
   return frame;
 }
 function shares(counts, label) {      // one bar of verdicts: pattern and colour, with words

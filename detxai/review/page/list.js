@@ -87,7 +87,7 @@ function card(at) {
 function smallCard(i, note = "") {    // one box as a picture with its verdict and deciding reason
   const own = ownMap(i), more = B.reasons[i].length - 1;
   return el("article", {class: `card ${verdictOf(i)}${marks.has(i) ? " seen" : ""}`, tabindex: -1, "data-box": i, onclick: () => openBox(i)},
-    picture(shownOf(i, own), i, `overlay of ${nameOf(i)}`),
+    picture(shownOf(i, own), i, `overlay of ${nameOf(i)}`, {crop: !(own && overlayOf(i, own))}),
     el("h3", {}, el("span", {}, className(i)), el("span", {class: "score"}, B.score[i].toFixed(2))),
     el("p", {class: "line"}, badge(verdictOf(i)), B.kind[i] ? el("span", {class: "kind"}, kindOf(i)) : null, marks.has(i) ? el("span", {class: "kind"}, "✓ reviewed") : null, note ? el("span", {class: "kind"}, note) : null),
     el("p", {class: "reason"}, B.reasons[i][0] || "", more > 0 ? el("span", {class: "more"}, ` +${more} more`) : null),

@@ -1,6 +1,11 @@
 // Views, keys, theme, and the start.
 const KEYS = [["j k ← → ↑ ↓", "move through the boxes"], ["Enter", "open"], ["Esc", "close"], ["r", "mark as reviewed"], ["/", "search"], ["1 2 3 4", "boxes, classes, plots, this run"], ["d", "dark or light"], ["?", "these keys"]];
 
+const MEANINGS = {
+  unsupported: "a rule objects strongly: look again", weak: "a rule objects a little: look again",
+  unknown: "the map did not converge, holds nothing, or its method promises nothing about its sum: look again",
+  supported: "no rule objects; it clears nothing", none: "no evidence was asked for"};
+
 function view(name) {
   state.view = name;
   for (const tab of document.querySelectorAll("[role=tab]")) tab.setAttribute("aria-selected", String(tab.dataset.view === name));
@@ -15,6 +20,8 @@ function drawAbout() {
   fill(document.getElementById("about"),
     el("h2", {}, X.name), el("p", {}, `${X.models.join("; ") || "no model"}. ${X.images.path.length} images, ${N} boxes, ${X.failed.length} images failed.`),
     shares(counts, "verdicts of all boxes"),
+    el("table", {}, X.verdicts.map((word, k) => counts[k] ? el("tr", {}, el("td", {}, badge(word)), el("td", {}, counts[k]), el("td", {}, MEANINGS[word])) : null)),
+    el("p", {}, "Worst first: what asks for another look before the rest, the lowest score first in each. On pictures orange speaks for the class, blue against it; the stronger the colour, the more."),
     el("p", {class: "note"}, "Pictures stay in the output tree: move this page together with it. Nothing is loaded from a network. The reviewed marks stay in this browser; export them as CSV."),
     X.failed.length ? el("h3", {}, "Images that could not be used") : null,
     el("table", {}, X.failed.map(row => el("tr", {}, row.map(t => el("td", {}, t))))));
