@@ -15,7 +15,7 @@ from detxai.cli.config import config
 from detxai.cli.evaluate import evaluate
 from detxai.cli.export import export
 from detxai.cli.merge import merge
-from detxai.cli.options import Null, Sources, configured, images_of
+from detxai.cli.options import ModulePath, Null, Sources, TrustPickle, configured, images_of
 from detxai.cli.review import diff, list_, report
 from detxai.cli.versions import show as show_versions
 from detxai.errors import DetxaiError, ExitCode, UsageError, memory_refused, no_memory
@@ -178,13 +178,8 @@ def doctor(
         Path | None, typer.Option("--names", help="class names, one a line (Darknet, ONNX)", metavar="FILE")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda:N, mps")] = "auto",
-    trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="unpickle these checkpoints fully, in this run only")
-    ] = False,
-    module_path: Annotated[
-        Path | None,
-        typer.Option("--module-path", help="with --trust-pickle: folder of the code of its own layers", metavar="DIR"),
-    ] = None,
+    trust_pickle: TrustPickle = False,
+    module_path: ModulePath = None,
     json_lines: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> int:
     """Versions, devices, and whether a model can be explained (exit code 5 if not)."""
@@ -202,15 +197,10 @@ def convert(
     model: Annotated[Path, typer.Argument(metavar="MODEL.pt", help="A checkpoint that detxai loads.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The model without a pickle.")],
     half: Annotated[
-        bool, typer.Option("--half", help="Store 16-bit weights: half the size, slightly other scores.")
+        bool, typer.Option("--half", help="store 16-bit weights: half the size, slightly other scores")
     ] = False,
-    trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Unpickle this checkpoint fully, in this run only.")
-    ] = False,
-    module_path: Annotated[
-        Path | None,
-        typer.Option("--module-path", help="With --trust-pickle: folder of the code of its own layers.", metavar="DIR"),
-    ] = None,
+    trust_pickle: TrustPickle = False,
+    module_path: ModulePath = None,
 ) -> None:
     """Write a checkpoint as safetensors with its architecture: no pickle, nothing to run."""
     from detxai.models import checkpoints

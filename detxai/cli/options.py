@@ -47,6 +47,13 @@ Sources = Annotated[
 Null = Annotated[bool, option("-0", "--null", panel=INPUT, help="paths on stdin end in NUL")]
 Limit = Annotated[int | None, option("--limit", panel=INPUT, help="only the first N images", metavar="N", min=1)]
 Note = Annotated[str, option("--note", panel=OUTPUT, help="kept in the file: where the images came from")]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="unpickle the checkpoint fully, in this run only: its code runs")
+]
+ModulePath = Annotated[
+    Path | None,
+    typer.Option("--module-path", help="with --trust-pickle: folder of the code of its own layers", metavar="DIR"),
+]
 _Config = Annotated[Path | None, option("-c", "--config", panel=INPUT, help="YAML run config", metavar="FILE")]
 _Sets = Annotated[
     list[str] | None,

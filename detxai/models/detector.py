@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from detxai.errors import ImageError, ModelError
 from detxai.models.trunk import Trunk
 from detxai.values import Checkpoint, Target
+from detxai.vocabulary import EDGES
 
 #: (level, part) of a head, and the numbers that say which of its scalars is meant.
 Address = tuple[tuple[int, str], tuple[int, ...]]
@@ -160,6 +161,17 @@ def scores_of(candidates: Sequence[Candidates], classes: Sequence[int]) -> tuple
 def levels_of(shapes: Sequence[tuple[int, int]], anchors_per_cell: int = 1) -> Tensor:
     """(A,) int64: the level of each prediction in the flat list made of feature maps of (height, width)."""
     return torch.cat([torch.full((anchors_per_cell * h * w,), i) for i, (h, w) in enumerate(shapes)])
+
+
+def at_pins(logits: Tensor, edges: Tensor, pins: Sequence[Pin]) -> Tensor:
+    """(n,): of every pin the class logit in `logits` (n, anchors, classes), or the edge in `edges` (n, anchors, 4)."""
+    scalars = [
+        logits[p.row, p.target.anchor, p.target.class_id]
+        if p.target.kind == "class"
+        else edges[p.row, p.target.anchor, EDGES.index(p.target.kind)]
+        for p in pins
+    ]
+    return scaled(torch.stack(scalars), pins)
 
 
 def scaled(values: Tensor, pins: Sequence[Pin]) -> Tensor:

@@ -11,6 +11,7 @@ import platform
 import time
 
 import numpy as np
+from arguments import parser_of
 
 from detxai import Explainer, RunConfig
 from detxai.inputs.sources import find
@@ -33,7 +34,7 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
     )
     start = time.perf_counter()
     images, evaluations, bounds, errors, share = 0, [], [], [], []
-    refs = list(find([options.images]).refs)
+    refs = list(find([str(options.images)]).refs)
     for result in explainer.explain(refs[: options.count]):
         images += 1
         for item in result.explanations:
@@ -66,17 +67,13 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
 
 def main() -> None:
     """Print the figures as JSON, one run a tolerance."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", required=True)
-    parser.add_argument("--model")
+    parser = parser_of(__doc__)
     parser.add_argument("--baseline", default="auto")
     parser.add_argument("--tolerance", type=float, nargs="+", default=[0.05])
     parser.add_argument("--max-evaluations", type=int, default=256)
     parser.add_argument("--conf", type=float, default=0.25)
-    parser.add_argument("--imgsz", type=int)
     parser.add_argument("--count", type=int, help="only the first images")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     for tolerance in options.tolerance:
         options.tolerance = tolerance

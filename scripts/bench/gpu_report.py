@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from arguments import parser_of
 from compare_rules import Case, cases, lines
 from contenders import Bench
 from machine import machine, say, seeded
@@ -284,15 +285,10 @@ def _figures(value: Any) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--images", type=Path, required=True, help="folder of images")
+    parser = parser_of(__doc__)
     parser.add_argument("--labels", type=Path, help="their labels, YOLO txt: read by the command, as a run would")
-    parser.add_argument("--model", help="default: the bundled detector")
     parser.add_argument("--baseline", default="white")
     parser.add_argument("--conf", type=float, default=0.25)
-    parser.add_argument("--imgsz", type=int, help="default: the model's own")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true", help="small counts")
     parser.add_argument("--only", nargs="+", metavar="PART", help="of the parts only these")
     parser.add_argument("--markdown", type=Path, metavar="OUT")

@@ -24,6 +24,7 @@ from unittest.mock import patch
 
 import cv2
 import torch
+from arguments import parser_of
 from machine import machine, say
 
 from detxai.attribution import ablation, baselines
@@ -140,18 +141,13 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--images", type=Path, required=True, help="folder of images")
+    parser = parser_of(__doc__)
     parser.add_argument("--labels", type=Path, help="their labels, YOLO txt")
-    parser.add_argument("--model", help="default: the bundled detector")
-    parser.add_argument("--imgsz", type=int, help="default: the model's own")
     parser.add_argument("--count", type=int, default=20, help="images, beside two to warm up (default: 20)")
     parser.add_argument("--baseline", default="auto", help="as for detxai explain (default: auto, which costs most)")
     parser.add_argument("--evidence", default="basic")
     parser.add_argument("--max-evaluations", type=int, default=8, help="few: the network's time does not count")
     parser.add_argument("--overlay-format", nargs="+", default=["png", "jpg", "none"], metavar="KIND")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)

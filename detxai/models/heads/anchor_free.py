@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detxai.errors import ModelError
 from detxai.models.bounds import Bounds
-from detxai.models.detector import Address, Candidates, DetectorInfo, Pin, levels_of, scaled
+from detxai.models.detector import Address, Candidates, DetectorInfo, Pin, at_pins, levels_of, scaled
 from detxai.models.trunk import Trunk, freeze, fuse
 from detxai.models.windows import Windows
 from detxai.values import Checkpoint, Target
@@ -262,10 +262,4 @@ class AnchorFree:
     def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         wanted = [Pin(*pin) for pin in pins]
         logits, edges, _ = self._dense(self._features(x, range(len(self.feeds))))
-        scalars = [
-            logits[p.row, p.target.anchor, p.target.class_id]
-            if p.target.kind == "class"
-            else edges[p.row, p.target.anchor, EDGES.index(p.target.kind)]
-            for p in wanted
-        ]
-        return scaled(torch.stack(scalars), wanted)
+        return at_pins(logits, edges, wanted)

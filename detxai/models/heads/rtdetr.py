@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from detxai.errors import ModelError
-from detxai.models.detector import Address, Candidates, DetectorInfo, Pin, scaled, scores_of
+from detxai.models.detector import Address, Candidates, DetectorInfo, Pin, at_pins, scores_of
 from detxai.models.trunk import Trunk, freeze, fuse
 from detxai.values import Checkpoint, Target
 from detxai.vocabulary import EDGES
@@ -81,13 +81,7 @@ class RTDETR:
         spare = next(c for c in cells if c is not None)
         kept = torch.stack([spare if c is None else c for c in cells]).to(x.device)
         boxes, logits, _ = self._decoded(x, kept)
-        picked = [
-            logits[p.row, p.target.anchor, p.target.class_id]
-            if p.target.kind == "class"
-            else boxes[p.row, p.target.anchor, EDGES.index(p.target.kind)]
-            for p in wanted
-        ]
-        return scaled(torch.stack(picked), wanted)
+        return at_pins(logits, boxes, wanted)
 
     def address(self, target: Target, size: int) -> Address:
         part = "box" if target.kind in EDGES else target.kind
