@@ -44,14 +44,16 @@ def test_shares_count_the_positive_part_only() -> None:
 def test_verdicts_and_measures_tell_apart() -> None:
     from study_cheat import Case, behaviour, markdown, told_apart
 
+    objects = {"lead_only_box": -2.0, "outside_share": 0.1}
     cheats = [
-        Case(str(i), "plain", "coded", "plain", v, measures={"share": 0.5 + i / 100})
+        Case(str(i), "plain", "coded", "plain", v, measures={"share": 0.5 + i / 100, **(objects if i < 7 else {})})
         for i, v in enumerate(["unsupported"] * 8 + ["weak", "supported"])
     ]
     honest = [Case(str(i), "plain", "plain", "plain", "supported", measures={"share": 0.1}) for i in range(10)]
     apart = told_apart(cheats, honest)
     assert apart["cheat not supported"]["hits"] == 9
     assert apart["told apart"]["value"] == 0.95
+    assert {kind: s["hits"] for kind, s in apart["objected to by"].items()} == {"forwards": 7, "the map": 0}
     assert apart["measures"]["share"]["auroc"]["value"] == 1.0
     report = {
         "cheat": behaviour(cheats, True),

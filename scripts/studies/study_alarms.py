@@ -3,11 +3,12 @@
     python scripts/samples/make_xrays.py --out harder --count 260 --seed 91 --harder
     python scripts/studies/study_alarms.py --images harder/images --labels harder/labels [--model FILE] [--tree DIR]
 
-Prints, for the rules as they stand: the verdicts of right and wrong boxes; what each rule says of them, and what it
-alone says (a rule that alone bothers about as many right boxes as wrong ones does not earn its alarms); and, among the
-limits of `lead_only_box` and `lead_softened` in steps of half a logit that bother no more right boxes than the
-present ones, those that catch most of the wrong; and how many wrong boxes are among the first of the list, in the
-order of `detxai list`, by verdict, and of the score alone. Intervals of these are 95 %, bootstrapped by picture.
+Prints, for the rules as they stand: what they call weak or worse, and unsupported, of the right and of the wrong boxes,
+all together, those that forwards decide, the two leads, and those that look at the map; what each rule says of them,
+and what it alone says (a rule that alone bothers about as many right boxes as wrong ones does not earn its alarms);
+among the limits of `lead_only_box` and `lead_softened` in steps of half a logit that bother no more right boxes than
+the present ones, those that catch most of the wrong; and how many wrong boxes are among the first of the list, in the
+order of `detxai list`, of the score alone, and of others. Intervals are 95 %, bootstrapped by picture.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ import study_tools as tools
 from numpy.typing import NDArray
 
 from detxai.evidence.verdict import DEFAULTS, RULES, Thresholds
-from detxai.vocabulary import VERDICTS
 
 ONLY_BOX, SOFTENED = "lead_only_box", "lead_softened"
+#: The rules that together decide less: no map is needed for the forwards, none of the forwards for the map.
+FORWARDS = (ONLY_BOX, SOFTENED, "sufficiency", "necessity")
 STEPS = np.arange(0, 6.5, 0.5)
 #: Places in the list up to which wrong boxes are counted.
 FIRST = (20, 40, 80)
@@ -64,7 +66,29 @@ def by_rule(graded: Mapping[str, Grades], right: NDArray[np.bool_]) -> str:
     return tools.table(rows, head)
 
 
-def best_leads(evidence: Sequence[Mapping[str, Any]], right: NDArray[np.bool_]) -> tuple[float, float]:
+def interval(hit: NDArray[np.bool_], among: NDArray[np.bool_], photos: Sequence[str]) -> str:
+    """Share of `hit` in `among`, with its interval."""
+    i = tools.estimate(hit, among.astype(float), photos, lambda h, a, w: (w * a * h).sum(1) / (w * a).sum(1))
+    return f"{100 * i.value:.1f} % ({100 * i.low:.0f} to {100 * i.high:.0f})"
+
+
+def by_kind(graded: Mapping[str, Grades], right: NDArray[np.bool_], photos: Sequence[str]) -> str:
+    """What all rules say together, and what some would without the others; the difference in AUROC from all."""
+    every, rows = -worst(graded).astype(float), []
+    for name, kept in (
+        ("all rules", list(graded)),
+        ("forwards alone", FORWARDS),
+        ("the two leads alone", FORWARDS[:2]),
+        ("the map alone", [k for k in graded if k not in FORWARDS]),
+    ):
+        words = worst({k: graded[k] for k in kept})
+        cells = [interval(words > least, who, photos) for least in (0, 1) for who in (right, ~right)]
+        rows.append([name, *cells, tools.difference(right, -words.astype(float), every, photos)])
+    head = ("verdict of", "weak or worse: right", "wrong", "unsupported: right", "wrong", "AUROC over all rules")
+    return tools.table(rows, head)
+
+
+def best_leads(evidence: Sequence[Mapping[str, Any]], right: NDArray[np.bool_]) -> str:
     """Weak limits of the two leads that catch most wrong boxes at no more bothered right ones than DEFAULTS."""
     present = worst(grades(evidence, DEFAULTS)) > 0
     most = present[right].mean()
@@ -72,7 +96,12 @@ def best_leads(evidence: Sequence[Mapping[str, Any]], right: NDArray[np.bool_]) 
     only, soft = (np.array([np.inf if e.get(k) is None else e[k] for e in evidence]) for k in (ONLY_BOX, SOFTENED))
     tried = {(a, b): rest | (only < a) | (soft < b) for a, b in product(STEPS, STEPS)}
     allowed = {limits: hit for limits, hit in tried.items() if hit[right].mean() <= most}
-    return max(allowed, key=lambda limits: (allowed[limits][~right].mean(), -sum(limits)))
+    only_box, softened = max(allowed, key=lambda limits: (allowed[limits][~right].mean(), -sum(limits)))
+    hit = allowed[only_box, softened]
+    return (
+        f"limits that catch most at no more alarms: {ONLY_BOX} {only_box:g}, {SOFTENED} {softened:g}:"
+        f" {share(hit[right])} of the right, {share(hit[~right])} of the wrong"
+    )
 
 
 def orders(words: Grades, right: NDArray[np.bool_], score: NDArray[np.float64], photos: Sequence[str]) -> str:
@@ -107,15 +136,14 @@ def main(argv: list[str] | None = None) -> None:
             if d["evidence"]["verdict"] != "unknown"
         ]
     evidence, right = [e for e, *_ in boxes], np.array([r for _, r, *_ in boxes])
+    photos = [photo for *_, photo in boxes]
     graded = grades(evidence, DEFAULTS)
     words = worst(graded)
     print(f"{right.sum()} right and {(~right).sum()} wrong boxes\n")
-    rows = [[VERDICTS[g], share((words == g)[right]), share((words == g)[~right])] for g in range(3)]
-    print(tools.table(rows, ("verdict", "of the right", "of the wrong")) + "\n")
+    print(by_kind(graded, right, photos) + "\n")
     print(by_rule(graded, right) + "\n")
-    only, soft = best_leads(evidence, right)
-    print(f"limits that catch most at no more alarms: {ONLY_BOX} {only:g}, {SOFTENED} {soft:g}\n")
-    print(orders(words, right, np.array([s for _, _, s, _ in boxes]), [photo for *_, photo in boxes]))
+    print(best_leads(evidence, right) + "\n")
+    print(orders(words, right, np.array([s for _, _, s, _ in boxes]), photos))
 
 
 if __name__ == "__main__":

@@ -29,11 +29,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+import study_alarms as alarms
 import study_tools as tools
 import torch
 
 from detxai import Explainer, Result, RunConfig
 from detxai.config.settings import VERDICTS
+from detxai.evidence.verdict import DEFAULTS
 from detxai.inputs import decode, labels
 from detxai.inputs.letterbox import boxes_to_source, letterboxed
 from detxai.inputs.sources import find
@@ -163,6 +165,16 @@ def behaviour(cases: list[Case], truth_is_tag: bool) -> dict[str, Any]:
     }
 
 
+def by_kind(cheats: list[Case]) -> dict[str, Any]:
+    """How many cheats the rules that forwards decide would catch without the map, and those of the map without them."""
+    graded = alarms.grades([c.measures for c in cheats], DEFAULTS)
+    kinds = {"forwards": alarms.FORWARDS, "the map": [k for k in graded if k not in alarms.FORWARDS]}
+    return {
+        kind: share(int((alarms.worst({k: graded[k] for k in kept}) > 0).sum()), len(cheats))
+        for kind, kept in kinds.items()
+    }
+
+
 def told_apart(cheats: list[Case], honest: list[Case]) -> dict[str, Any]:
     """Verdicts over the images where the first model cheats and the second is right, and each measure alone."""
     caught = sum(c.verdict != "supported" for c in cheats)
@@ -182,6 +194,7 @@ def told_apart(cheats: list[Case], honest: list[Case]) -> dict[str, Any]:
         "cheat not supported": share(caught, len(cheats)),
         "control supported": share(trusted, len(honest)),
         "told apart": share(caught + trusted, len(cheats) + len(honest)),
+        "objected to by": by_kind(cheats),
         "measures": dict(sorted(alone.items(), key=lambda kv: -abs(kv[1]["auroc"]["value"] - 0.5))),
     }
 
@@ -224,6 +237,7 @@ def markdown(report: dict[str, Any]) -> str:
     head = ["measure alone", "cheat, median (5 to 95 %)", "control", "AUROC"]
     words = ", ".join(f"{n} {word}" for word, n in report["tag painted out"].items())
     both = f"Told apart: {cell(apart['told apart'])}. The cheats again, with the tag painted out: {words}."
+    both += "".join(f" By {kind} alone: {cell(s)}." for kind, s in apart["objected to by"].items())
     added = ", ".join(f"{name} {tools.Interval(**value)}" for name, value in report["added"].items())
     parts = [tools.table(rows, ["", *kinds]), both, f"AUROC: {added}.", tools.table(alone, head)]
     return "\n\n".join(parts)
