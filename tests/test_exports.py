@@ -91,6 +91,46 @@ def test_label_studio_tasks_fit_their_interface(tree: Path) -> None:
     assert tasks[2]["data"]["image"].endswith("x.tif%232")
 
 
+def brush(code: list[int]) -> np.ndarray[Any, Any]:
+    """The words of thi.ng's rle-pack."""
+    bits = "".join(f"{byte:08b}" for byte in code)
+    place = 0
+
+    def read(count: int) -> int:
+        nonlocal place
+        place += count
+        return int(bits[place - count : place], 2)
+
+    total, word, widths = read(32), read(5) + 1, [read(4) + 1 for _ in range(4)]
+    words: list[int] = []
+    while len(words) < total:
+        repeated = read(1)
+        length = read(widths[read(2)]) + 1
+        words += [read(word)] * length if repeated else [read(word) for _ in range(length)]
+    return np.array(words, np.uint8)
+
+
+def test_label_studio_brushes_lie_where_the_evidence_does(tree: Path) -> None:
+    mapped(tree)
+    tasks = json.loads((exported(tree, "labelstudio") / "tasks.json").read_bytes())
+    result = tasks[0]["predictions"][0]["result"]
+    assert [part["type"] for part in result] == ["rectanglelabels", "brushlabels"] * 2
+    whole, grid = (
+        brush(part["value"]["rle"]).reshape(part["original_height"], part["original_width"], 4) for part in result[1::2]
+    )
+    assert (whole == whole[..., :1]).all() and set(np.unique(whole)) == {0, 255}
+    assert (whole[42:58, 22:38] == 255).all() and not whole[:38].any() and not whole[:, 42:].any()
+    assert (grid[20:40, 10:50, 3] == 255).all() and grid.sum() == 4 * 255 * 20 * 40, "the upper half of its box"
+
+
+def test_label_studio_reads_its_brushes(tree: Path) -> None:
+    owner: Any = pytest.importorskip("label_studio_sdk.converter.brush")
+    mapped(tree)
+    result = json.loads((exported(tree, "labelstudio") / "tasks.json").read_bytes())[0]["predictions"][0]["result"]
+    for part in result[1::2]:
+        assert np.array_equal(owner.decode_rle(part["value"]["rle"]), brush(part["value"]["rle"]))
+
+
 def test_tables_agree(tree: Path) -> None:
     with open(exported(tree, "csv") / "boxes.csv", newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))

@@ -13,6 +13,8 @@ from detxai.output.records import DetectionRecord, Record
 from detxai.output.store import decode_map
 from detxai.values import Map
 
+#: Of the strongest cell, from which on a cell of a raster is shown.
+THRESHOLD = 0.25
 #: Longer side of the rasters that other tools show.
 RASTER = 128
 

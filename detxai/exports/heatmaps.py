@@ -8,10 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from detxai.exports.content import Content, reported, verdict
-
-#: Of the strongest cell, from which on a cell is shown.
-THRESHOLD = 0.25
+from detxai.exports.content import THRESHOLD, Content, reported, verdict
 
 
 def files(content: Content) -> Iterator[tuple[str, bytes]]:
