@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import random
 import resource
 import shutil
 import signal
@@ -19,14 +20,17 @@ from typing import Any
 import pytest
 from conftest import FAST, ROOT, Command, Inside, explain, files
 
+sys.path.insert(0, str(ROOT / "scripts" / "checks"))
+
+import damaged_files
+import fault_inputs
+
 from detxai.inputs import decode
 from detxai.models import converted
 from detxai.output import records
 from detxai.output.store import Store
 from detxai.run.explain import ExplainRun
 from detxai.values import Image, ImageRef
-
-sys.path.insert(0, str(ROOT / "scripts" / "checks"))
 
 TORCH_SAYS = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
 
@@ -135,6 +139,42 @@ def test_a_reader_that_breaks_over_one_picture_is_one_failed_record(
     failed = [line for line in lines if line["status"] == "failed"]
     assert [(line["image"]["path"], line["error"]["code"]) for line in failed] == [("b.png", "internal")]
     assert len(lines) == 6
+
+
+def test_damaged_files_of_every_format_fail_in_time_and_typed(tmp_path: Path) -> None:
+    files = [tmp_path / name for name, _ in damaged_files.damaged(random.Random(18), 80)]
+    for file, (_, data) in zip(files, damaged_files.damaged(random.Random(18), 80), strict=True):
+        file.write_bytes(data)
+    assert {file.suffix for file in files} >= {".png", ".jpg", ".gif", ".tif", ".webp", ".bmp", ".ppm", ".jp2", ".avif"}
+    assert list(fault_inputs.opened(files)) == []
+
+
+@pytest.mark.parametrize("place", ["load", pytest.param("_content", marks=pytest.mark.slow)])
+def test_pictures_that_change_when_they_were_listed_or_half_read(
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    folder, call = tmp_path / "in", getattr(decode, place)
+    folder.mkdir()
+    for name in fault_inputs.CHANGES:
+        shutil.copy(pictures / "b.png", folder / f"{name}.png")
+    changes = dict(fault_inputs.CHANGES)
+
+    def changed(what: Any, *more: Any) -> Any:
+        file = Path(what.file if place == "load" else what.name)
+        if change := changes.pop(file.stem, None):
+            change(file)
+        return call(what, *more)
+
+    monkeypatch.setattr(decode, place, changed)
+    line = (folder, "-m", tiny, "-o", tmp_path / "out", "--method", "grad", "--evidence", "none", "--no-overlays")
+    assert explain(*line, "--max-det", 1) == 3
+    assert not changes
+    lines = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    ok = {line["image"]["path"].removesuffix(".png") for line in lines if line["status"] == "ok"}
+    replaced = {"gone", "a folder", "a FIFO", "a link to a device", "a link to itself"}
+    assert ok == {"another", "longer"} | (replaced if place == "_content" else set())
+    assert {line["error"]["code"] for line in lines if line["status"] == "failed"} <= fault_inputs.GONE
+    assert len(lines) == len(fault_inputs.CHANGES)
 
 
 # -- refused by the system itself -------------------------------------------------------------------

@@ -17,7 +17,7 @@ from PIL import Image
 
 from detxai.errors import ImageError, OutputError
 from detxai.evidence.maps import map_sums
-from detxai.output import recording, records, store
+from detxai.output import atomic, recording, records, store
 from detxai.output.store import Store
 from detxai.output.summary import Summary
 from detxai.values import Attribution, ClassScore, Detection, ImageRef, Target
@@ -248,6 +248,44 @@ def test_a_failing_disk_is_an_output_error_and_leaves_whole_files(
     monkeypatch.undo()
     with Store(tmp_path):  # the lock was given back
         pass
+
+
+def test_a_file_is_whole_and_synced_under_another_name_before_it_gets_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: dict[int, int] = {}
+    named, rename = [], os.replace
+
+    def fsync(number: int) -> None:
+        synced[os.fstat(number).st_ino] = os.fstat(number).st_size
+
+    def replace(source: Path, target: Path) -> None:
+        status = os.stat(source)
+        assert source.parent == target.parent
+        assert atomic.TEMPORARY.fullmatch(source.name)
+        assert synced[status.st_ino] == status.st_size > 0
+        named.append(target.name)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    with Store(tmp_path) as tree:
+        write(tree, "a.jpg", 2)
+        finish(tree, Summary())
+    assert named == ["a.jpg.d00.ig.png", "a.jpg.d01.ig.png", "a.jpg.json", "records.jsonl", "summary.json"]
+    assert {file.name for file in tmp_path.iterdir()} == {*named, atomic.LOCK}
+
+
+def test_a_name_that_somebody_took_is_never_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of a temporary cannot be guessed; one that is there all the same is left alone, link or not."""
+    (tmp_path / "precious").write_text("mine")
+    with Store(tmp_path / "out") as tree:
+        monkeypatch.setattr("detxai.output.atomic.secrets.token_hex", lambda size: "0" * 2 * size)
+        (tmp_path / "out" / f".detxai-{'0' * 16}.tmp").symlink_to(tmp_path / "precious")
+        with pytest.raises(OutputError, match="File exists"):
+            write(tree, "a.jpg", 1)
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert not files(tmp_path / "out")
 
 
 def test_the_second_of_two_processes_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@
 The estimate is the L2 distance of a map to the one that every other of its nodes makes, relative to the map: no
 gradient more. The true distance is that to the map of `--nodes` cubic nodes. Over all detections: their quantiles, the
 quantiles of true / estimate, their rank correlation, and, of the maps that are more than BAD off, how many the estimate
-finds among as many as it calls the worst.
+finds among as many as it calls the worst. `--stopping` asks what it is worth as a reason to go on: evaluations and true
+errors where every map goes on to a half and a quarter of the tolerance, and where only those do that it calls bad.
 """
 
 from __future__ import annotations
@@ -27,17 +28,42 @@ from detxai.statistics import rank_correlation
 
 #: A map further than this from the reference is a bad one.
 BAD = 0.1
+#: Shares of the tolerance at which `--stopping` looks.
+SHARES = (1.0, 0.5, 0.25)
 
 
-def pairs(engine: Engine, detector: Any, case: Case, options: argparse.Namespace) -> list[tuple[float, float]]:
-    """(estimated, true) relative L2 error of each target's map."""
+#: Of a target: gradients, estimated and true relative L2 error of its map.
+Row = tuple[int, float, float]
+
+
+def measured(engine: Engine, detector: Any, case: Case, options: argparse.Namespace) -> list[list[Row]]:
+    """The rows of all targets at each tolerance that is asked for."""
     stem = detector.trunk.stem
     line = case.line if stem is None else Entered(case.line, stem)
-    ask = integrated_gradients(line, case.targets, tolerance=options.tolerance, max_evaluations=options.max_evaluations)
-    ((_, maps),) = engine.run([(0, ask)], 1)
     ((_, (reference, _)),) = engine.run([(0, dense(case.line, case.targets, options.nodes))], 1)
-    true = [float((one.map - exact).norm() / exact.norm()) for one, exact in zip(maps, reference, strict=True)]
-    return [(one.map_error, far) for one, far in zip(maps, true, strict=True) if one.map_error is not None]
+    columns = []
+    for share in SHARES if options.stopping else SHARES[:1]:
+        most, tolerance = options.max_evaluations, options.tolerance * share
+        ask = integrated_gradients(line, case.targets, tolerance=tolerance, max_evaluations=most)
+        ((_, maps),) = engine.run([(0, ask)], 1)
+        true = [float((one.map - exact).norm() / exact.norm()) for one, exact in zip(maps, reference, strict=True)]
+        columns.append([(one.evaluations, one.map_error or 0.0, far) for one, far in zip(maps, true, strict=True)])
+    return columns
+
+
+def stopping(columns: list[list[Row]]) -> dict[str, dict[str, float]]:
+    """Mean evaluations and true errors of rules when to stop, by name."""
+    coarse, rules = columns[0], {f"tolerance x {share:g}": c for share, c in zip(SHARES, columns, strict=True)}
+    for share, finer in list(zip(SHARES, columns, strict=True))[1:]:
+        for limit in (0.1, 0.2):
+            name = f"x {share:g} where map_error > {limit:g}"
+            rules[name] = [f if c[1] > limit else c for c, f in zip(coarse, finer, strict=True)]
+    made = {}
+    for name, rows in rules.items():
+        evaluations, _, true = np.array(rows).T
+        made[name] = {"evaluations": float(evaluations.mean()), "bad": float((true > BAD).sum())}
+        made[name] |= {f"p{q}": float(np.quantile(true, q / 100)) for q in (50, 90, 100)}
+    return made
 
 
 def figures(errors: list[tuple[float, float]]) -> dict[str, Any]:
@@ -71,17 +97,21 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=300, help="of the reference")
     parser.add_argument("--tolerance", type=float, default=0.05)
     parser.add_argument("--max-evaluations", type=int, default=256)
+    parser.add_argument("--stopping", action="store_true", help="compare rules when to stop")
     options = parser.parse_args()
     device = torch.device("cpu")
     detector: Any = detector_of(options.model, device)
     engine = Engine(detector.values, device, entered=detector.entered)
     common: dict[str, Any] = {"baseline": options.baseline, "conf": options.conf, "device": device}
     work = cases(detector, options.images, size=options.imgsz or detector.info.imgsz, **common)
-    measured: list[tuple[float, float]] = []
+    columns: list[list[Row]] = [[] for _ in (SHARES if options.stopping else SHARES[:1])]
     for case in islice(work, options.count):
         few = Case(case.name, case.line, case.targets[: options.most], case.key)
-        measured += pairs(engine, detector, few, options)
-        print(json.dumps(figures(measured)), flush=True)
+        for column, rows in zip(columns, measured(engine, detector, few, options), strict=True):
+            column += rows
+        print(json.dumps(figures([row[1:] for row in columns[0] if row[1]])), flush=True)
+    if options.stopping:
+        print(json.dumps(stopping(columns), indent=1))
 
 
 if __name__ == "__main__":

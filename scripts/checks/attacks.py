@@ -1,9 +1,9 @@
 """Crafted pictures and models against the real command: the exit code, the time and the memory of each.
 
-Every attack runs in a process of its own, forked when torch is loaded; one that takes a minute is killed. Leaves
-with 1 where an attack ends in another code than it should, or takes more than its kind may.
+Every attack runs in a process of its own, forked when torch is loaded; one that takes a minute of one core is killed.
+Leaves with 1 where an attack ends in another code than it should, or takes more than its kind may.
 
-    python scripts/checks/attacks.py [pictures|models]
+    python scripts/checks/attacks.py [pictures|models|crowds]
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from detxai.models import checkpoints
 
 torch.set_num_threads(1)  # a child that is forked from several threads would wait for the others
 #: Seconds of one core beyond those of a good picture, and GiB, that an attack may take.
-LIMITS = {"pictures": (2.0, 1.0), "models": (10.0, 2.0)}
-#: Seconds after which it counts as one that hangs.
-PATIENCE = 60
+LIMITS = {"pictures": (2.0, 1.0), "models": (10.0, 2.0), "crowds": (300.0, 6.0)}
+#: Seconds, of one core and of the clock, after which it counts as one that hangs.
+PATIENCE, HANGS = 60, 600
 QUICK = ["--imgsz", "64", "--max-evaluations", "2", "--evidence", "none", "--no-overlays", "--device", "cpu", "-q"]
 
 
@@ -70,7 +70,8 @@ def outcome(attack: Attack, folder: Path) -> Outcome:
     said = folder / "said"
     child = os.fork()
     if not child:
-        signal.alarm(PATIENCE)  # its default ends the process
+        signal.alarm(HANGS)  # its default ends the process, as that of the limit does
+        resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         out = os.open(said, os.O_WRONLY | os.O_CREAT)
         os.dup2(out, 1)
@@ -195,6 +196,22 @@ def picture_attacks(seed: int) -> Iterator[Attack]:
             return ["explain", str(folder / name), "-o", str(folder / "out"), *QUICK]
 
         yield Attack("pictures", f"{suffix}: {what}", made, (0, 3))
+
+
+def crowd_attacks() -> Iterator[Attack]:
+    """Fourteen PNGs in a folder, each within the limit of pixels and of less than a megabyte, that unpack to much."""
+    for megapixels in (16, 99):
+
+        def made(folder: Path, megapixels: int = megapixels) -> list[str]:
+            packer, row = zlib.compressobj(), bytes(8000 * 8 + 1)
+            height = megapixels * 125
+            data = b"".join([packer.compress(row) for _ in range(height)]) + packer.flush()
+            (folder / "in").mkdir()
+            for number in range(14):
+                (folder / "in" / f"{number:02d}.png").write_bytes(png(8000, height, data, 16, 6))
+            return ["explain", str(folder / "in"), "-o", str(folder / "out"), *QUICK]
+
+        yield Attack("crowds", f"14 PNGs of {megapixels} megapixels, 16-bit RGBA", made, (0,))
 
 
 # -- models -------------------------------------------------------------------------------------
@@ -373,12 +390,12 @@ def model_attacks(seed: int) -> Iterator[Attack]:
 def main() -> None:
     """Run the attacks and print them as a Markdown table; leaves with 1 where one got through."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("kind", nargs="?", choices=("pictures", "models"), help="only these")
+    parser.add_argument("kind", nargs="?", choices=tuple(LIMITS), help="only these")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", metavar="TEXT", help="only those with this in their name")
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads do not live on in a process that is forked
-    attacks = [*picture_attacks(options.seed), *model_attacks(options.seed)]
+    attacks = [*picture_attacks(options.seed), *model_attacks(options.seed), *crowd_attacks()]
     attacks = [a for a in attacks if options.kind in (None, a.kind) and options.only in a.name]
     broken, good = 0, usual()
     print("| attack | exit code | s of one core | peak GiB | |\n|---|---|---|---|---|")

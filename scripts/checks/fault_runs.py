@@ -7,8 +7,9 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -20,8 +21,8 @@ from detxai.output import records
 SAMPLES = Path(__file__).parents[2] / "samples" / "images"
 #: A real network and real integrals, but quick ones.
 QUICK = ("--imgsz", "64", "--conf", "0.02", "--max-det", "2", "--max-evaluations", "4", "--evidence", "none")
-#: Seconds after which a run counts as one that hangs.
-PATIENCE = 120
+#: Seconds of the clock after which a run counts as one that hangs.
+PATIENCE = 600
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,30 @@ class Ended:
     def problem(self) -> str | None:
         """What is wrong with a run that nothing disturbed."""
         return f"exit code {self.code}: {self.said[-300:]}" if self.code else None
+
+
+@dataclass
+class Row:
+    """What was tried of a kind, how it ended, and what did not hold."""
+
+    kind: str
+    tried: int = 0
+    codes: Counter[int] = field(default_factory=Counter)
+    seconds: float = 0.0
+    broken: list[str] = field(default_factory=list)
+
+    def add(self, what: str, ended: Ended, allowed: set[int], *problems: str | None) -> None:
+        self.tried += 1
+        self.codes[ended.code] += 1
+        self.seconds = max(self.seconds, ended.seconds)
+        wrong = [p for p in problems if p]
+        if ended.code not in allowed:
+            wrong.append(f"exit code {ended.code}: {ended.said[-300:]}")
+        elif ended.code > 0 and not any("error" in line or "stopped" in line for line in ended.said.splitlines()):
+            wrong.append(f"exit code {ended.code} without a sentence")
+        if "Traceback" in ended.said:
+            wrong.append(f"a traceback: {ended.said[-300:]}")
+        self.broken += [f"{what}: {problem}" for problem in wrong]
 
 
 class Running:
@@ -135,8 +160,10 @@ class Job:
         self._took: float = self.runner.times[name]  # type: ignore[attr-defined]
         return files(tree)
 
-    def start(self, before: Callable[[], object] = bool, tell: Callable[[], int] = int) -> Running:
-        return self.runner.start([*self.line, str(self.tree)], before, tell)
+    def start(
+        self, before: Callable[[], object] = bool, tell: Callable[[], int] = int, more: Sequence[str] = ()
+    ) -> Running:
+        return self.runner.start([*self.line, str(self.tree), *more], before, tell)
 
     def forget(self) -> None:
         """No tree any more."""

@@ -21,45 +21,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fault_inputs
 import torch
-from fault_runs import Ended, Job, Runner
+from fault_runs import Ended, Job, Row, Runner
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NUMBERS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 #: What a run that a signal stops may take, in seconds of the clock; on a busy machine this is the first to be missed.
 LEAVES_WITHIN = 5.0
 TORCH_SAYS = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
-
-
-@dataclass
-class Row:
-    """What was tried of a kind, how it ended, and what did not hold."""
-
-    kind: str
-    tried: int = 0
-    codes: Counter[int] = field(default_factory=Counter)
-    seconds: float = 0.0
-    broken: list[str] = field(default_factory=list)
-
-    def add(self, what: str, ended: Ended, allowed: set[int], *problems: str | None) -> None:
-        self.tried += 1
-        self.codes[ended.code] += 1
-        self.seconds = max(self.seconds, ended.seconds)
-        wrong = [p for p in problems if p]
-        if ended.code not in allowed:
-            wrong.append(f"exit code {ended.code}: {ended.said[-300:]}")
-        elif ended.code > 0 and not any("error" in line or "stopped" in line for line in ended.said.splitlines()):
-            wrong.append(f"exit code {ended.code} without a sentence")
-        if "Traceback" in ended.said:
-            wrong.append(f"a traceback: {ended.said[-300:]}")
-        self.broken += [f"{what}: {problem}" for problem in wrong]
 
 
 # -- kills and signals --------------------------------------------------------------------------
@@ -230,7 +205,8 @@ def memory(runner: Runner, dice: random.Random, count: int) -> Row:
         failing = Memory(lambda k, at=at, length=length: at <= k < at + length)
         broken = Disk(job.tree, dice.randrange(1, 60), dice.choice(NUMBERS), lasting=False) if number % 4 == 3 else None
         job.forget()
-        ended = job.start(partial(_under, failing, broken)).wait()
+        batch = ["--batch", str(dice.choice((1, 2, 4)))]
+        ended = job.start(partial(_under, failing, broken), more=batch).wait()
         said = f"operations {at} to {at + length} of {operations} fail{' and a call of the disk' * bool(broken)}"
         row.add(said, ended, {0, 3, 6, 7}, job.wrong(complete=ended.code == 0, failed={"memory", "too_large"}))
         again = job.start().wait()
@@ -250,6 +226,7 @@ KINDS: dict[str, Callable[[Runner, random.Random, int], Row]] = {
     "together": together,
     "disk": disk,
     "memory": memory,
+    **fault_inputs.KINDS,
 }
 
 
