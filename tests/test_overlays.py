@@ -283,6 +283,12 @@ def test_edges_wear_their_tints_in_map_and_box() -> None:
         overlays.draw_edges(pixels, {"front": maps["left"]}, box=BOX, label="gun", score=0.5)
 
 
+def test_one_edge_alone_has_a_picture() -> None:
+    pixels = scan()
+    page = overlays.draw_edges(pixels, {"left": two_spots(pixels)}, box=BOX, label="gun", score=0.5)
+    assert page.height > pixels.shape[0]
+
+
 def test_bytes_are_the_same_every_time_and_carry_no_metadata() -> None:
     pixels = scan()
     pages = [overlays.draw(pixels, two_spots(pixels), box=BOX, label="knife", score=0.8) for _ in range(2)]

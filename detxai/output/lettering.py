@@ -50,13 +50,7 @@ class Lettering:
 
     def set(self, text: str) -> tuple[str, Font]:
         """`text` on one line, as it can be written, and the font that has it."""
-        text = "".join(c if c.isprintable() else " " for c in text)
-        extra = str(self.extra) if self.extra else None
-        for name in dict.fromkeys((None, extra, *_dejavu())):
-            if all(_has(c, name) for c in text):
-                return text, _font(self.em, name)
-        plain = "".join(c if _has(c, extra) else _bare(c) for c in text.translate(PLAIN))
-        return plain, _font(self.em, extra)
+        return _set(text, self.em, self.extra)
 
     def words(self, text: str | None) -> Flow:
         """`text` in words, for a footer."""
@@ -92,24 +86,19 @@ class Lettering:
         """Words and pictures set in lines of `width` pixels, none of them cut; "\\n" begins a new line."""
         pad = self.em // 2
         leading, x, y = self.em + pad, pad, pad // 2
-        placed: list[tuple[str | Image.Image, int, int]] = []
+        placed: list[tuple[Image.Image, int, int]] = []
         for item in items:
             if item == "\n":
                 x, y = pad, y + leading
                 continue
-            item = self.shortened(item, width - 2 * pad) if isinstance(item, str) else item
-            advance = math.ceil(self.set(item)[1].getlength(item)) if isinstance(item, str) else item.width
-            if x > pad and x + advance > width - pad:
+            shown = _word(self, item, width - 2 * pad, ink, ground) if isinstance(item, str) else item
+            if x > pad and x + shown.width > width - pad:
                 x, y = pad, y + leading
-            placed.append((item, x, y))
-            x += advance + self.em // 3
+            placed.append((shown, x, y))
+            x += shown.width + self.em // 3
         block = Image.new("RGB", (width, y + leading + pad // 2), ground)
-        for item, x, y in placed:
-            if isinstance(item, str):
-                text, font = self.set(item)
-                ImageDraw.Draw(block).text((x, y + leading / 2), text, ink, font, anchor="lm")
-            else:
-                block.paste(item, (x, y + (leading - item.height) // 2))
+        for shown, x, y in placed:
+            block.paste(shown, (x, y + (leading - shown.height) // 2))
         return block
 
     def marked(self, bar: Image.Image, marks: str) -> Image.Image:
@@ -176,6 +165,27 @@ def dashes(side: Rect, length: int, gap: int) -> list[Rect]:
 def require_font(file: Path) -> None:
     """Raise OSError where `file` is no font that FreeType reads."""
     _font(MIN_FONT, str(file))
+
+
+@lru_cache(maxsize=4096)
+def _set(text: str, em: int, extra: Path | None) -> tuple[str, Font]:
+    text = "".join(c if c.isprintable() else " " for c in text)
+    own = str(extra) if extra else None
+    for name in dict.fromkeys((None, own, *_dejavu())):
+        if all(_has(c, name) for c in text):
+            return text, _font(em, name)
+    plain = "".join(c if _has(c, own) else _bare(c) for c in text.translate(PLAIN))
+    return plain, _font(em, own)
+
+
+@lru_cache(maxsize=1024)
+def _word(lettering: Lettering, text: str, room: float, ink: RGB, ground: RGB) -> Image.Image:
+    """A word of a footer in at most `room` pixels: most words are those of the picture before."""
+    text, font = lettering.set(lettering.shortened(text, room))
+    height = lettering.em + lettering.em // 2
+    word = Image.new("RGB", (max(math.ceil(font.getlength(text)), 1), height), ground)
+    ImageDraw.Draw(word).text((0, height / 2), text, ink, font, anchor="lm")
+    return word
 
 
 @lru_cache(maxsize=16)

@@ -25,7 +25,7 @@ from detxai.output.lettering import (
     outline,
     with_footer,
 )
-from detxai.output.overlays import AGAINST, FOR, MIN_LONG_SIDE, SIGMA_OF_BOX, gray, layer_of, signed_bar
+from detxai.output.overlays import AGAINST, FOR, MIN_LONG_SIDE, SIGMA_OF_BOX, painted, signed_bar
 from detxai.values import Box, Map, Pixels, shared_area
 
 #: The long side of a stamp, in cells, and of an overview, in pixels, are at most this.
@@ -104,15 +104,13 @@ def draw(
     drawn = _drawn((width, height), times)
     text = Lettering(height_of_text(drawn), font)
     scan = Image.fromarray(pixels).resize(drawn, Image.Resampling.BOX if times < 1 else Image.Resampling.NEAREST)
-    overlay, legend = gray(scan), text.words(f"no attribution · {unit}")
+    legend = text.words(f"no attribution · {unit}")
     field = _field([shown.stamp for shown in boxes if shown.stamp is not None], drawn, times)
     scale = scale or _scale(field)
     if scale:
-        strength = np.asarray(np.abs(field) / scale, np.float32)
-        overlay.alpha_composite(layer_of((field < 0).astype(np.uint8), strength, (FOR, AGAINST)))
         legend = ["against", signed_bar(text), "for"]
         legend += text.words(f"· one scale for all boxes: full colour from {scale:.2g} {unit} a pixel")
-    panel = overlay.convert("RGB")
+    panel = painted(scan, (field < 0).astype(np.uint8), np.abs(field) / np.float32(scale or 1), (FOR, AGAINST))
     _draw_boxes(panel, boxes, times, text)
     footer = _footer(boxes, legend, caption, text)
     return with_footer(panel, [text.block(flow, panel.width, *colours) for flow, colours in footer if flow])
