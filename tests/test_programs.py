@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 import weakref
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from conftest import FAST, SIDE, explain, pixels, seeded_network
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from detxai.attribution.clock import DeviceClock
 from detxai.attribution.engine import AHEAD, PROGRAM_ROWS, Engine
 from detxai.attribution.integral import integrated_gradients
 from detxai.attribution.methods import METHODS, Settings
@@ -252,3 +254,41 @@ def test_shared_packs_wait_for_no_row(
     assert fields >= wanted
     del waits["nonzero"]  # of windows, which are measured once a scale
     assert not waits
+
+
+class FakeEvent:
+    """An event of a device that is as slow as the test says, in milliseconds since it began."""
+
+    now, done = 0.0, 0.0
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = FakeEvent.now
+
+    def query(self) -> bool:
+        return self.at <= FakeEvent.done
+
+    def elapsed_time(self, later: FakeEvent) -> float:
+        return later.at - self.at
+
+
+def test_a_device_is_timed_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading it waits for nothing: what the device has not done yet is counted at the next look."""
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    clock = DeviceClock(torch.device("cuda"))
+    for begin, end in ((0, 250), (400, 1000)):
+        FakeEvent.now = begin
+        with clock.working():
+            FakeEvent.now = end
+    for FakeEvent.done, seconds in ((100, 0), (600, 0.25), (1000, 0.85)):
+        clock.read()
+        assert clock.seconds == pytest.approx(seconds)
+
+
+def test_a_cpu_is_timed_by_the_host(detector: Any, x: Tensor) -> None:
+    start = time.perf_counter()
+    engine = engines(detector)[1]
+    run(engine, [integrated_gradients(Segment(x, torch.ones_like(x)), strongest(detector, x)[:1], max_evaluations=8)])
+    assert 0 < engine.clock.seconds <= time.perf_counter() - start

@@ -7,7 +7,6 @@ only, so that shuffled, resumed and sharded runs give the same bytes.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from detxai.attribution.clock import DeviceClock
 from detxai.attribution.memory import Held, Room
 from detxai.attribution.points import Point, Reply
 from detxai.attribution.programs import Programs
@@ -115,7 +115,8 @@ class Engine:
     `room`: for the gradients that they hold. `programs`: runs what it takes, target by target; other points go through
     `f` with all their targets at once. `over`: whether to leave what is not finished; asked between packs and between
     the targets of one.
-    `seconds` computing, `points` computed, of them `padded` in vain, `halved`: how often memory ran out.
+    `clock`: how long the device has worked. `points` computed, of them `padded` in vain, `halved`: how often memory
+    ran out.
     """
 
     f: Field
@@ -128,12 +129,15 @@ class Engine:
     room: Room = field(default_factory=Room)
     programs: Programs | None = None
     over: Callable[[], bool] = lambda: False
-    seconds: float = 0.0
+    clock: DeviceClock = field(init=False)
     points: int = 0
     padded: int = 0
     halved: int = 0
     _waiting: dict[Hashable, deque[_Entry]] = field(default_factory=dict)
     _flying: deque[_Flight] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.clock = DeviceClock(self.device)
 
     def run(
         self, jobs: Iterable[tuple[Any, Generator[list[Point], list[Reply], T]]], in_flight: int
@@ -204,7 +208,6 @@ class Engine:
 
         Programs are launched ahead of the one look at what earlier ones found.
         """
-        start = time.perf_counter()
         full = [kind for kind, entries in self._waiting.items() if len(entries) >= self._rows(entries[0])]
         if not full and self._waiting and not self._flying:
             fill = {kind: len(entries) / self._rows(entries[0]) for kind, entries in self._waiting.items()}
@@ -219,7 +222,6 @@ class Engine:
             done += self._tried(partial(self._launch, programs), [entry for pack in programs for entry in pack])
         if self._flying and (len(self._flying) >= AHEAD.get(self.device.type, 1) or not packs):
             done += self._landed(self._flying.popleft())
-        self.seconds += time.perf_counter() - start
         return done
 
     def _pack(self, kind: Hashable) -> list[_Entry]:
@@ -265,7 +267,9 @@ class Engine:
 
     def _shared(self, pack: list[_Entry]) -> list[_Job]:
         """Run one pack of points with all their targets."""
-        replies = self._evaluate([entry.point for entry in pack], self._rows(pack[0]))
+        with self.clock.working():
+            replies = self._evaluate([entry.point for entry in pack], self._rows(pack[0]))
+        self.clock.read()
         for entry, reply in zip(pack, replies, strict=True):
             assert entry.job.replies is not None
             entry.job.replies[entry.i] = reply
@@ -273,9 +277,12 @@ class Engine:
 
     def _launch(self, packs: list[list[_Entry]]) -> list[_Job]:
         """Set programs going on `packs`; what they find is looked at later, all at once."""
+        assert self.programs is not None
         tables, flown = [], []
         for pack in packs:
-            values, slopes, held = self._flown(pack)
+            self.programs.make(self.programs.shape((pack[0].point, pack[0].k or 0)))
+            with self.clock.working():
+                values, slopes, held = self._flown(pack)
             tables.append(torch.stack([values.double(), slopes])[:, : len(pack)])
             flown.append((pack, held))
         table, ready = torch.cat(tables, 1), None
@@ -308,6 +315,7 @@ class Engine:
         """The round's one look at what the device has found."""
         if flight.ready is not None:
             flight.ready.synchronize()
+        self.clock.read()
         values, slopes = flight.table.cpu().tolist()
         done, at = [], 0
         for pack, held in flight.packs:

@@ -182,18 +182,23 @@ class Programs:
         """Why programs could not be captured as graphs, on a device that has them."""
         return [program.refused for program in self.made.values() if program.refused]
 
-    def launch(self, shape: Shape, pack: Sequence[Row]) -> tuple[Tensor, Tensor | None, Tensor]:
-        """(rows,) values, gradients (rows, …) and path ends (rows,) of `pack`, all of one `shape`, on their way.
-
-        Gradients hold until the program runs again.
-        """
+    def make(self, shape: Shape) -> tuple[Network, Program]:
+        """The program of a `shape`, made unless it has been, and the network that it runs."""
         if self._pool is None and self.device.type == "cuda":
             self._pool = torch.cuda.graph_pool_handle()
         network = self.network_of(shape.dtype)
         assert network is not None
         if shape not in self.made:
             self.made[shape] = Program(network, shape, self.rows, self.device, self._pool)
-        program, ends = self.made[shape], self._ends.setdefault(shape.place, Ends())
+        return network, self.made[shape]
+
+    def launch(self, shape: Shape, pack: Sequence[Row]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(rows,) values, gradients (rows, …) and path ends (rows,) of `pack`, all of one `shape`, on their way.
+
+        Gradients hold until the program runs again.
+        """
+        network, program = self.make(shape)
+        ends = self._ends.setdefault(shape.place, Ends())
         full = [*pack, *[pack[0]] * (self.rows - len(pack))]
         targets = [point.targets[k] for point, k in full]
         numbers = [

@@ -18,6 +18,8 @@ from detxai.run.plan import Plan
 def engine(plan: Plan) -> Engine:
     """An engine for what `plan` says; black boxes have one without gradients."""
     device, network = plan.device, plan.network
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # graphs are captured on this thread's own
     rows, similarity = rows_for(device, plan.size), partial(closeness, plan.detector)
     if network is None:
         return Engine(similarity, device, rows)

@@ -57,7 +57,10 @@ BUGS = (ValueError, LookupError, ArithmeticError, AssertionError, TypeError, Att
 
 @dataclass
 class Timings:
-    """Seconds of the calling thread: in the engine (`device`), waiting for decoded images, waiting for the writers."""
+    """Seconds that the `device` worked, see `DeviceClock`, and that its thread waited for decoded images, and writers.
+
+    `points` that were computed, of them `padded` in vain; `packs_halved`: how often memory ran out.
+    """
 
     device: float = 0.0
     waiting_for_input: float = 0.0
@@ -106,7 +109,6 @@ class Explainer:
         self._waiting: dict[int, Future[Result]] = {}
         self._works: dict[int, Work] = {}
         self._all_begun = True
-        self._detecting = 0.0
         self.workers = _cores()
         self._select = Selector(plan.config.detection, plan.info.names, plan.classes)
         self._trials = TrialPlan(plan.level, plan.network is None, plan.settings, plan.targets_at_once)
@@ -153,7 +155,7 @@ class Explainer:
     ) -> Generator[Result, None, None]:
         in_flight = self.plan.in_flight
         engine = self._engine_at_work = engine_of(self.plan)
-        self._detecting, self._works, self._all_begun = 0.0, {}, False
+        self._works, self._all_begun = {}, False
         waiting = self._waiting = {}
         leaving = Leaving(over)
         engine.over = leaving.leaves_device
@@ -275,13 +277,9 @@ class Explainer:
             self.timings.waiting_for_output += time.perf_counter() - start
 
     def _account(self, engine: Engine) -> None:
+        engine.clock.read()
         t = self.timings
-        t.device, t.points, t.padded, t.packs_halved = (
-            self._detecting + engine.seconds,
-            engine.points,
-            engine.padded,
-            engine.halved,
-        )
+        t.device, t.points, t.padded, t.packs_halved = engine.clock.seconds, engine.points, engine.padded, engine.halved
 
     def forecast(self, ref: ImageRef, tree: store.Store) -> tuple[str, str]:
         """What would be done with an image, and why: ("explain" | "skip" | "fail on", reason)."""
@@ -382,17 +380,18 @@ class Explainer:
         self, x: torch.Tensor, item: PreparedImage
     ) -> tuple[tuple[Detection, ...], Any, dict[int, torch.Tensor]]:
         """The detections, what pins them beside their numbers, and the outputs that ParchGrad asks for."""
-        start, session = time.perf_counter(), self.plan.parchgrad
+        session, engine = self.plan.parchgrad, self._engine_at_work
+        assert engine is not None
         nobody: contextlib.AbstractContextManager[dict[int, torch.Tensor]] = contextlib.nullcontext({})
         with session.watching(self.plan.config.attribution.gradient) if session else nobody as outputs:
             try:
-                candidates = self.plan.detector.predict(x[None].contiguous(memory_format=torch.channels_last))[0]
+                with engine.clock.working():
+                    candidates = self.plan.detector.predict(x[None].contiguous(memory_format=torch.channels_last))[0]
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
                 raise MemoryError from error
             detections = self._select(candidates, item.letterbox, item.labels, item.given)
-        self._detecting += time.perf_counter() - start
         return detections, candidates.context, outputs
 
     # -- behind the device ----------------------------------------------------------------------
