@@ -96,7 +96,7 @@ class Summary(Part):
     seconds: Number = Field(default=0.0, description="wall-clock time of the run")
     timings: dict[str, Number] = Field(
         default_factory=dict,
-        description="seconds by stage: in the engine (device), and its thread waiting for input and for output",
+        description="seconds by stage: of the device, by its own clock; of its thread waiting for input and output",
     )
     exit_code: int = Field(default=0, description="of the process")
     stopped: Text | None = Field(default=None, description="why the run ended early")
