@@ -110,7 +110,8 @@ def draw(
     if scale:
         legend = ["against", signed_bar(text), "for"]
         legend += text.words(f"· one scale for all boxes: full colour from {scale:.2g} {unit} a pixel")
-    panel = painted(scan, (field < 0).astype(np.uint8), np.abs(field) / np.float32(scale or 1), (FOR, AGAINST))
+    strength = np.asarray(np.abs(field) / (scale or 1), np.float32)
+    panel = painted(scan, (field < 0).astype(np.uint8), strength, (FOR, AGAINST))
     _draw_boxes(panel, boxes, times, text)
     footer = _footer(boxes, legend, caption, text)
     return with_footer(panel, [text.block(flow, panel.width, *colours) for flow, colours in footer if flow])
