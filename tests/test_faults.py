@@ -121,10 +121,13 @@ def test_a_signal_at_the_end_loses_no_account_of_the_run(
 
 @pytest.mark.parametrize(
     "raised",
-    [RuntimeError("odd"), *(pytest.param(e, marks=pytest.mark.slow) for e in (TypeError("odd"), OSError(5, "odd")))],
+    [
+        RuntimeError("odd"),
+        *(pytest.param(e, marks=pytest.mark.slow) for e in (TypeError("odd"), OSError(5, "odd"), SystemExit(0))),
+    ],
 )
 def test_a_reader_that_breaks_over_one_picture_is_one_failed_record(
-    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: BaseException
 ) -> None:
     load = decode.load
 

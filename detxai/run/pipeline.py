@@ -252,7 +252,7 @@ class Explainer:
             ready = prepared_image(self.plan, ref, tree, partial(budget.take, number))
             held = ready.image.pixels.nbytes if isinstance(ready, PreparedImage) else 0
             return ready
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if isinstance(error, DetxaiError) or memory_refused(error):
                 raise
             return _bug(ref, error)
@@ -468,7 +468,7 @@ def _failed(item: PreparedImage, error: ImageError) -> Result:
     )
 
 
-def _bug(ref: ImageRef, error: Exception) -> Result:
+def _bug(ref: ImageRef, error: BaseException) -> Result:
     """A failure of detxai itself: one failed record, exit code 1 at the end, the traceback for `-vv`."""
     failed = recording.failed_record(ref, ImageError("internal", f"{type(error).__name__}: {error}"))
     return Result(ref, failed, bug="".join(traceback.format_exception(error)))
