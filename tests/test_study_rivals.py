@@ -124,6 +124,8 @@ def test_a_confusion_meets_right_reports_of_its_score(monkeypatch: pytest.Monkey
     args = argparse.Namespace(against="wrong-class", per=1, most=10, sources=None)
     kept = study_confusions.chosen(args, None)  # type: ignore[arg-type]  # the reports are given
     assert [(e["score"], e.get("alone")) for e in kept] == [(0.5, True), (0.52, None), (0.3, False), (0.32, None)]
+    kept[1]["score"] = 0.6  # too far: neither counts
+    assert list(study_confusions.near(kept)) == kept[2:]
 
 
 def test_compositions_keep_labels_on_their_objects(tmp_path: Path) -> None:

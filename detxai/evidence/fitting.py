@@ -132,7 +132,7 @@ def gain(better: Table, groups: NDArray[Any]) -> Gain:
     """Mean of the cross-validated `better` (n,) with its 95 % interval over `groups`, whose rows are not independent.
 
     Fits on overlapping parts err together: the variance is that of Nadeau and Bengio (2003, Machine Learning 52, 239).
-    A few groups often make most of it: Student's t has the freedom that their kurtosis leaves (Satterthwaite 1946).
+    A few groups often make most of it: Student's t has as much freedom as there are groups that do, less one.
     """
     from scipy.stats import t
 
@@ -142,8 +142,7 @@ def gain(better: Table, groups: NDArray[Any]) -> Gain:
     total, parts = float(squares.sum()), min(FOLDS, count)
     if total == 0:
         return Gain(value=value, low=value, high=value)
-    excess = count * float((squares**2).sum()) / total**2 - 1  # kurtosis - 1: 2 of a normal law
-    freedom = min(max(2 * count / max(excess, 1e-9), 1.0), count - 1.0)
+    freedom = max(total**2 / float((squares**2).sum()) - 1, 1.0)
     variance = (1 + parts / (parts - 1)) * count / (count - 1) * total / len(better) ** 2
     half = float(t.ppf(0.975, freedom)) * math.sqrt(variance)
     return Gain(value=value, low=value - half, high=value + half)

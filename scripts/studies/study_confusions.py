@@ -5,12 +5,12 @@
         --sources OUT/sources.json                                             (OUT: of make_compositions.py)
 
 Of all reports from `--conf` on, those on a label of another class are held against right ones on pictures of the same
-kind, each against the `--per` right ones of the nearest score that are not taken yet, so that the score knows next to
-nothing; only these are explained. A confusion is *alone* where the object is not reported in its own class as well.
-Prints AUROC for right against confused, with 95 % intervals bootstrapped by photo: of the score (about 0.5 by the
-matching), of the margin over the runner-up, which the same forward gives, of the verdict, of single measures, and of
-what two forwards give, of the evidence and of both (ridge regressions cross-validated by photo, from 20 confusions on:
-with fewer they fall below chance).
+kind, each against the `--per` right ones of the nearest score that are not taken yet; only these are explained, and of
+these only right ones within NEAR of their confusion count, so that the score knows next to nothing. A confusion is
+*alone* where the object is not reported in its own class as well. Prints AUROC for right against confused, with 95 %
+intervals bootstrapped by photo: of the score (about 0.5 by the matching), of the margin over the runner-up, which the
+same forward gives, of the verdict, of single measures, and of what two forwards give, of the evidence and of both
+(ridge regressions cross-validated by photo, from 20 confusions on: with fewer they fall below chance).
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import study_evidence as study
 import study_tools as tools
-from numpy.typing import NDArray
 
 from detxai.inputs import labels
 
@@ -36,6 +35,8 @@ FEWEST = 20
 RANK = {"supported": 0.0, "unknown": -1.0, "weak": -2.0, "unsupported": -3.0}
 #: Scores of one report that were computed twice differ by less.
 SAME_SCORE = 1e-3
+#: Logits between the scores of a confusion and of a right report that is held against it.
+NEAR = 0.3
 
 
 def origins(args: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
@@ -65,15 +66,33 @@ def chosen(args: argparse.Namespace, drawn: labels.Folder) -> list[dict[str, Any
     return kept
 
 
-def alone(reports: Sequence[study.Seen], entries: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
-    """(n,): which reports are confusions of an object that is not reported in its own class."""
-    sole = [(e["file_name"], e["category_id"], e["score"]) for e in entries if e.get("alone")]
-    return np.array(
-        [
-            any((r.picture, r.class_id) == (p, c) and abs(r.forwards["score"] - s) < SAME_SCORE for p, c, s in sole)
-            for r in reports
-        ]
-    )
+def near(entries: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Of `chosen` the confusions with a right report near in score, and these reports."""
+    confusion: Mapping[str, Any] | None = None
+    for entry in entries:
+        if "alone" in entry:
+            confusion, told = entry, False
+        elif confusion is not None and abs(log_odds(entry["score"]) - log_odds(confusion["score"])) <= NEAR:
+            if not told:
+                yield confusion
+            told = True
+            yield entry
+
+
+def log_odds(score: float) -> float:
+    """The logit of a score, which is not quite 0 or 1."""
+    return float(np.log(score) - np.log1p(-score))
+
+
+def counted(reports: Sequence[study.Seen], entries: Sequence[Mapping[str, Any]]) -> list[tuple[study.Seen, bool]]:
+    """The reports that are near, and whether each is a confusion alone at its object."""
+    pairs = []
+    for r in reports:
+        own = [e for e in entries if (e["file_name"], e["category_id"]) == (r.picture, r.class_id)]
+        same = [e for e in own if abs(e["score"] - r.forwards["score"]) < SAME_SCORE]
+        if same:
+            pairs.append((r, bool(same[0].get("alone"))))
+    return pairs
 
 
 def lines(reports: Sequence[study.Seen]) -> Iterator[list[object]]:
@@ -120,12 +139,12 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as spare:
         tree = args.tree or Path(spare)
         reports = study.collected(args, tree)
-        sole = alone(reports, json.loads((tree / ".reports.json").read_text()))
+        pairs = counted(reports, list(near(json.loads((tree / ".reports.json").read_text()))))
+    reports = [r for r, _ in pairs]
     print("## All\n")
     report(reports)
-    right = np.array([r.right for r in reports])
     print("## Confusions alone at their object, and all right reports\n")
-    report([r for r, lone, good in zip(reports, sole, right, strict=True) if lone or good])
+    report([r for r, alone in pairs if alone or r.right])
     for kind in sorted({r.kind for r in reports}) if args.sources else ():
         print(f"## Pictures: {kind}\n")
         report([r for r in reports if r.kind == kind])
