@@ -37,6 +37,12 @@ def test_as_much_at_once_as_fits() -> None:
         assert found.room + found.in_flight * PICTURES * 12 * 640**2 < found.memory
 
 
+def test_workers_of_one_machine_share_its_memory(tiny: Path) -> None:
+    config = RunConfig.model_validate({"model": {"path": str(tiny)}})
+    alone, third = (Explainer(config, memory_share=share).plan.budget.memory for share in (1.0, 1 / 3))
+    assert third == alone // 3
+
+
 def test_what_does_not_fit_is_refused_where_somebody_asked_for_it() -> None:
     with pytest.raises(UsageError, match=r"--memory: 512 MiB are less than .* Give more, or use a smaller --imgsz"):
         planned(GIB // 2)

@@ -7,12 +7,13 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import FAST, ROOT, Command, explain, files
 from typer.main import get_command
 
 from detxai.cli.app import app
@@ -54,6 +55,24 @@ def test_shards_on_one_machine(told: Any) -> None:
     assert told(*line) == (0, shards)
     assert told(*line, CODE="3") == (0, shards), "failed images keep no shard from being done"
     assert told(*line, CODE="6")[0] != 0
+
+
+@pytest.mark.slow
+def test_shards_on_one_machine_are_one_run(detxai: Command, tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    """The real command, by GNU parallel where it is there, else by xargs."""
+    (bin_ := tmp_path / "bin").mkdir()
+    (bin_ / "detxai").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m detxai "$@"\n')
+    (bin_ / "detxai").chmod(0o755)
+    told = {
+        f"DETXAI_{name[2:].replace('-', '_').upper()}": value for name, value in zip(*[iter(FAST)] * 2, strict=True)
+    }
+    env = detxai.env | told | {"PATH": f"{bin_}:{detxai.env['PATH']}"}
+    line = ["bash", str(CONFIGS / "parallel.sh"), str(pictures), str(tiny), str(tmp_path / "out"), "2"]
+    subprocess.run(line, env=env, check=True)
+    assert all((tmp_path / "out" / shard / "summary.json").is_file() for shard in ("1", "2"))
+    assert detxai("merge", tmp_path / "out" / "1", tmp_path / "out" / "2", "-o", tmp_path / "whole").code == 0
+    assert explain(pictures, "-m", tiny, "-o", tmp_path / "local", *FAST) == 0
+    assert files(tmp_path / "whole") == files(tmp_path / "local")
 
 
 def test_the_job_of_kubernetes_does_every_shard(told: Any) -> None:

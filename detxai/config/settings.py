@@ -210,7 +210,7 @@ class BatchConfig(_Section):
 
 
 class RayConfig(_Section):
-    """With `engine: ray`: the cluster, and its workers. `run.memory` is of each worker."""
+    """With `engine: ray`: the cluster, and its workers. `run.memory` is of each; `auto` is divided on a machine."""
 
     address: str | None = _field("ray_address", min_length=1)
     workers: int | None = _field("ray_workers", ge=1, le=100_000)

@@ -52,6 +52,7 @@ def memory_of(device: torch.device) -> int:
 def budget(
     memory: int | None,
     device: torch.device,
+    share: float = 1.0,
     *,
     size: int,
     pack: int,
@@ -61,13 +62,13 @@ def budget(
 ) -> Budget:
     """What fits at once into `memory` bytes: a `pack` of so many, and `gradient`s of so many.
 
-    None takes what `memory_of` the device gives, or what one image needs; as many images in flight as fit, at most
-    IN_FLIGHT. Raises UsageError where what is asked for does not fit.
+    None takes its `share` of what `memory_of` the device gives, or what one image needs; as many images in flight as
+    fit, at most IN_FLIGHT. Raises UsageError where what is asked for does not fit.
     """
     image = PICTURES * 12 * size**2 + (ENDS + AT_ONCE) * gradient
     always = AT_WORK + int(BACKWARD * pack)
     least = always + image * (in_flight or 1)
-    total = max(memory_of(device), least) if memory is None else memory
+    total = max(int(share * memory_of(device)), least) if memory is None else memory
     if least > total:
         raise UsageError(
             f"--memory: {total >> 20} MiB are less than the {least >> 20} MiB that {in_flight or 1} images in flight"

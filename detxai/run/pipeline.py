@@ -91,6 +91,7 @@ class Explainer:
 
     `model`: a checkpoint or name as for `--model`, or a whole RunConfig. `options`: those of `detxai explain`, with
     underscores, checked as there. `checkpoint` or `detector` may be given for a model that is already in memory.
+    `memory_share`: the part of what `memory: auto` gives that this one takes, where several share a machine or a GPU.
     Raises UsageError and ModelError as `make_plan` does.
     """
 
@@ -100,10 +101,11 @@ class Explainer:
         *,
         checkpoint: Checkpoint | None = None,
         detector: Detector | None = None,
+        memory_share: float = 1.0,
         **options: Any,
     ) -> None:
         with torch.inference_mode(False):  # which turns gradients on too
-            self.plan = plan = make_plan(_configured(model, options), checkpoint, detector)
+            self.plan = plan = make_plan(_configured(model, options), checkpoint, detector, memory_share)
         self.timings = Timings()
         self._engine_at_work: Engine | None = None
         self._waiting: dict[int, Future[Result]] = {}

@@ -114,8 +114,15 @@ class Plan:
         return self.settings.dtype
 
 
-def make_plan(config: RunConfig, checkpoint: Checkpoint | None = None, detector: Detector | None = None) -> Plan:
+def make_plan(
+    config: RunConfig,
+    checkpoint: Checkpoint | None = None,
+    detector: Detector | None = None,
+    memory_share: float = 1.0,
+) -> Plan:
     """The plan of a run: loads and checks the model, and runs it on a gray picture where methods need to know it.
+
+    `memory_share`: see `Explainer`.
 
     Raises UsageError for what the model or the machine does not have, ModelError for a model that cannot be used.
     """
@@ -160,18 +167,26 @@ def make_plan(config: RunConfig, checkpoint: Checkpoint | None = None, detector:
         parchgrad=parchgrad,
         baseline_images=_baseline_images(a.baseline),
         settings=settings,
-        budget=_budget(config, device, settings, size=size, activations=activations, numbers=numbers),
+        budget=_budget(config, device, settings, memory_share, size=size, activations=activations, numbers=numbers),
     )
 
 
 def _budget(
-    config: RunConfig, device: torch.device, settings: Settings, *, size: int, activations: int, numbers: int
+    config: RunConfig,
+    device: torch.device,
+    settings: Settings,
+    share: float,
+    *,
+    size: int,
+    activations: int,
+    numbers: int,
 ) -> Budget:
     """The memory of the run, and what fits into it: `activations` bytes a picture, `numbers` of a gradient kept."""
     rows = rows_for(device, size, PROGRAM_ROWS if device.type in PROGRAM_ROWS else ROWS)
     return budget(
         None if config.run.memory == "auto" else config.run.memory,
         device,
+        share,
         size=size,
         pack=activations * settings.dtype.itemsize // 4 * rows,
         gradient=4 * numbers,

@@ -53,8 +53,8 @@ warnings.filterwarnings("ignore", module=r"ray\.")
 class Actor:
     """A `Worker` as Ray Data calls it."""
 
-    def __init__(self, settings: dict[str, Any], folder: str, board: Any) -> None:
-        self._worker = Worker(settings, folder, partial(_ask, board))
+    def __init__(self, settings: dict[str, Any], folder: str, board: Any, memory_share: float) -> None:
+        self._worker = Worker(settings, folder, partial(_ask, board), memory_share)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """One row an image, in their order, so that what a repeated task says again is known by its place."""
@@ -78,6 +78,7 @@ class RayPool:
             self._join(address) if address else self._start()
         try:
             self.workers, self._each = _share(config)
+            self._memory = _memory_share(self.workers, self._each)
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
             self._board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
         except BaseException:
@@ -112,7 +113,7 @@ class RayPool:
                 Actor,
                 batch_size=None,
                 compute=ray.data.ActorPoolStrategy(size=self.workers, max_tasks_in_flight_per_actor=2),
-                fn_constructor_args=(self._config.plain(), os.getcwd(), self._board),
+                fn_constructor_args=(self._config.plain(), os.getcwd(), self._board, self._memory),
                 **self._each,
             )
             for batch in told.iter_batches(batch_size=None, prefetch_batches=0):
@@ -182,6 +183,14 @@ def _share(config: RunConfig) -> tuple[int, dict[str, float]]:
         said = f"Ray has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs, less than one worker takes."
         raise UsageError(said, "Give smaller --ray-cpus and --ray-gpus.")
     return wanted.workers or int(min(fits)), {"num_cpus": cpus, "num_gpus": gpus}
+
+
+def _memory_share(workers: int, each: dict[str, float]) -> float:
+    """The part of what `memory: auto` gives one run that a worker takes: others are on its GPU, or on its machine."""
+    if each["num_gpus"]:
+        return min(1.0, each["num_gpus"])
+    room = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+    return 1 / max(1, min(workers, int(room / each["num_cpus"])))
 
 
 @contextlib.contextmanager

@@ -23,15 +23,20 @@ Row = tuple[int, tuple[bytes, bool, str | None] | None, int, Timings]
 
 
 class Worker:
-    """Explains groups of images and writes into the tree, whose lock the driver holds; `ask` calls the `Board`."""
+    """Explains groups of images and writes into the tree, whose lock the driver holds; `ask` calls the `Board`.
 
-    def __init__(self, settings: dict[str, Any], folder: str, ask: Callable[..., Any]) -> None:
+    `memory_share`: see `Explainer`.
+    """
+
+    def __init__(
+        self, settings: dict[str, Any], folder: str, ask: Callable[..., Any], memory_share: float = 1.0
+    ) -> None:
         keep_freed_memory()
         with contextlib.suppress(OSError):
             os.chdir(folder)  # where relative paths start
         self._ask, config = ask, RunConfig.model_validate(settings)
         try:
-            self._explainer = Explainer(config)
+            self._explainer = Explainer(config, memory_share=memory_share)
         except DetxaiError as error:
             self._ask("say", error)
             raise
