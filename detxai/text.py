@@ -17,3 +17,8 @@ def printable(text: str) -> str:
 def xml_text(text: str) -> str:
     """`text` without what XML 1.0 cannot hold: a replacement character stands for it."""
     return _NO_XML.sub("\ufffd", text)
+
+
+def without_secrets(address: str) -> str:
+    """An address of a store, for messages and logs, without what stands before its @."""
+    return re.sub(r":/+.*@", "://…@", address)

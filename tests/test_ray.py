@@ -247,3 +247,17 @@ def test_time_failures_and_refusals_mean_the_same(detxai: Command, tiny: Path, m
     assert detxai(*line, "-m", "nowhere.pt").code == 5
     assert detxai(*line, "--device", "cuda:1").code == 2
     assert detxai(*line, "--ray-cpus", 1000).code == 2
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_ray_that_does_not_start_is_no_bug(inside: Inside, tiny: Path, pictures: Path) -> None:
+    import ray
+
+    def late(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup.\nMore of it.")
+
+    inside.patch.setattr(ray, "init", late)
+    outcome = inside("explain", pictures, "-m", tiny, "-o", "tree", *RAY)
+    assert outcome.code == 7
+    assert "Ray did not start: The current node timed out during startup. Run the same command again" in outcome.err

@@ -267,7 +267,14 @@ ROWS: tuple[Option, ...] = (
         " together",
         "ONE,OTHER",
     ),
-    Option("output.dir", Path("runs/explain"), "folder of the output tree", "DIR", name="output", letter="-o"),
+    Option(
+        "output.dir",
+        Path("runs/explain"),
+        "folder of the output tree, or s3://, gs://, az://",
+        "DIR",
+        name="output",
+        letter="-o",
+    ),
     Option(
         "output.overlays",
         "all",

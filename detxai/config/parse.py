@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import AfterValidator
 
+#: An output tree in an object store; a path that was made of the address has lost a slash.
+_TREE = re.compile(r"(s3|gs|az|memory):/+([^/].*)", re.IGNORECASE | re.DOTALL)
 _STORE = re.compile(r"(s3|gs|az|https?)://?\w", re.IGNORECASE)
 
 
@@ -86,8 +89,18 @@ def given(value: Any) -> Any:
     if value == "":
         raise ValueError("must not be empty; write . for the working folder")
     if _STORE.match(str(value)):
-        raise ValueError("must be a folder here: object stores are read only; copy the finished tree there")
+        raise ValueError("must be a folder here; only trees of detxai explain go to s3://, gs:// and az://")
     return value
+
+
+def place(value: Any) -> Path | str:
+    """Where an output tree lies: a folder, or the address of a place in an object store, without credentials."""
+    match = _TREE.fullmatch(str(value))
+    if match is None:
+        return Path(given(value))
+    if re.search(r"[@?#]", match[2]):
+        raise ValueError("must not hold @, ? or #: credentials come from the environment")
+    return f"{match[1].lower()}://{match[2].rstrip('/')}"
 
 
 def overlays(value: Any) -> Any:

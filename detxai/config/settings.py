@@ -30,6 +30,7 @@ from detxai.config import files, parse
 from detxai.config.options import OPTIONS as TABLE
 from detxai.config.options import ROWS
 from detxai.errors import UsageError
+from detxai.text import without_secrets
 from detxai.vocabulary import BASELINES, GRADIENTS, METHODS, TARGETS, VERDICTS
 
 
@@ -171,7 +172,7 @@ class ImagesConfig(_Section):
 class OutputConfig(_Section):
     """The output tree."""
 
-    dir: Annotated[Path, BeforeValidator(parse.given)] = _field("output")
+    dir: Annotated[Path | str, BeforeValidator(parse.place)] = _field("output")
     overlays: Annotated[Literal["all", "look", "overview", "none"], BeforeValidator(parse.overlays)] = _field(
         "overlays"
     )
@@ -360,7 +361,7 @@ def _complaints(error: ValidationError, values: Mapping[str, tuple[Any, str]]) -
     for key, alternatives in reasons.items():
         value, origin = values[key]
         wanted = " or ".join(alternatives)
-        shown = json.dumps(value, default=str)
+        shown = without_secrets(json.dumps(value, default=str))
         yield f"{origin}: {key}: {wanted} (it is {shown if len(shown) <= 200 else shown[:200] + '…'})."
 
 

@@ -33,7 +33,7 @@ class Objects:
     def __post_init__(self) -> None:
         """Raises UsageError where there is nothing of this name, or nobody who can read it."""
         scheme = self.url.partition("://")[0].lower()
-        self._files, self._root = _store(self.url)
+        self._files, self._root = store_of(self.url)
         try:
             self._single = bool(self._files.isfile(self._root))
             if not self._single and not self._files.exists(self._root):
@@ -77,7 +77,7 @@ class Objects:
 def read(url: str, most: int) -> bytes:
     """The object at `url`, of `most` bytes. Raises ImageError, in which no credential can stand."""
     try:
-        files, path = _store(url)
+        files, path = store_of(url)
         if files.info(path)["size"] > most:
             raise ImageError("too_large", f"an object of more than {most} bytes; --max-pixels allows no more")
         content: bytes = files.cat_file(path)
@@ -90,11 +90,12 @@ def read(url: str, most: int) -> bytes:
         raise ImageError("unreadable", f"the object cannot be read: {type(error).__name__}") from error
 
 
-def _store(url: str) -> tuple[Any, str]:
+def store_of(url: str) -> tuple[Any, str]:
+    """The store of `url`, as fsspec has it, and the place there. Raises UsageError without the extra."""
     try:
         from fsspec.core import url_to_fs
 
         files, root = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
-        raise UsageError(f"SOURCE {url!r} needs a package that is not here.", "pip install 'detxai[remote]'") from error
+        raise UsageError(f"{url!r} needs a package that is not here.", "pip install 'detxai[remote]'") from error
     return files, root.rstrip("/")

@@ -20,6 +20,7 @@ from detxai.inputs.folders import IMAGE_SUFFIXES, MAGIC, Walk, written_by_us
 from detxai.inputs.naming import digest, printable, unused
 from detxai.inputs.piped import piped
 from detxai.inputs.remote import REMOTE, Objects
+from detxai.text import without_secrets
 from detxai.values import ImageRef
 
 __all__ = ["IMAGE_SUFFIXES", "STDIN_NAME", "ImageSource", "Shard", "find"]
@@ -75,7 +76,7 @@ def find(
     *,
     null: bool = False,
     shard: Shard | None = None,
-    exclude: Path | None = None,
+    exclude: Path | str | None = None,
     frames: str = "first",
     pair: tuple[str, str, str] | None = None,
     views: tuple[str, str] | None = None,
@@ -87,8 +88,8 @@ def find(
     two views of one bag, see `pairs.viewed`.
     `stdin` is read for the source `-`, a path a line (`null`: NUL-separated), as the lines come.
     The folder `exclude` (the output tree) is left out, and so are pictures that lie beside the record of the image
-    they were made of. Raises UsageError for a source that does not exist; finding nothing is no error here (see
-    `ImageSource.total`).
+    they were made of. Raises UsageError for a source that does not exist, and for one with the address `exclude` in
+    it; finding nothing is no error here (see `ImageSource.total`).
     """
     if not sources:
         raise UsageError("No SOURCE was given.", "Name a file, a folder, a quoted glob or '-'.")
@@ -104,7 +105,7 @@ def find(
             streams.append([ImageRef(unused(*os.path.splitext(name), taken), Path(source))])
             continue
         if REMOTE.fullmatch(source):
-            streams.append(_objects(source, alone=len(distinct) == 1, taken=taken, pair=pair))
+            streams.append(_objects(source, alone=len(distinct) == 1, taken=taken, pair=pair, exclude=exclude))
             continue
         root, pattern = _root(source, stdin)
         name = printable(os.path.basename(os.path.abspath(root))) or "root"
@@ -112,7 +113,7 @@ def find(
         if stdin is not None and source == "-":
             streams.append(piped(stdin, b"\0" if null else b"\n", prefix))
         else:
-            streams.append(Walk(root, pattern, prefix, exclude))
+            streams.append(Walk(root, pattern, prefix, exclude if isinstance(exclude, Path) else None))
     listed.refs = _pictures(_counted(streams, listed), frames, pair)
     if views is not None:
         listed.refs = pairs.viewed(listed.refs, views)
@@ -121,8 +122,10 @@ def find(
     return listed
 
 
-def _objects(url: str, *, alone: bool, taken: set[str], pair: object) -> Objects:
+def _objects(url: str, *, alone: bool, taken: set[str], pair: object, exclude: Path | str | None) -> Objects:
     """The images of an object store. Raises UsageError."""
+    if isinstance(exclude, str) and f"{exclude}/".startswith(f"{url.rstrip('/')}/"):
+        raise UsageError(f"The output {exclude} lies in SOURCE {url}.", "Choose another with -o, beside the images.")
     if pair is not None:
         raise UsageError("--pair reads files only.", f"Copy {url} here first, then name the folder.")
     name = printable(url.rstrip("/").rpartition("/")[2])
@@ -130,7 +133,11 @@ def _objects(url: str, *, alone: bool, taken: set[str], pair: object) -> Objects
 
 
 def _count(
-    sources: Sequence[str], shard: Shard | None, exclude: Path | None, frames: str, pair: tuple[str, str, str] | None
+    sources: Sequence[str],
+    shard: Shard | None,
+    exclude: Path | str | None,
+    frames: str,
+    pair: tuple[str, str, str] | None,
 ) -> int:
     return sum(1 for _ in find(sources, shard=shard, exclude=exclude, frames=frames, pair=pair).refs)
 
@@ -167,7 +174,8 @@ def _root(source: str, stdin: BinaryIO | None) -> tuple[str, tuple[str, ...]]:
         return source, ()
     if _URL.match(source):
         raise UsageError(
-            f"SOURCE {source!r} is a URL, and detxai reads s3://, gs:// and az:// only, without credentials.",
+            f"SOURCE {without_secrets(source)!r} is a URL, and detxai reads s3://, gs:// and az:// only, without"
+            " credentials.",
             "Copy it here first, then name the file or folder.",
         )
     parts = Path(source).parts

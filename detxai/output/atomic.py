@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from detxai.errors import ImageError, OutputError
+from detxai.output.bucket import Place
 
 LOCK = ".detxai.lock"
 #: Names of temporaries: only detxai uses such, so what a killed run left can be removed.
@@ -38,8 +39,11 @@ def temporary(folder: Path, chunks: Iterable[bytes]) -> Iterator[Path]:
         file.unlink(missing_ok=True)
 
 
-def replace(file: Path, chunks: Iterable[bytes]) -> None:
-    """Replace `file` at once; one that holds these bytes already is left alone. Raises OSError."""
+def replace(file: Place, chunks: Iterable[bytes]) -> None:
+    """Replace `file` at once; one that holds these bytes already is left alone, but for an object. Raises OSError."""
+    if not isinstance(file, Path):
+        file.put(chunks)
+        return
     with temporary(file.parent, chunks) as written:
         same = file.is_file() and not file.is_symlink()
         if not (same and filecmp.cmp(written, file, shallow=False)):
@@ -88,7 +92,7 @@ def held(folder: Path, timeout: float = 0) -> Iterator[None]:
 
 
 @contextmanager
-def explained(folder: Path, path: str = "") -> Iterator[None]:
+def explained(folder: Place, path: str = "") -> Iterator[None]:
     """Turn the errors of the file system into what a user can act upon: OutputError about `folder`.
 
     ImageError `bad_path` where the name of the image `path` is the reason.

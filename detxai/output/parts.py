@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection
-from pathlib import Path
+
+from detxai.output.bucket import Place
 
 #: By the image path, the fingerprint of its record, and the number of the part.
 _NAME = re.compile(r"\.detxai-([0-9a-f]{16})-([0-9a-f]{16})-(\d+)\.part")
@@ -14,7 +15,7 @@ _NAME = re.compile(r"\.detxai-([0-9a-f]{16})-([0-9a-f]{16})-(\d+)\.part")
 class Parts:
     """The parts of unfinished records in the tree `output`, as far as it was walked or they were made here."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Place) -> None:
         self.output = output
         #: (folder, hash of an image path) -> names.
         self._names: dict[tuple[str, str], set[str]] = {}
@@ -39,7 +40,7 @@ class Parts:
         folder, digest = _place(path)
         return [file.name for file in (self.output / folder).glob(f".detxai-{digest}-*.part")]
 
-    def add(self, path: str, fingerprint: str, number: int) -> Path:
+    def add(self, path: str, fingerprint: str, number: int) -> Place:
         """The file of a new part of the image `path`."""
         folder, digest = place = _place(path)
         name = f".detxai-{digest}-{fingerprint[:16]}-{number}.part"

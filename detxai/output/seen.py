@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
+from detxai.output.bucket import Place
 from detxai.output.records import Record
 from detxai.values import ImageRef
 
@@ -24,10 +25,10 @@ Entry = tuple[int, int, str]
 
 
 class Seen:
-    """The index of the tree `output`."""
+    """The index of the tree `output`; an object store has none, since nothing is appended to there."""
 
-    def __init__(self, output: Path) -> None:
-        self._file = output / FILE
+    def __init__(self, output: Place) -> None:
+        self._file = output / FILE if isinstance(output, Path) else None
         self._entries: dict[str, Entry] = {}
         self._loaded = False
         self._begun: dict[str, tuple[int, int]] = {}
@@ -36,6 +37,8 @@ class Seen:
     def load(self) -> None:
         """Read it; lines that are none, as after a kill, are passed over. The last one of an image counts."""
         self._loaded = True
+        if self._file is None:
+            return
         with contextlib.suppress(FileNotFoundError), self._file.open("rb") as stream:
             for line in stream:
                 with contextlib.suppress(ValueError, TypeError):
@@ -58,7 +61,7 @@ class Seen:
 
     def begin(self, ref: ImageRef) -> ImageRef:
         """Note size and time of an input before anybody reads it."""
-        stat = _stat(ref)
+        stat = None if self._file is None else _stat(ref)
         if stat is not None and time.time_ns() - stat[1] > TICK * 1e9:
             self._begun[ref.path] = stat
         return ref
@@ -67,7 +70,13 @@ class Seen:
         """Keep what was noted of the input of an image that is done, where it is not known. Raises OSError."""
         path, sha256 = record.image.path, record.image.sha256
         stat = self._begun.pop(path, None)
-        if stat is None or sha256 is None or record.status != "ok" or (skipped and not self._loaded):
+        if (
+            self._file is None
+            or stat is None
+            or sha256 is None
+            or record.status != "ok"
+            or (skipped and not self._loaded)
+        ):
             return
         entry = (*stat, sha256)
         if self._entries.get(path) != entry:

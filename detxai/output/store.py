@@ -23,6 +23,7 @@ import numpy as np
 from detxai.errors import ImageError
 from detxai.output import records
 from detxai.output.atomic import LOCK, TEMPORARY, explained, held, replace
+from detxai.output.bucket import Bucket, Mark, Place, contents, place
 from detxai.output.mixture import Mixture
 from detxai.output.parts import Parts
 from detxai.output.seen import Seen
@@ -37,6 +38,11 @@ NAME_BYTES, PATH_BYTES = 255, 1024
 PNG_ZERO, PNG_RANGE = 32768, 32767
 MAP_SUFFIX = {"npz": ".npz", "png": ".map.png"}
 
+#: What is to be said where nothing can be locked.
+OTHER = (
+    "another run has begun in {} and has not ended: if it is still at work, stop one of the two; if it was killed, "
+    "this one goes on from there"
+)
 #: Records that a run looks at before it begins, to tell which models made the tree.
 FIRST_LINES = 1000
 #: Endings of the picture of all boxes.
@@ -101,25 +107,32 @@ Known = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 class Store:
-    """An output tree, held by this process alone while entered.
+    """An output tree, held by this process alone while entered; in an object store, `doubts` say where it may not be.
 
     Reading (`existing`, `done`) also works without entering, as a dry run needs it.
     """
 
-    def __init__(self, output: Path, lock_timeout: float = 0) -> None:
-        self.output = output
+    def __init__(self, output: Path | str, lock_timeout: float = 0) -> None:
+        self.output = place(output)
+        self.doubts: list[str] = []
+        self._mark: Mark | None = None
         self._lock_timeout, self._entered = lock_timeout, ExitStack()
         #: Size and time of inputs; see `detxai.output.seen`.
-        self.seen = Seen(output)
+        self.seen = Seen(self.output)
         #: Image path -> endings of its pictures in the tree: 100,000 images take about 25 MB.
         self._pictures: dict[str, tuple[str, ...]] = {}
-        self._parts = Parts(output)
+        self._parts = Parts(self.output)
         self._folders = {""}
 
     def __enter__(self) -> Self:
         """Create, lock, probe and tidy the tree. Raises OutputError."""
         with ExitStack() as entered:
-            entered.enter_context(held(self.output, self._lock_timeout))
+            if isinstance(self.output, Path):
+                entered.enter_context(held(self.output, self._lock_timeout))
+            else:
+                self._mark = Mark(self.output)
+                entered.callback(self._mark.remove)
+                self.doubts += [OTHER.format(self.output)] if self._mark.other else []
             with explained(self.output):
                 self.tidy()
             self._entered = entered.pop_all()
@@ -186,11 +199,12 @@ class Store:
             name = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:16]
             self._write(f"{UNPLACED}/{name}", {}, record)
 
-    def stamp(self, path: str) -> int:
-        """When the record of `path` was written, in nanoseconds; 0 where there is none."""
+    def stamp(self, path: str) -> str:
+        """Which record of `path` is there, as when it was written tells; nothing where there is none."""
         with suppress(ImageError, OSError, ValueError):
-            return self._locate(path).stat().st_mtime_ns
-        return 0
+            file = self._locate(path)
+            return str(file.stat().st_mtime_ns) if isinstance(file, Path) else file.stamp()
+        return ""
 
     def known(self, path: str) -> Known:
         """Endings of the pictures, and names of the parts, that the tree has of `path`."""
@@ -211,8 +225,13 @@ class Store:
             self.seen.finish(record, skipped=skipped)
 
     def gather(self) -> Mixture:
-        """Write `records.jsonl`, untouched where nothing changed; how the records of the tree were made."""
+        """Write `records.jsonl`, untouched where nothing changed; how the records of the tree were made.
+
+        Raises OutputError, too where another run has written to a tree that could not be locked.
+        """
         mixture = Mixture()
+        if self._mark is not None:
+            self._mark.check()
         with explained(self.output):
             self.seen.close()
             replace(self.output / LINES, self._lines(mixture))
@@ -226,9 +245,10 @@ class Store:
     def kinds(self) -> Mixture:
         """How the first records of an earlier run were made, by its `records.jsonl`; none without that file."""
         mixture = Mixture()
-        with suppress(OSError), (self.output / LINES).open("rb") as lines:
-            for line in islice(lines, FIRST_LINES):
-                mixture.add_line(line)
+        if isinstance(self.output, Path):  # an object is only read whole
+            with suppress(OSError), (self.output / LINES).open("rb") as lines:
+                for line in islice(lines, FIRST_LINES):
+                    mixture.add_line(line)
         return mixture
 
     def _write(
@@ -265,7 +285,7 @@ class Store:
                 file.unlink(missing_ok=True)
             replace(picture, [content])
 
-    def _locate(self, path: str) -> Path:
+    def _locate(self, path: str) -> Place:
         """The record's file. Raises ImageError where it would be outside the tree or reserved."""
         parts = path.split("/")
         if "\0" in path or any(part in ("", ".", "..") for part in parts):
@@ -278,6 +298,8 @@ class Store:
 
     def _make_folders(self, path: str) -> None:
         """Create the folders of `path`; a link in the tree could lead outside and is refused."""
+        if isinstance(self.output, Bucket):
+            return
         folder = ""
         for part in path.split("/")[:-1]:
             folder = f"{folder}/{part}" if folder else part
@@ -301,6 +323,9 @@ class Store:
 
     def _walk(self) -> Iterator[tuple[str, list[str]]]:
         """(folder with a slash, names of its files) of every folder of the tree, not through links."""
+        if isinstance(self.output, Bucket):
+            yield from self.output.walk()
+            return
 
         def fail(error: OSError) -> None:
             raise error
@@ -325,8 +350,8 @@ class Store:
     def _lines(self, mixture: Mixture) -> Iterator[bytes]:
         """Every record of the tree as a line, ordered by path, one in memory at a time; `mixture` learns from each."""
         names = (prefix + name for prefix, names in self._walk() for name in names if name.endswith(".json"))
-        for path in sorted(name.removesuffix(".json") for name in names if name != SUMMARY):
-            raw = (self.output / f"{path}.json").read_bytes()
+        paths = sorted(name.removesuffix(".json") for name in names if name != SUMMARY)
+        for raw in contents(self.output, (f"{path}.json" for path in paths)):
             if raw.startswith(_RECORD_START) and raw.find(b"\n") == len(raw) - 1:
                 mixture.add_line(raw)
                 yield raw

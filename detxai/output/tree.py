@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 from detxai.errors import NoInputError
 from detxai.output import records
 from detxai.output.store import SUMMARY
+
+#: A tree in an object store, as a path has it.
+_STORE = re.compile(r"(s3|gs|az):/")
 
 
 @dataclass
@@ -26,7 +30,10 @@ class Tree:
         no record at all.
         """
         if not self.folder.is_dir():
-            raise NoInputError(f"There is no output tree at {self.folder}.", "Give the folder of detxai explain -o.")
+            hint = "Give the folder of detxai explain -o" + (
+                ", copied here from its store." if _STORE.match(str(self.folder)) else "."
+            )
+            raise NoInputError(f"There is no output tree at {self.folder}.", hint)
         self.foreign.clear()
         count = 0
         for name in sorted(self._names(), key=lambda name: name.removesuffix(".json")):

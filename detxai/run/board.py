@@ -40,7 +40,7 @@ class Given:
     group: int
     known: Known
     seen: Entry | None
-    stamp: int
+    stamp: str
 
 
 class Board:

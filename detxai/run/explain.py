@@ -76,6 +76,8 @@ class ExplainRun:
             self._greet(explainer)
             tree = stack.enter_context(Store(self.config.output.dir, self.config.output.lock_timeout))
             self._name_earlier(explainer, tree)
+            for doubt in tree.doubts:
+                self._warn(doubt)
             # From here on a signal ends the work, never the account of it.
             stack.enter_context(contextlib.suppress(Stopped))
             stack.enter_context(self.signals.held())
@@ -131,6 +133,7 @@ class ExplainRun:
 
     def _explainer(self) -> Any:
         """The model and all that hangs on it, which takes seconds."""
+        _require_folder(self.config)
         with self.console.waiting(f"loading {self.config.model.path or 'the bundled sample detector'}"):
             if self.config.run.engine == "ray" and not self.config.run.dry_run:
                 return _pooled(self.config)
@@ -171,7 +174,7 @@ class ExplainRun:
 
     def _write_page(self) -> None:
         """The page of the whole tree where it was asked for and there is something to show."""
-        if self.config.output.report and self.tally.done:
+        if self.config.output.report and self.tally.done and isinstance(self.config.output.dir, Path):
             from detxai.review.report import report
 
             self.console.say(f"page: {report(self.config.output.dir)}")
@@ -359,6 +362,15 @@ class ExplainRun:
             said = ", ".join(names + more)
             gate = f"gate: {gated.count} detections are {words} (--fail-on): {said}"
             self.console.say(gate, level=-1, kind="error", code="gate")
+
+
+def _require_folder(config: RunConfig) -> None:
+    """Raise UsageError for what only a folder has, where the output is in an object store."""
+    asked = (("--report", config.output.report), ("--skip by-stat", config.run.skip == "by-stat"))
+    for option in (option for option, wanted in asked if wanted and isinstance(config.output.dir, str)):
+        raise UsageError(
+            f"{option} needs a folder, not {config.output.dir}.", f"Leave out {option}, or choose a folder."
+        )
 
 
 def _pulse(explainer: Any) -> str:

@@ -115,16 +115,11 @@ class Plan:
 
 
 def make_plan(
-    config: RunConfig,
-    checkpoint: Checkpoint | None = None,
-    detector: Detector | None = None,
-    memory_share: float = 1.0,
+    config: RunConfig, checkpoint: Checkpoint | None = None, detector: Detector | None = None, memory_share: float = 1.0
 ) -> Plan:
     """The plan of a run: loads and checks the model, and runs it on a gray picture where methods need to know it.
 
-    `memory_share`: see `Explainer`.
-
-    Raises UsageError for what the model or the machine does not have, ModelError for a model that cannot be used.
+    `memory_share`: see `Explainer`. Raises UsageError for what model or machine lack, ModelError for a useless model.
     """
     device, a = checks.device_of(config.run.device), config.attribution
     set_arithmetic(device)

@@ -97,10 +97,15 @@ class RayPool:
     def _start(self) -> None:
         """A Ray of our own, on loopback alone; its sockets need short names, so it is not below TMPDIR."""
         self._folder = tempfile.mkdtemp(prefix="detxai-ray-", dir="/tmp")
-        ray.init(
-            "local", include_dashboard=False, object_store_memory=OBJECTS, _node_ip_address="127.0.0.1",
-            _temp_dir=self._folder, **QUIET,
-        )  # fmt: skip
+        try:
+            ray.init(
+                "local", include_dashboard=False, object_store_memory=OBJECTS, _node_ip_address="127.0.0.1",
+                _temp_dir=self._folder, **QUIET,
+            )  # fmt: skip
+        except Exception as error:  # that it took too long on a busy machine is of no class of its own
+            self.leave()
+            said = str(error).strip().partition("\n")[0]
+            raise DeviceError(f"Ray did not start: {said}", "Run the same command again, or --engine local.") from error
 
     def rows(self) -> Iterator[Any]:
         """See `Pool`. What an actor says ends the run is raised."""
@@ -132,10 +137,9 @@ class RayPool:
 
     def leave(self) -> None:
         """See `Pool`. A Ray that was started here leaves no process and no file behind."""
-        if not ray.is_initialized():
-            return
         ours = set(psutil.Process().children(recursive=True)) - self._before
-        ray.shutdown()
+        if ray.is_initialized():
+            ray.shutdown()
         if self._folder:
             end = time.monotonic() + PATIENCE
             while (left := list(filter(_alive, ours))) and time.monotonic() < end:
@@ -144,6 +148,7 @@ class RayPool:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = ""
 
 
 class _Groups(ray.data.Datasource):  # type: ignore[misc]
