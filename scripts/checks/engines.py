@@ -63,6 +63,18 @@ def counts(file: Path) -> bool:
     return file.name != "summary.json" and not file.name.startswith(".")
 
 
+def merged(line: list[object], trees: Path, count: int) -> float:
+    """Seconds of `count` shards, one after the other, and of their union in `trees`/merged."""
+    parts = [trees / f"part-{n}" for n in range(1, count + 1)]
+    shards = [detxai(*line, "-o", part, "--shard", f"{n}/{count}") for n, part in enumerate(parts, 1)]
+    return sum(shards) + detxai("merge", *parts, "-o", trees / "merged")
+
+
+def by_ray(line: list[object], trees: Path, workers: int) -> float:
+    """Seconds of a local Ray with so many workers, into `trees`/ray."""
+    return detxai(*line, "-o", trees / "ray", "--engine", "ray", "--ray-cpus", 1, "--ray-workers", workers)
+
+
 def main() -> None:
     """Run the ways one after the other, and say of each how many files are as in one run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -78,27 +90,22 @@ def main() -> None:
         trees = Path(folder)
         generated(trees / "generated", options.count, options.side, options.seed)
         samples = sorted(SAMPLES.iterdir())[: options.samples]
-        line = ["explain", *samples, trees / "generated", "--imgsz", options.side, "--conf", 0.1, "--max-det", 1]
+        line: list[object] = ["explain", *samples, trees / "generated", "--imgsz", options.side]
+        line += ["--conf", 0.1, "--max-det", 1]
         line += ["--max-evaluations", 8, "--tolerance", 0.5, "--maps", "npz", "-q"]
         line += ["-m", options.model] if options.model else []
-        seconds = {"local": detxai(*line, "-o", trees / "local")}
-        parts = [trees / f"part-{n}" for n in range(1, options.shards + 1)]
-        shards = [detxai(*line, "-o", part, "--shard", f"{n}/{len(parts)}") for n, part in enumerate(parts, 1)]
-        seconds["merged"] = sum(shards) + detxai("merge", *parts, "-o", trees / "merged")
-        if find_spec("ray"):
-            ray = ("--engine", "ray", "--ray-cpus", 1, "--ray-workers", options.workers)
-            seconds["ray"] = detxai(*line, "-o", trees / "ray", *ray)
-        else:
-            print("Ray is not here: pip install 'detxai[ray]'")
-        local = [file for file in (trees / "local").rglob("*") if file.is_file() and counts(file)]
-        maps = sum(file.suffix == ".npz" for file in local)
-        differ = {way: unlike(trees / "local", trees / way) for way in list(seconds)[1:]}
-    print(f"{len(samples) + options.count} images, {maps} maps, {len(local)} files")
-    print(f"local: {seconds['local']:.0f} s")
-    for way, names in differ.items():
-        told = "the same bytes" if not names else f"{len(names)} files differ, such as {names[0]}"
-        print(f"{way}: {seconds[way]:.0f} s, {told}")
-    sys.exit(any(differ.values()) or not maps)
+        seconds = detxai(*line, "-o", trees / "local")
+        files = [file.suffix for file in (trees / "local").rglob("*") if file.is_file() and counts(file)]
+        said = f"{len(samples) + options.count} images, {files.count('.npz')} maps, {len(files)} files"
+        print(f"{said}\nlocal: {seconds:.0f} s", flush=True)
+        same = "npz" in "".join(files)
+        for way in ("merged", *(("ray",) if find_spec("ray") else ())):
+            seconds = merged(line, trees, options.shards) if way == "merged" else by_ray(line, trees, options.workers)
+            names = unlike(trees / "local", trees / way)
+            told = "the same bytes" if not names else f"{len(names)} files differ, such as {names[0]}"
+            print(f"{way}: {seconds:.0f} s, {told}", flush=True)
+            same = same and not names
+    sys.exit(not same)
 
 
 if __name__ == "__main__":
