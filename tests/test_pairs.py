@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
+import struct
+import zlib
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,9 +21,11 @@ from xraysim.bags import Bag, make_bag
 from xraysim.physics import MU, OPEN
 
 from detxai.cli.app import run
+from detxai.config import settings
 from detxai.errors import ImageError
 from detxai.inputs import decode, energies, sources
 from detxai.inputs.samples import Samples
+from detxai.output.recording import image_info
 from detxai.output.tree import Tree
 from detxai.review.index import build
 from detxai.values import ImageRef, Pair
@@ -98,6 +105,95 @@ def test_pairs_in_two_folders_shards_and_sizes(scans: Path, tmp_path: Path) -> N
     ref.pair.file.write_bytes(ref.pair.file.read_bytes()[:60])
     with pytest.raises(ImageError, match="cut short"):
         decode.load(ref)
+
+
+def gray_with_alpha(low: np.ndarray, high: np.ndarray) -> bytes:
+    """A PNG of 16 bits, gray and alpha, which neither Pillow nor OpenCV writes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in np.stack([low, high], axis=2))
+    head = struct.pack(">IIBBBBB", low.shape[1], low.shape[0], 16, 4, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def two_frames(low: np.ndarray, high: np.ndarray) -> bytes:
+    pydicom = pytest.importorskip("pydicom")
+    made = pydicom.Dataset()
+    made.file_meta = pydicom.dataset.FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7.3", "1.2.3"
+    made.Rows, made.Columns, made.NumberOfFrames, made.SamplesPerPixel = *low.shape, 2, 1
+    made.BitsAllocated = made.BitsStored = 16
+    made.HighBit, made.PixelRepresentation, made.PhotometricInterpretation = 15, 0, "MONOCHROME2"
+    made.PixelData = np.stack([low, high]).astype("<u2").tobytes()
+    buffer = io.BytesIO()
+    made.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def tiff(low: np.ndarray, high: np.ndarray, **more: Any) -> bytes:
+    both, buffer = np.stack([low, high], axis=2 if more.get("planarconfig") == "contig" else 0), io.BytesIO()
+    pytest.importorskip("tifffile").imwrite(buffer, both, photometric="minisblack", **more)
+    return buffer.getvalue()
+
+
+ONE_FILE = {
+    "interleaved.tif": partial(tiff, planarconfig="contig"),
+    "deflated.tif": partial(tiff, planarconfig="contig", compression="zlib"),
+    "planes.tif": partial(tiff, planarconfig="separate"),
+    "pages.tif": tiff,
+    "alpha.png": gray_with_alpha,
+    "frames.dcm": two_frames,
+}
+
+
+@pytest.mark.parametrize("name", ONE_FILE)
+def test_both_energies_in_one_file_are_those_of_two(scans: Path, tmp_path: Path, name: str) -> None:
+    low, high = (cv2.imread(str(scans / f"a_{part}.png"), cv2.IMREAD_UNCHANGED) for part in ("low", "high"))
+    data = ONE_FILE[name](low, high)
+    (tmp_path / "one").mkdir()
+    file = tmp_path / "one" / name
+    file.write_bytes(data)
+    two = next(iter(sources.find([str(scans)], pair=("_low", "_high", "materials")).refs))
+    (one,) = sources.find([str(tmp_path / "one")], pair=("bands", "", "materials")).refs
+    image = decode.load(one, "0,50000")
+    assert one.path == name and image.notes and np.array_equal(image.pixels, decode.load(two, "0,50000").pixels)
+    assert decode.digest(one) == image.digest
+    with pytest.raises(ImageError, match="--max-pixels"):
+        decode.load(one, max_pixels=999)
+    for cut in (len(data) // 2, len(data) - 40, 60):
+        file.write_bytes(data[:cut])
+        with pytest.raises(ImageError):
+            decode.load(one)
+
+
+def test_a_file_of_one_energy_is_no_pair(scans: Path, tmp_path: Path) -> None:
+    colors = "materials"
+    assert settings.load(options={"pair": "bands"}).images.paired == ("bands", "", colors)
+    low, high = (cv2.imread(str(scans / f"a_{part}.png"), cv2.IMREAD_UNCHANGED) for part in ("low", "high"))
+    Image.fromarray(low).save(tmp_path / "one.tif")
+    for file in (scans / "a_low.png", tmp_path / "one.tif"):
+        with pytest.raises(ImageError, match="one energy, not two") as raised:
+            decode.load(ImageRef(file.name, file, pair=Pair(file, file.name, colors)))
+        assert raised.value.code == "unpaired"
+    file = tmp_path / "two.png"
+    file.write_bytes(gray_with_alpha(low, high))
+    pair = image_info(decode.load(ImageRef("two.png", file, pair=Pair(file, "two.png", colors)))).pair
+    assert pair is not None and pair.path == "two.png" and pair.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_one_of_two_bands_is_not_shown_in_silence(scans: Path, tmp_path: Path) -> None:
+    low, high = (cv2.imread(str(scans / f"a_{part}.png"), cv2.IMREAD_UNCHANGED) for part in ("low", "high"))
+    ref = ImageRef("two.tif", tmp_path / "two.tif")
+    for layout in ("separate", "contig"):
+        ref.file.write_bytes(tiff(low, high, planarconfig=layout))
+        with pytest.raises(ImageError, match="--pair bands"):
+            decode.load(ref)
+    eight = [(part >> 8).astype(np.uint8) for part in (low, high)]
+    ref.file.write_bytes(tiff(*eight, planarconfig="contig"))
+    assert any("two bands" in note for note in decode.load(ref).notes)
 
 
 def test_what_is_no_picture_of_one_energy_is_refused(tmp_path: Path) -> None:

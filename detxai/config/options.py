@@ -249,8 +249,9 @@ ROWS: tuple[Option, ...] = (
     Option(
         "images.pair",
         None,
-        "dual energy, two files one picture: by what their paths differ, as _low,_high or low/,high/",
-        "LOW,HIGH",
+        "dual energy, two files one picture: by what their paths differ, as _low,_high or low/,high/;"
+        " bands: both in one file, two channels, pages or frames, low first",
+        "LOW,HIGH|bands",
     ),
     Option(
         "images.energy_colors",

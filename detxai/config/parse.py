@@ -117,6 +117,18 @@ def overlays(value: Any) -> Any:
     }.get(str(value).lower(), value)
 
 
+#: `--pair` for both energies in one file.
+BANDS = "bands"
+
+
+def energies(value: str) -> str:
+    """`bands`, or `LOW,HIGH` as `pair` has it."""
+    try:
+        return value if value == BANDS else pair(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or {BANDS} where one file holds both") from error
+
+
 def pair(value: str) -> str:
     """`ONE,OTHER`: two texts of which neither holds the other."""
     low, comma, high = value.partition(",")

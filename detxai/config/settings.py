@@ -152,13 +152,13 @@ class ImagesConfig(_Section):
     window: Annotated[str, BeforeValidator(parse.window)] = _field("window")
     max_pixels: int = _field("max_pixels", ge=1)
     frames: Literal["first", "all"] = _field("frames")
-    pair: Annotated[str, AfterValidator(parse.pair)] | None = _field("pair")
+    pair: Annotated[str, AfterValidator(parse.energies)] | None = _field("pair")
     energy_colors: Literal["materials", "channels"] = _field("energy_colors")
     views: Annotated[str, AfterValidator(parse.pair)] | None = _field("views")
 
     @property
     def paired(self) -> tuple[str, str, str] | None:
-        """(LOW, HIGH, colours) for dual energy; None without --pair."""
+        """(LOW, HIGH, colours) for dual energy, no HIGH where one file holds both; None without --pair."""
         low, _, high = (self.pair or "").partition(",")
         return (low, high, self.energy_colors) if self.pair else None
 

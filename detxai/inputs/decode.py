@@ -16,7 +16,7 @@ import sys
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -26,9 +26,9 @@ import numpy as np
 import PIL.Image
 
 from detxai.errors import ImageError
-from detxai.inputs import dicom, energies, frames, remote
+from detxai.inputs import bands, dicom, energies, frames, remote
 from detxai.inputs.complete import ended_early
-from detxai.inputs.samples import Samples, samples
+from detxai.inputs.samples import Samples, has_bands, samples
 from detxai.inputs.window import Method, parse_window, ramp, window_of
 from detxai.values import Image, ImageRef, Pair, Pixels, Window
 
@@ -37,6 +37,9 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF"
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses
 #: Bytes a pixel at the height of decoding, beside the file's own: measured with files of every format.
 PLAIN, TRANSPARENT, DEEP = 24, 32, 48
+
+#: What tells the size of a picture before it is decoded.
+Announced = PIL.Image.Image | dicom.Header | bands.Header
 
 # Signatures: what people hand in and detxai does not read; whose header is damaged if Pillow fails.
 _FOREIGN = re.compile(
@@ -81,7 +84,8 @@ def load(
     method = parse_window(window)
     _prepare_pillow(max_pixels)
     if ref.pair is not None:
-        return _dual(ref, ref.pair, method, max_pixels, admit)
+        read = _banded if ref.pair.file == ref.file else _dual
+        return read(ref, ref.pair, method, max_pixels, admit)
     with _opened(ref, max_pixels) as stream:
         try:
             scan = _scan(ref, stream, max_pixels)
@@ -242,7 +246,7 @@ def _scan(ref: ImageRef, stream: BufferedReader | BytesIO, max_pixels: int) -> d
     return header
 
 
-def _require_size(image: PIL.Image.Image | dicom.Header, max_pixels: int) -> None:
+def _require_size(image: Announced, max_pixels: int) -> None:
     """Raise ImageError where `image` has no pixels, or too many."""
     count, problem = image.width * image.height, None
     if count > max_pixels:
@@ -254,9 +258,9 @@ def _require_size(image: PIL.Image.Image | dicom.Header, max_pixels: int) -> Non
         raise problem
 
 
-def _needed(image: PIL.Image.Image | dicom.Header) -> int:
+def _needed(image: Announced) -> int:
     """Bytes that decoding takes at its height beside the file's own, by its header."""
-    if isinstance(image, dicom.Header):
+    if not isinstance(image, PIL.Image.Image):
         return image.width * image.height * (DEEP + image.sample)
     deep = (
         image.mode.startswith(("I", "F"))
@@ -278,7 +282,9 @@ def _unidentified(ref: ImageRef, stream: BufferedReader | BytesIO) -> ImageError
     if _CUT.match(data) or (is_tiff and directory >= stream.seek(0, os.SEEK_END)):
         return ImageError("truncated", "the file starts as an image; its header is cut or damaged")
     if is_tiff:
-        return ImageError("unsupported", "this kind of TIFF is not read; convert it to PNG")
+        return ImageError(
+            "unsupported", "this kind of TIFF is not read; convert it to PNG (of two energies: --pair bands)"
+        )
     return ImageError("not_an_image", f"none of the formats {', '.join(FORMATS)}")
 
 
@@ -300,6 +306,8 @@ def _decoded(ref: ImageRef, data: bytes, digest: str, method: Method, max_pixels
 
 def _stored(image: PIL.Image.Image, frame: int | None, data: bytes, max_pixels: int) -> Samples:
     """The values of `image`, read to its last row."""
+    if image.mode.startswith(("I", "F")) and has_bands(image):
+        raise ImageError("unsupported", "a TIFF of two bands; where they are two energies: --pair bands")
     image.load()
     _require_size(image, max_pixels)
     if frame in (None, 1) and ended_early(image, data, _picture):
@@ -312,7 +320,7 @@ def _halves(ref: ImageRef, pair: Pair) -> tuple[ImageRef, ImageRef]:
 
 
 def _dual(ref: ImageRef, pair: Pair, method: Method, max_pixels: int, admit: Callable[[int], None]) -> Image:
-    """Both energies of `ref` as one picture."""
+    """Both energies of `ref`, in a file of its own each, as one picture."""
     if not (ref.file.is_file() and pair.file.is_file()):
         raise ImageError("unpaired", f"its other half, {pair.path}, is not there (--pair)")
     with ExitStack() as stack:
@@ -322,6 +330,11 @@ def _dual(ref: ImageRef, pair: Pair, method: Method, max_pixels: int, admit: Cal
         data = [_content(stream) for stream in streams]
     sums = [hashlib.sha256(part).hexdigest() for part in data]
     parts = [_energy(half, part, max_pixels) for half, part in zip(_halves(ref, pair), data, strict=True)]
+    return _coloured(ref, pair, parts, sums, method)
+
+
+def _coloured(ref: ImageRef, pair: Pair, parts: Sequence[Samples], sums: Sequence[str], method: Method) -> Image:
+    """The picture that the `parts` of low and high energy make; `sums` are those of their files."""
     (low, used), (high, other) = (energies.transmission(part, method) for part in parts)
     if low.shape != high.shape:
         sizes = f"{low.shape[1]} x {low.shape[0]} and {high.shape[1]} x {high.shape[0]}"
@@ -329,6 +342,31 @@ def _dual(ref: ImageRef, pair: Pair, method: Method, max_pixels: int, admit: Cal
     note = f"open beam of the high-energy picture: {other.high:g}"
     pixels = np.require(energies.COLORS[pair.colors](low, high), np.uint8, ["C", "W"])
     return Image(ref, pixels, sums[0], used, (note, *parts[0].notes), sums[1])
+
+
+def _banded(ref: ImageRef, pair: Pair, method: Method, max_pixels: int, admit: Callable[[int], None]) -> Image:
+    """Both energies of `ref`, in one file, as one picture."""
+    with _opened(ref, max_pixels) as stream:
+        if bands.is_tiff(stream):
+            header: Announced = bands.header(stream)
+            _require_size(header, max_pixels)
+        else:
+            header = _scan(ref, stream, max_pixels) or _header(ref, stream, max_pixels)
+        admit(_needed(header) + os.fstat(stream.fileno()).st_size)
+        data = _content(stream)
+    try:
+        if isinstance(header, bands.Header):
+            parts = bands.of_tiff(data)
+        elif isinstance(header, dicom.Header):
+            parts = bands.of_frames(data, header.pictures)
+        else:
+            _stored(image := _header(ref, BytesIO(data), max_pixels), None, data, max_pixels)
+            parts = bands.of_alpha(image, data)
+    except MemoryError as error:
+        raise ImageError("too_large", f"no room for {header.width} x {header.height} pixels") from error
+    except _DAMAGE as error:
+        raise ImageError("truncated", f"the data are damaged or cut short: {error}") from error
+    return _coloured(ref, pair, parts, [hashlib.sha256(data).hexdigest()] * 2, method)
 
 
 def _energy(ref: ImageRef, data: bytes, max_pixels: int) -> Samples:
@@ -407,10 +445,10 @@ def _orientation(image: PIL.Image.Image) -> tuple[int, tuple[str, ...]]:
     return 1, (f"EXIF orientation {value!r:.40} ignored",)
 
 
-def _upright_size(image: PIL.Image.Image | dicom.Header) -> tuple[int, int]:
+def _upright_size(image: Announced) -> tuple[int, int]:
     """(width, height) after EXIF rotation, as far as the header says; Pillow would decode a PNG to know more."""
     width, height = image.width, image.height
-    if isinstance(image, dicom.Header) or (image.format == "PNG" and "exif" not in image.info):
+    if not isinstance(image, PIL.Image.Image) or (image.format == "PNG" and "exif" not in image.info):
         return width, height
     return (height, width) if _orientation(image)[0] >= 5 else (width, height)
 

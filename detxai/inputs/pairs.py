@@ -10,11 +10,14 @@ from detxai.values import ImageRef, Pair, View
 
 
 def paired(refs: Iterable[ImageRef], low: str, high: str, colors: str) -> Iterator[ImageRef]:
-    """`refs` with two files as one image, named after the one of low energy.
+    """`refs` with two files as one image, named after the one of low energy; without a `high`, each file holds both.
 
     The last `low` or `high` in a file's path tells which it is, and `low` there against `high` names the other. One
     without its other half stays, and its reading says so; one with neither is refused.
     """
+    if not high:
+        yield from (ref if ref.problem else replace(ref, pair=Pair(ref.file, ref.path, colors)) for ref in refs)
+        return
     for ref in refs:
         file = str(ref.file)
         at_low, at_high = file.rfind(low), file.rfind(high)

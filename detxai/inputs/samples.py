@@ -34,14 +34,15 @@ def samples(image: PIL.Image.Image, data: bytes) -> Samples:
     """All the values of `image`, decoded by Pillow from the file `data`. Raises ImageError for unknown colours."""
     if image.mode.startswith(("I", "F")):
         return _deep_gray(image)
-    notes: tuple[str, ...] = ()
+    shown = "the file holds two bands; the first is shown (--pair bands reads both)"
+    notes: tuple[str, ...] = (shown,) if has_bands(image) else ()
     if _may_be_deep(image, data):
         values = _by_opencv(data)
         if values is not None and values.dtype == np.uint16 and values.ndim == 3:
             alpha = (values[..., 3] // 257).astype(np.uint8) if values.shape[2] == 4 else None
             return Samples(values[..., 2::-1], (0.0, 65535.0), alpha)
         if values is None:
-            notes = ("16 bits a channel were cut to 8: OpenCV could not decode this file",)
+            notes += ("16 bits a channel were cut to 8: OpenCV could not decode this file",)
     try:
         if image.has_transparency_data:
             rgba = np.array(image.convert("RGBA"))
@@ -49,6 +50,12 @@ def samples(image: PIL.Image.Image, data: bytes) -> Samples:
         return Samples(np.array(image.convert("RGB")), notes=notes)
     except ValueError as error:
         raise ImageError("unsupported", f"{image.format} in colours {image.mode}") from error
+
+
+def has_bands(image: PIL.Image.Image) -> bool:
+    """Whether `image` is a TIFF of two bands, of which Pillow reads the first, or of 16 bits neither."""
+    tags: Any = getattr(image, "tag_v2", {})
+    return bool(tags.get(277, 1) == 2 and image.mode != "LA")
 
 
 def _deep_gray(image: PIL.Image.Image) -> Samples:

@@ -44,7 +44,7 @@ class WindowInfo(Part):
 class PairInfo(Part):
     """The high-energy half of the picture."""
 
-    path: Text = Field(description="as image.path")
+    path: Text = Field(description="as image.path, and the same where one file holds both")
     sha256: str = Field(description="of that file's bytes")
     colors: str = Field(description="how both halves became colours: materials or channels")
 
