@@ -279,6 +279,14 @@ def test_edges_wear_their_tints_in_map_and_box() -> None:
     lines = {"left": (96, 180), "top": (290, 76), "right": (303, 180), "bottom": (200, 283)}
     for name, (x, y) in lines.items():
         assert (picture[y - 3 : y + 4, x - 3 : x + 4] == overlays.EDGES[name]).all(2).any(), name
+    speckle = np.random.default_rng(0).choice([-0.02, 0.02], pixels.shape[:2]).astype(np.float32)
+    mixed = {
+        "left": speckle * (spot(pixels.shape[:2], 200, 180, 1.0, 30) > 0.5),
+        "top": spot(pixels.shape[:2], 200, 180, 4e-3, 30),
+    }
+    at_speckle = np.asarray(overlays.draw_edges(pixels, mixed, box=BOX, label="gun", score=0.5), np.int16)[180, 200]
+    assert at_speckle[2] > at_speckle[0], "left pushes it to and fro, more than top pushes one way"
+    assert overlays.draw_edges(pixels, {"left": maps["left"]}, box=BOX, label="gun", score=0.5)
     with pytest.raises(ValueError, match="left, top, right, bottom"):
         overlays.draw_edges(pixels, {"front": maps["left"]}, box=BOX, label="gun", score=0.5)
 

@@ -52,6 +52,8 @@ EDGES: dict[str, RGB] = {
 FULL_ALPHA, ALPHA_GAMMA = 0.75, 1.25
 #: Display smoothing: sigma as a share of sqrt(box area), within shares of the picture's long side.
 SIGMA_OF_BOX, SIGMA_OF_PICTURE = 0.04, (0.004, 0.02)
+#: Edges are smoothed so many times as far: whole parts of an object, not pixels, are said to hold an edge.
+SMOOTHER_EDGES = 1.5
 #: The strongest pixels, this share of the box area in number, are drawn in full colour.
 SATURATED = 0.02
 #: Below this sum of |a| (target units, whole picture) there is only rounding to amplify.
@@ -100,19 +102,20 @@ def draw_edges(
     caption: str = "", warning: str | None = None, strip: bool = False, unit: str = "px",
     dashed: bool = False, font: Path | None = None, scale: float | None = None,
 ) -> Image.Image:  # fmt: skip
-    """Overlay of what holds the edges of a box: every pixel in the tint of the edge it moves most.
+    """Overlay of what holds the edges of a box: every part in the tint of the edge it moves most.
 
-    `maps`: any of `left`, `top`, `right`, `bottom` -> (H, W) float as in `draw`, on one scale. The
-    sign (which way an edge is pushed) is not shown. The box wears the tints. Raises as `draw` does.
+    `maps`: any of `left`, `top`, `right`, `bottom` -> (H, W) float as in `draw`, on one scale. How
+    much an edge is pushed counts, not which way. The box wears the tints. Raises as `draw` does.
     """
     if not maps or set(maps) - set(EDGES):
         raise ValueError(f"maps must be named {', '.join(EDGES)}; got {', '.join(maps) or 'none'}")
     sheet = _Sheet(pixels, box, dashed=dashed, font=font)
+    sheet.sigma *= SMOOTHER_EDGES
     used = {name: tint for name, tint in EDGES.items() if name in maps}
     key: Flow = []
     for name, tint in used.items():
         key += [_bar(np.array([[*tint, 255]], np.uint8), " ", sheet.text), name]
-    parts = [np.abs(sheet.smooth(maps[name])) for name in used]
+    parts = [sheet.smooth(np.abs(maps[name])) for name in used]
     overlay, legend = sheet.paint(parts, [(tint, tint) for tint in used.values()], key, unit, scale)
     tints = tuple(used.get(name, LIGHT) for name in EDGES)
     return sheet.compose(overlay, legend, tints, (label, score), caption, warning, strip=strip)
