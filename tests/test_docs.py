@@ -28,8 +28,8 @@ COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-define
 OPTIONS = {flag for command in COMMANDS.values() for p in command.params for flag in (*p.opts, *p.secondary_opts)}
 OPTIONS |= {flag for command in COMMANDS["calibrate"].commands.values() for p in command.params for flag in p.opts}
 OPTIONS |= {"--version", "--help", "--install-completion"}
-#: Of pip and uv.
-FOREIGN = {"--find-links", "--no-compile", "--no-index", "--no-cache-dir", "--torch-backend"}
+#: Of pip, uv and docker.
+FOREIGN = {"--rm", "--user", "--find-links", "--no-compile", "--no-index", "--no-cache-dir", "--torch-backend"}
 
 
 def blocks(language: str, text: str = README) -> list[str]:
