@@ -188,14 +188,17 @@ class _Sheet:
         if strongest.sum(dtype=np.float64) < NEGLIGIBLE:
             nothing = self.text.words(f"no attribution: sum of |a| below {NEGLIGIBLE:g} {unit}")
             return painted(self.scan, owner, best, ramps), nothing
-        scale = common or float(np.quantile(strongest, 1 - self.share)) or float(strongest.max())
+        own = float(np.quantile(strongest, 1 - self.share)) or float(strongest.max())
+        scale = common or own
         for index, part in enumerate(parts):
             level = part / np.float32(scale)
             if self.zoom > 1:
                 level = cv2.resize(level, self.drawn, interpolation=cv2.INTER_LINEAR)
             np.copyto(owner, np.uint8(index), where=level > best)
             np.maximum(best, level, out=best)
-        whose = "one scale for all boxes" if common else f"the strongest {100 * self.share:.2g} % of the picture"
+        whose = f"the strongest {100 * self.share:.2g} % of the picture"
+        if common:
+            whose = f"one scale for all boxes, of which this one reaches {100 * own / scale:.0f} %"
         words = f"· full colour from {scale:.2g} {unit} a pixel, {whose} · smoothed over {self.sigma:.2g} px"
         return painted(self.scan, owner, best, ramps), [*key, *self.text.words(words)]
 

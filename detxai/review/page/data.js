@@ -26,6 +26,7 @@ const className = i => X.classes[B["class"][i]][1];
 const verdictOf = i => X.verdicts[B.verdict[i]];
 const kindOf = i => X.kinds[B.kind[i]];
 const nameOf = i => `${path(i)} #${B.id[i]}`;
+const bagOf = i => X.images.bag[B.image[i]];
 const keyOf = i => `${X.images.key[B.image[i]]}#${B.id[i]}`;
 const folderOf = p => p.slice(0, p.lastIndexOf("/") + 1);
 const address = p => "./" + (X.base + p).split("/").map(encodeURIComponent).join("/");

@@ -19,7 +19,7 @@ function turnPage(by) {
 function drawDetail() {
   const i = state.open, image = B.image[i], at = state.shown.indexOf(i), own = ownMap(i);
   const stage = el("div", {id: "stage"});
-  const show = (address, alt) => stage.replaceChildren(picture(address, i, alt));
+  const show = (address, alt, box = i) => stage.replaceChildren(picture(address, box, alt));
   show(shownOf(i, own), `overlay of ${nameOf(i)}`);
   fill(document.getElementById("detail"),
     el("header", {},
@@ -54,7 +54,7 @@ function thumbs(i, show) {            // rows: what is explained; columns: metho
     if (address) rows.get(row).set(method, address);
   };
   for (const map of B.maps[i]) { const [what, method] = mapName(X.variants[map[0]], i); put(what, method, overlayOf(i, map)); }
-  const button = (address, alt) => el("button", {class: "thumb", onclick: () => show(address, alt), title: alt}, picture(address, i, alt));
+  const button = (address, alt, box = i) => el("button", {class: "thumb", onclick: () => show(address, alt, box), title: alt}, picture(address, box, alt));
   const overview = overviewOf(i);
   const table = el("table", {class: "side"}, el("caption", {}, "Methods side by side (click to enlarge)"),
     el("tr", {}, el("th", {}), methods.map(m => el("th", {title: X.methods[m.split(" ")[0]] || m}, m))),
@@ -62,6 +62,7 @@ function thumbs(i, show) {            // rows: what is explained; columns: metho
   const single = rows.size === 1 && methods.length === 1;
   return el("div", {}, el("div", {class: "strip"},
       overview ? button(overview, "all boxes of this picture") : null,
+      otherViews(i).filter(k => MATES[k].length).map(k => button(overviewOf(MATES[k][0]), `the other view: ${X.images.path[k]}`, MATES[k][0])),
       el("button", {class: "thumb", onclick: () => stage().replaceChildren(el("div", {class: "picture"}, sketch(i))), title: "where the boxes lie, and the 8 × 8 grid"}, sketch(i))),
     single ? null : table);
 }
@@ -106,7 +107,7 @@ function measures(i) {
     el("tr", {}, el("th", {}, MEASURE_WORDS(name)), el("td", {}, number(column[i])), el("td", {}, X.meanings[name])))));
 }
 function maps(i) {
-  return el("details", {}, el("summary", {}, `${B.maps[i].length} maps of this box`), el("table", {},
+  return el("details", {}, el("summary", {}, `${B.maps[i].length} map${B.maps[i].length > 1 ? "s" : ""} of this box`), el("table", {},
     el("tr", {}, ["what", "method", "compared with", "sum off by at most", "map by about", "in the box", "evaluations"].map(t => el("th", {}, t))),
     B.maps[i].map(m => { const v = X.variants[m[0]], [what, method] = mapName(v, i);
       return el("tr", {}, [EDGE.includes(v[2]) ? v[2] : what, method, v[5], m[7] === null ? "no promise" : percent(m[7]) + (m[3] ? "" : ", not converged"), m[11] == null ? "–" : percent(m[11]), m[9] === null ? "–" : percent(m[9]), m[4]].map(t => el("td", {}, String(t)))); })));
@@ -117,9 +118,12 @@ function mates(i) {
   const found = MATES[B.image[i]].filter(k => k !== i);
   return !found.length ? null : el("section", {}, el("h3", {}, "Other boxes of this picture"), boxes(found));
 }
-function otherView(i) {
+function otherViews(i) {              // the other images of the same bag
   const bag = X.images.bag[B.image[i]];
-  const images = bag === null ? [] : [...X.images.bag.keys()].filter(k => X.images.bag[k] === bag && k !== B.image[i]);
+  return bag === null ? [] : [...X.images.bag.keys()].filter(k => X.images.bag[k] === bag && k !== B.image[i]);
+}
+function otherView(i) {
+  const images = otherViews(i);
   return !images.length ? null : el("section", {}, el("h3", {}, "The other view of this bag"), images.map(k =>
     el("div", {}, X.images.path[k], MATES[k].length ? boxes(MATES[k]) : ": no box")));
 }

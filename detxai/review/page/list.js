@@ -89,7 +89,7 @@ function smallCard(i, note = "") {    // one box as a picture with its verdict a
   return el("article", {class: `card ${verdictOf(i)}${marks.has(i) ? " seen" : ""}`, tabindex: -1, "data-box": i, onclick: () => openBox(i)},
     picture(shownOf(i, own), i, `overlay of ${nameOf(i)}`, {crop: !(own && overlayOf(i, own))}),
     el("h3", {}, el("span", {}, className(i)), el("span", {class: "score"}, B.score[i].toFixed(2))),
-    el("p", {class: "line"}, badge(verdictOf(i)), B.kind[i] ? el("span", {class: "kind"}, kindOf(i)) : null, marks.has(i) ? el("span", {class: "kind"}, "✓ reviewed") : null, note ? el("span", {class: "kind"}, note) : null),
+    el("p", {class: "line"}, badge(verdictOf(i)), B.kind[i] ? el("span", {class: "kind"}, kindOf(i)) : null, marks.has(i) ? el("span", {class: "kind"}, "✓ reviewed") : null, note ? el("span", {class: "kind"}, note) : null, bagOf(i) ? el("span", {class: "kind", title: "all boxes of a bag stand together"}, `bag ${bagOf(i)}`) : null),
     el("p", {class: "reason"}, B.reasons[i][0] || "", more > 0 ? el("span", {class: "more"}, ` +${more} more`) : null),
     el("p", {class: "path", title: nameOf(i)}, nameOf(i)));
 }
