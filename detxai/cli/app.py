@@ -134,6 +134,16 @@ def explain(settings: "RunConfig", sources: Sources, null: Null = False) -> int:
         return int(error.exit_code)
 
 
+app.command("list")(list_)
+app.command()(report)
+app.command()(diff)
+app.command()(export)
+app.command()(merge)
+app.command()(evaluate)
+app.add_typer(calibrate, name="calibrate")
+app.add_typer(config, name="config")
+
+
 @app.command()
 def schema(
     kind: Annotated[str, typer.Argument(metavar="[record|summary|config]", help="Which schema.")] = "record",
@@ -155,16 +165,6 @@ def schema(
         print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         raise typer.BadParameter(f"There is no format {form!r}: json or md.")
-
-
-app.add_typer(calibrate, name="calibrate")
-app.command()(evaluate)
-app.command("list")(list_)
-app.command()(report)
-app.command()(diff)
-app.command()(export)
-app.command()(merge)
-app.add_typer(config, name="config")
 
 
 @app.command()
