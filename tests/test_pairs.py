@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from browser import CHROMIUM, DRIVER, browser
 from conftest import FAST, explain, files, pixels
 from PIL import Image
 from xraysim.bags import Bag, make_bag
@@ -206,22 +207,45 @@ def test_what_is_no_picture_of_one_energy_is_refused(tmp_path: Path) -> None:
         assert explain(tmp_path, *words, "-o", tmp_path / "out") == 2
 
 
-def test_two_views_stay_together(tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "scans").mkdir()
+@pytest.fixture(scope="module")
+def bags(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree of two bags of two views each, a picture alone, and a view that cannot be read."""
+    folder = tmp_path_factory.mktemp("bags")
+    (folder / "scans").mkdir()
     for number, name in enumerate(("a_side", "a_top", "b_side", "b_top", "lone"), 1):
-        Image.fromarray(pixels(f"bag-{number:02d}.jpg", (90, 80))).save(tmp_path / "scans" / f"{name}.png")
-    (tmp_path / "scans" / "c_top.png").write_bytes(b"no picture")
-    options = (*FAST, "--max-evaluations", 2, "--views", "_top,_side", "--no-overlays")
-    assert explain(tmp_path / "scans", "-m", tiny, *options, "-o", tmp_path / "out") == 3
-    lines = [json.loads(line)["image"] for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+        Image.fromarray(pixels(f"bag-{number:02d}.jpg", (90, 80))).save(folder / "scans" / f"{name}.png")
+    (folder / "scans" / "c_top.png").write_bytes(b"no picture")
+    options = (*FAST, "--max-evaluations", 2, "--views", "_top,_side")
+    assert explain(folder / "scans", "-m", tiny, *options, "-o", folder / "out") == 3
+    return folder / "out"
+
+
+def test_two_views_stay_together(bags: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lines = [json.loads(line)["image"] for line in (bags / "records.jsonl").read_text().splitlines()]
     views = {line["path"]: line.get("view") for line in lines}
     assert views["a_top.png"] == {"bag": "a.png", "name": "_top"} and views["lone.png"] is None
     assert views["a_side.png"] == {"bag": "a.png", "name": "_side"} and views["c_top.png"]["bag"] == "c.png"
     capfd.readouterr()
-    assert run(["list", str(tmp_path / "out"), "--verdict", "all", "--json"]) == 0
+    assert run(["list", str(bags), "--verdict", "all", "--json"]) == 0
     boxes = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     order = [box.get("bag") or box["path"] for box in boxes]
-    bags = [bag for n, bag in enumerate(order) if n == 0 or order[n - 1] != bag]
-    assert len({box["path"] for box in boxes}) > len(set(order)) and bags.count("a.png") == bags.count("b.png") == 1
-    index = build(Tree(tmp_path / "out"), tmp_path / "out" / "report.html")
+    runs = [bag for n, bag in enumerate(order) if n == 0 or order[n - 1] != bag]
+    assert len({box["path"] for box in boxes}) > len(set(order)) and runs.count("a.png") == runs.count("b.png") == 1
+    index = build(Tree(bags), bags / "report.html")
     assert sorted(map(str, index["images"]["bag"])) == ["None", "a.png", "a.png", "b.png", "b.png"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+def test_the_page_shows_both_views(bags: Path, tmp_path: Path) -> None:
+    assert run(["report", str(bags)]) == 0
+    with browser(tmp_path) as window:
+        window.go(bags / "report.html")
+        window.run("detxai.state.verdict.clear(); detxai.state.sort = 'score'; detxai.refresh()")
+        bag_of = "const {images, boxes} = detxai.index; const bag = i => images.bag[boxes.image[i]] ?? `#${i}`;"
+        order = window.run(f"{bag_of} return detxai.state.shown.map(bag)")
+        runs = [bag for n, bag in enumerate(order) if n == 0 or order[n - 1] != bag]
+        assert {"a.png", "b.png"} <= set(runs) and len(runs) == len(set(runs)), "a bag is in one place"
+        window.run(f"{bag_of} detxai.openBox(detxai.state.shown.find(i => bag(i) === 'a.png'))")
+        window.wait("document.querySelector('#detail img[alt^=\"the other view, a_\"]')?.naturalWidth > 0")
+        assert window.complaints() == []

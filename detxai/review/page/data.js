@@ -40,9 +40,10 @@ function overlayOf(i, map) {          // address of a map's picture, or null
 function shownOf(i, map) {            // the map's own picture, else that of all boxes
   return (map && overlayOf(i, map)) || overviewOf(i);
 }
-function overviewOf(i) {
-  const ending = X.images.overview[B.image[i]];
-  return ending ? address(`${path(i)}.${ending}`) : null;
+function overviewOf(i) { return overviewOfImage(B.image[i]); }
+function overviewOfImage(k) {
+  const ending = X.images.overview[k];
+  return ending ? address(`${X.images.path[k]}.${ending}`) : null;
 }
 function ownMap(i) {                  // the map that was judged
   return B.maps[i].find(m => { const v = X.variants[m[0]]; return v[2] === "class" && v[3] === null; });
@@ -79,7 +80,18 @@ function filtered() {                 // numbers of the boxes that all filters l
     if (words.length && !words.every(w => B.text[i].includes(w))) continue;
     found.push(i);
   }
-  return ordered(found);
+  return together(ordered(found));
+}
+
+function together(boxes) {            // both views of a bag where the first of them is, as detxai list has them
+  if (!X.images.bag.some(bag => bag !== null)) return boxes;
+  const bags = new Map();
+  for (const i of boxes) {
+    const bag = X.images.bag[B.image[i]] ?? i;   // a box of no bag stays where it is
+    if (!bags.has(bag)) bags.set(bag, []);
+    bags.get(bag).push(i);
+  }
+  return [...bags.values()].flat();
 }
 
 function ordered(found) {

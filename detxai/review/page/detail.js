@@ -124,6 +124,9 @@ function otherViews(i) {              // the other images of the same bag
 }
 function otherView(i) {
   const images = otherViews(i);
-  return !images.length ? null : el("section", {}, el("h3", {}, "The other view of this bag"), images.map(k =>
-    el("div", {}, X.images.path[k], MATES[k].length ? boxes(MATES[k]) : ": no box")));
+  return !images.length ? null : el("section", {}, el("h3", {}, "The other view of this bag"), images.map(k => {
+    const [first] = MATES[k];            // the strongest box of that view, whose map stands for a view without an overview
+    const shown = first === undefined ? null : picture(overviewOfImage(k) || shownOf(first, ownMap(first)), first, `the other view, ${X.images.path[k]}`);
+    return el("div", {}, X.images.path[k], shown, first === undefined ? ": no box" : boxes(MATES[k]));
+  }));
 }
