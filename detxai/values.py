@@ -1,7 +1,7 @@
 """The values that pass from stage to stage: frozen, plain, without torch.
 
 Frames: *source* pixels are those of the image after EXIF rotation, x to the right, y down, the
-pixel (0, 0) covering [0, 1) x [0, 1). *Letterbox* pixels are those of the square that the network sees.
+pixel (0, 0) covering [0, 1) x [0, 1). *Letterbox* pixels are those of the picture that the network sees.
 """
 
 from __future__ import annotations
@@ -16,6 +16,18 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.float32]
 Box = tuple[float, float, float, float]
+#: Rows and columns of the picture that a network sees.
+InputShape = tuple[int, int]
+
+
+def as_imgsz(shape: InputShape) -> int | InputShape:
+    """`shape` as --imgsz takes it: the side of a square, else rows and columns."""
+    return shape[0] if shape[0] == shape[1] else shape
+
+
+def written(shape: InputShape) -> str:
+    """`shape` for people: `640`, `384x640` (rows first, as --imgsz takes it)."""
+    return str(shape[0]) if shape[0] == shape[1] else f"{shape[0]}x{shape[1]}"
 
 
 def shared_area(a: Box, b: Box) -> float:
@@ -106,13 +118,13 @@ class Image:
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where a source of `width` x `height` lies in the `size` x `size` square of the network.
+    """Where a source of `width` x `height` lies in what the network sees, `shape` (rows, columns) pixels.
 
     `gain`, `left`, `top` map box coordinates (x_letterbox = x * gain + left), as ultralytics does;
     the picture itself covers the columns [left, left + inner_width) and the rows alike.
     """
 
-    size: int
+    shape: InputShape
     width: int
     height: int
     gain: float
@@ -121,6 +133,11 @@ class Letterbox:
     inner_width: int
     inner_height: int
 
+    @property
+    def place(self) -> Box:
+        """Where the picture itself lies, xyxy letterbox pixels."""
+        return self.left, self.top, self.left + self.inner_width, self.top + self.inner_height
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -128,6 +145,7 @@ class Checkpoint:
 
     `kind`: `ultralytics` (`module` is a live torch network), `legacy` (`module` holds state and yaml of an original
     YOLOv5/v3 model, no code) or `darknet` (`module` is the parsed network). `trusted`: its pickle was run in full.
+    `imgsz`: the size that it was made for, as --imgsz takes it.
     """
 
     name: str
@@ -136,7 +154,7 @@ class Checkpoint:
     module: Any
     family: str
     names: dict[int, str]
-    imgsz: int | None = None
+    imgsz: int | InputShape | None = None
     trusted: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 

@@ -301,11 +301,11 @@ def test_a_map_has_the_same_bits_whatever_shares_its_pack(detector: Detector, sc
 
 @pytest.mark.parametrize("name", ["black", "white", "gray", "mean", "blur", "auto"])
 def test_baselines_keep_the_padding(name: str) -> None:
-    square = np.full((SIDE, SIDE, 3), 114, np.uint8)
-    square[8:-8] = pixels("bag-02.jpg", (SIDE, SIDE - 16))
-    box = Letterbox(SIDE, SIDE, SIDE - 16, 1.0, 0, 8, SIDE, SIDE - 16)
-    label = baselines.resolved(name, square, box)
-    found = baselines.baseline(label, baselines.picture(square), box)
+    canvas = np.full((SIDE, SIDE, 3), 114, np.uint8)
+    canvas[8:-8] = pixels("bag-02.jpg", (SIDE, SIDE - 16))
+    box = Letterbox((SIDE, SIDE), SIDE, SIDE - 16, 1.0, 0, 8, SIDE, SIDE - 16)
+    label = baselines.resolved(name, canvas, box)
+    found = baselines.baseline(label, baselines.picture(canvas), box)
     assert found.shape == (3, SIDE, SIDE)
     assert bool((found[:, :8] == np.float32(114 / 255)).all())
     inner = found[:, 8:-8]
@@ -316,16 +316,16 @@ def test_baselines_keep_the_padding(name: str) -> None:
         assert label.startswith("auto:#")
         assert float(inner.min()) > 0.8, "the ground of a scan is nearly white"
     elif name == "mean":
-        assert float(inner.mean()) == pytest.approx(square[8:-8].mean() / 255, abs=1e-3)
+        assert float(inner.mean()) == pytest.approx(canvas[8:-8].mean() / 255, abs=1e-3)
         assert float(inner.flatten(1).std(1).max()) < 1e-3
     else:
-        assert 0 < float(inner.std()) < float(np.std(square[8:-8] / 255))
+        assert 0 < float(inner.std()) < float(np.std(canvas[8:-8] / 255))
 
 
 def test_no_ground_means_black() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     assert baselines.ground(noise) is None
-    assert baselines.resolved("auto", noise, Letterbox(SIDE, SIDE, SIDE, 1.0, 0, 0, SIDE, SIDE)) == "auto:black"
+    assert baselines.resolved("auto", noise, Letterbox((SIDE, SIDE), SIDE, SIDE, 1.0, 0, 0, SIDE, SIDE)) == "auto:black"
 
 
 def test_gradients_without_room_are_computed_again_to_the_same_bits(detector: Detector, scene: Scene) -> None:

@@ -161,12 +161,14 @@ def test_rotated_boxes_stay_rotated(nms: bool, tmp_path: Path) -> None:
     assert [c for _, c in reported(found, conf=0.3, iou=0.9, max_det=9)] == [2, 0]
 
 
-def test_an_export_that_is_not_square_sees_a_letterbox_of_its_own(tmp_path: Path) -> None:
+def test_an_export_that_is_not_square_sees_pictures_of_its_shape(tmp_path: Path) -> None:
     output = _filled(torch.cat([CENTRES, SCORES], 1), 42).mT.contiguous()  # of 32 x 64 pixels
     box = detectors.build(checkpoints.load(str(_file(tmp_path, NAMES, output, shape=(1, 3, 32, 64)))))
-    assert (box.info.imgsz, box.info.shape) == (64, (32, 64))
-    (found,) = box.predict(torch.zeros(1, 3, 64, 64))
-    torch.testing.assert_close(found.boxes[:2], BOXES[:, :4] + torch.tensor([0, 16, 0, 16]))
+    assert (box.info.imgsz, box.info.own_shape, box.info.fixed) == (64, (32, 64), True)
+    (found,) = box.predict(torch.zeros(1, 3, 32, 64))
+    torch.testing.assert_close(found.boxes[:2], BOXES[:, :4])
+    with pytest.raises(ModelError, match="32x64 pixels"):
+        box.predict(torch.zeros(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 64, 64), (1, 3, "height", "width"), ("batch", 3, 64, 64)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from detxai.models.detector import Detector, Pin
 from detxai.models.predictions import reported
 from detxai.models.trunk import Trunk
 from detxai.run.pipeline import Explainer
+from detxai.run.plan import make_plan
 from detxai.values import Target
 from detxai.vocabulary import EDGES
 
@@ -220,6 +222,17 @@ def test_a_random_network_is_explained(detector: Detector) -> None:
     assert integral.converged
     assert integral.completeness_error <= 0.05
     assert integral.value_at_input == pytest.approx(float(found.logits[anchor, class_id]), abs=1e-3)
+
+
+def test_width_and_height_of_a_cfg_may_differ(tmp_path: Path) -> None:
+    """Rows and columns are not mixed up: the sparse values are the whole network's, and a larger size takes both."""
+    cfg = re.sub("height=.*", "height=64", yolov4_tiny(Cfg(128, 2)).text, count=1)
+    built = detectors.build(checkpoints.load(str(saved(tmp_path, "wide", cfg, 128))))
+    assert built.info.own_shape == (64, 128)
+    plan = make_plan(RunConfig.model_validate({"model": {"path": str(tmp_path / "wide.cfg")}}))
+    assert (plan.shape, plan.fit, plan.rect) == ((64, 128), "darknet", False)
+    canvas, box = plan.letterboxed(np.zeros((30, 40, 3), np.uint8))
+    assert (canvas.shape, box.inner_width, box.inner_height) == ((64, 128, 3), 128, 64)
 
 
 def test_the_full_yolov3_builds_and_runs(tmp_path: Path) -> None:

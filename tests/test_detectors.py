@@ -138,7 +138,7 @@ def test_windows_equal_the_whole_map_at_every_cell(name: str, side: int) -> None
     module = freeze(fuse(module))
     trunk = Trunk([_layer(nn.Conv2d(3, 8, 1), 0, -1)])
     x = torch.randn(3, 3, side, side)
-    windows = trunk.around(0, module, side, x)
+    windows = trunk.around(0, module, (side, side), x)
     assert windows is not None
     outputs = trunk(x, windows.wanted)
     cells = [(r, c) for r in range(side) for c in range(side)]
@@ -187,23 +187,23 @@ def _neck() -> Trunk:
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize("feed", [5, 8])
-def test_layers_below_the_head_run_on_windows_too(feed: int) -> None:
+@pytest.mark.parametrize(("feed", "shape"), [(5, (96, 96)), (8, (96, 96)), (8, (104, 192)), (5, (160, 80))])
+def test_layers_below_the_head_run_on_windows_too(feed: int, shape: tuple[int, int]) -> None:
     trunk, head = _neck(), Conv(8, 5, 3)
     for part in (*trunk.layers, head):
         freeze(part)
-    x = torch.randn(2, 3, 96, 96)
-    windows = trunk.around(feed, head, 96, x)
+    x = torch.randn(2, 3, *shape)
+    windows = trunk.around(feed, head, shape, x)
     assert windows is not None
     assert [step.number for step in windows.steps[:-1]] == list(range(1, feed + 1))
     assert windows.wanted == {0}, "what is read directly as well runs once, as a whole"
-    side = 48 if feed == 5 else 24
-    cells = [(r, c) for r in (0, 1, 2, 7, side // 2, side - 2, side - 1) for c in (0, 3, side // 2 + 1, side - 1)]
+    rows, columns = (side // (2 if feed == 5 else 4) for side in shape)
+    cells = [(r, c) for r in (0, 1, 2, 7, rows // 2, rows - 2, rows - 1) for c in (0, 3, columns // 2 + 1, columns - 1)]
     gradients = []
     for whole in (False, True):
         y = x.clone().requires_grad_(True)
         with trunk.whole() if whole else contextlib.nullcontext():
-            part = trunk.around(feed, head, 96, y)
+            part = trunk.around(feed, head, shape, y)
             assert part is not None
             assert (len(part.steps) == 1) == whole
             values = part(trunk(y, part.wanted), [k % 2 for k in range(len(cells))], cells)
@@ -243,7 +243,7 @@ def test_layers_that_follow_the_data_or_the_place_run_whole(kind: Any) -> None:
     for part in (*trunk.layers, head):
         freeze(part)
     x, cells = torch.randn(2, 3, 96, 96), [(0, 0), (9, 11), (23, 23)]
-    part = trunk.around(8, head, 96, x)
+    part = trunk.around(8, head, (96, 96), x)
     assert part is not None
     assert 2 not in {step.number for step in part.steps}
     assert len(part.steps) > 1
@@ -256,7 +256,7 @@ def test_layers_that_follow_the_data_or_the_place_run_whole(kind: Any) -> None:
 
 def test_a_head_that_reads_everything_takes_the_full_path() -> None:
     trunk = Trunk([_layer(nn.Conv2d(3, 4, 1), 0, -1)])
-    assert trunk.around(0, _Everywhere(), 8, torch.zeros(1)) is None
+    assert trunk.around(0, _Everywhere(), (8, 8), torch.zeros(1)) is None
 
 
 def test_the_trunk_runs_what_is_needed_only() -> None:
@@ -326,7 +326,7 @@ def test_sizes_of_a_p6_model_are_rounded_up_to_its_coarsest_cells(wanted: int, s
     settings = {"method": "drise"}
     config = RunConfig.model_validate({"attribution": settings, "detection": {"imgsz": wanted}})
     plan = Explainer(config, checkpoint=checkpoint(network(FAMILIES["v8-p6"]))).plan
-    assert plan.size == size
+    assert plan.shape == (size, size)
     assert plan.warnings == (f"{wanted} pixels became {size}: the coarsest cells of some.pt are 64 pixels.",)
 
 

@@ -117,7 +117,7 @@ def test_pairs_are_compared_image_by_image() -> None:
 # -- deletion and insertion -------------------------------------------------------------------------
 
 SIZE, PLACE = 64, slice(20, 36)
-SQUARE = Letterbox(SIZE, SIZE, SIZE, 1.0, 0, 0, SIZE, SIZE)
+SQUARE = Letterbox((SIZE, SIZE), SIZE, SIZE, 1.0, 0, 0, SIZE, SIZE)
 HERE = Target(0, 0, box=(20.0, 20.0, 36.0, 36.0))
 
 
@@ -205,7 +205,7 @@ def test_ties_are_broken_by_what_knows_nothing() -> None:
 def test_ranking_finds_the_place_in_the_letterbox() -> None:
     """A map of the source lands on the pixels the network sees, padding left out."""
     picture = pixels("bag-01.jpg", (120, 60))
-    _, box = letterboxed(picture, SIZE)
+    _, box = letterboxed(picture, (SIZE, SIZE))
     values = np.zeros((60, 120), np.float32)
     values[30:60, :60] = 1  # the lower left quarter
     rank = ranking(values, box, priors.random_map(60, 120, 0))
@@ -217,10 +217,10 @@ def test_ranking_finds_the_place_in_the_letterbox() -> None:
 
 def test_an_absolute_order_takes_what_speaks_against_first_too() -> None:
     picture = decode.load(next(iter(find([str(SAMPLES / "bag-03.jpg")]).refs)), "auto", 10**8)
-    square, box = letterboxed(picture.pixels, SIZE)
+    canvas, box = letterboxed(picture.pixels, (SIZE, SIZE))
     subject = Subject(0, 0, "knife", 0.9, (8.0, 8.0, 90.0, 90.0), HERE)
     values = np.zeros((picture.height, picture.width), np.float32)
-    opened = Opened(picture, square, box, [subject], [None], 0, priors.random_map(*values.shape, 0))
+    opened = Opened(picture, canvas, box, [subject], [None], 0, priors.random_map(*values.shape, 0))
     values[:90, :90], values[-90:, -90:] = 1, -2
     signed, absolute = (
         opened.read(subject, values, None, Options(smooth=0, order=order)).rank for order in ("signed", "absolute")

@@ -214,16 +214,16 @@ def test_no_verdict_without_an_integral() -> None:
 
 
 def test_pixels_of_a_box() -> None:
-    cpu = torch.device("cpu")
-    mask = within((1.5, 2.0, 3.0, 4.1), 8, cpu)
+    like = torch.empty(8, 8)
+    mask = within((1.5, 2.0, 3.0, 4.1), like)
     assert torch.nonzero(mask).tolist() == [[y, x] for y in (2, 3, 4) for x in (1, 2)]
     for box in ((-9.0, -9.0, -8.0, -8.0), (20.0, 20.0, 30.0, 30.0), (3.2, 3.2, 3.3, 3.3)):
-        assert within(box, 8, cpu).sum() == 1
+        assert within(box, like).sum() == 1
 
 
 def test_the_top_part_is_a_fifth_of_the_box_where_the_map_is_strongest() -> None:
     box = (8.0, 8.0, 28.0, 28.0)
-    inside = within(box, 32, torch.device("cpu"))
+    inside = within(box, torch.empty(32, 32))
     values = torch.zeros(32, 32, dtype=torch.float64)
     values[10:14, 10:14] = 1.0
     values[0:4] = 100.0  # outside the box
@@ -239,7 +239,7 @@ def test_trials_show_what_they_say(tiny: Path) -> None:
     found = detector.predict(x[None])[0]
     anchor = int(found.scores.amax(1).argmax())
     targets = tuple(Target(anchor, int(found.levels[anchor]), "class", i) for i in range(3))
-    inside = within((16.0, 16.0, 40.0, 48.0), 64, x.device)
+    inside = within((16.0, 16.0, 40.0, 48.0), x)
     values = torch.rand(64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     case = Case((16.0, 16.0, 40.0, 48.0), targets, (values,))
     ask = trials(x, {"noise": b}, soft, [case])

@@ -553,7 +553,7 @@ def test_letterbox_is_that_of_ultralytics(size: int) -> None:
     reference = augment.LetterBox((size, size), auto=False)
     for height, width in [*SHAPES, *RNG.integers(1, 400, (20, 2)).tolist()]:
         pixels = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        square, lb = letterboxed(pixels, size)
+        square, lb = letterboxed(pixels, (size, size))
         assert np.array_equal(square, reference(image=pixels)), (height, width)
         boxes = RNG.uniform(-20, size + 20, (5, 4))
         expected = ops.scale_boxes((size, size), boxes.copy(), (height, width))
@@ -562,7 +562,7 @@ def test_letterbox_is_that_of_ultralytics(size: int) -> None:
 
 @pytest.mark.parametrize(("height", "width"), SHAPES)
 def test_boxes_come_back(height: int, width: int) -> None:
-    _, lb = letterboxed(np.zeros((height, width, 3), np.uint8), 64)
+    _, lb = letterboxed(np.zeros((height, width, 3), np.uint8), (64, 64))
     whole = np.array([[0.0, 0, width, height]])
     inner = [lb.left, lb.top, lb.left + lb.inner_width, lb.top + lb.inner_height]
     assert np.allclose(boxes_to_letterbox(whole, lb), inner)
@@ -571,7 +571,7 @@ def test_boxes_come_back(height: int, width: int) -> None:
 
 
 def frame(height: int, width: int, size: int) -> Letterbox:
-    return letterboxed(np.zeros((height, width, 3), np.uint8), size)[1]
+    return letterboxed(np.zeros((height, width, 3), np.uint8), (size, size))[1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -611,7 +611,7 @@ def test_maps_of_the_same_size_are_untouched() -> None:
 
 def test_a_stretched_picture_fills_the_square_and_comes_back() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
-    square, lb = letterboxed(picture, 64, "stretch")
+    square, lb = letterboxed(picture, (64, 64), "stretch")
     assert (lb.inner_width, lb.inner_height, lb.left, lb.top) == (64, 64, 0, 0)
     assert not (square == 114).all(-1)[0].all()
     box = [[10.0, 20.0, 90.0, 50.0]]
@@ -622,7 +622,7 @@ def test_a_stretched_picture_fills_the_square_and_comes_back() -> None:
 def test_darknets_square_keeps_the_corner_pixels(width: int, height: int) -> None:
     """`resize_image`: linear between neighbours, without averaging; torch has the same."""
     picture = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    square, lb = letterboxed(picture, 64, "darknet")
+    square, lb = letterboxed(picture, (64, 64), "darknet")
     x = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
     expected = torch.nn.functional.interpolate(x, (64, 64), mode="bilinear", align_corners=True)[0].permute(1, 2, 0)
     assert np.abs(square - expected.numpy()).max() <= 0.51
@@ -640,12 +640,21 @@ def test_the_letterbox_is_that_of_the_yolov5_repository(width: int, height: int)
     resized = cv2.resize(picture, new, interpolation=cv2.INTER_LINEAR)
     edges = round(down - 0.1), round(down + 0.1), round(across - 0.1), round(across + 0.1)
     expected = cv2.copyMakeBorder(resized, *edges, cv2.BORDER_CONSTANT, value=(114, 114, 114))
-    assert np.array_equal(letterboxed(picture, 320)[0], expected)
+    assert np.array_equal(letterboxed(picture, (320, 320))[0], expected)
 
 
-def test_a_network_that_reads_part_of_the_square_gets_a_letterbox_of_its_own() -> None:
-    picture = np.random.default_rng(3).integers(0, 256, (60, 100, 3), dtype=np.uint8)
-    square, lb = letterboxed(picture, 128, shape=(64, 128))
-    assert (lb.inner_width, lb.inner_height, lb.left, lb.top) == (107, 64, 10, 32)
-    assert (square[:32] == 114).all()
-    assert (square[96:] == 114).all()
+@pytest.mark.parametrize("rect", [False, True])
+@pytest.mark.parametrize("shape", [(320, 320), (384, 640), (640, 96)])
+def test_the_letterbox_of_a_rectangle_is_that_of_ultralytics(shape: tuple[int, int], rect: bool) -> None:
+    """`auto` is what `predict` asks for by default: no more gray than fills the last cells."""
+    augment = pytest.importorskip("ultralytics.data.augment")
+    ops = pytest.importorskip("ultralytics.utils.ops")
+    reference = augment.LetterBox(shape, auto=rect, stride=32)
+    for height, width in [*SHAPES, *RNG.integers(1, 700, (20, 2)).tolist()]:
+        pixels = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        canvas, lb = letterboxed(pixels, shape, stride=32 if rect else None)
+        assert np.array_equal(canvas, reference(image=pixels)), (height, width)
+        assert canvas.shape[:2] == lb.shape
+        boxes = RNG.uniform(-20, max(shape) + 20, (5, 4))
+        expected = ops.scale_boxes(lb.shape, boxes.copy(), (height, width))
+        assert np.allclose(boxes_to_source(boxes, lb), expected, atol=1e-9)

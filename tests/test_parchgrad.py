@@ -347,7 +347,7 @@ def test_a_gap_is_the_mean_of_the_rectified_map_over_the_box() -> None:
     generator = torch.Generator().manual_seed(6)
     maps = [torch.randn(3, 8, 8, generator=generator), torch.randn(2, 4, 4, generator=generator)]
     boxes = torch.tensor([[0.0, 0, 64, 64], [16, 8, 40, 24], [20, 4, 28, 12], [70, 70, 80, 80], [9, 9, 9, 9]])
-    found = channels.gap(maps, boxes, 64)
+    found = channels.gap(maps, boxes, (64, 64))
     assert found.shape == (5, 5)
     whole = torch.cat([m.relu().mean((1, 2)) for m in maps])
     torch.testing.assert_close(found[0], whole)

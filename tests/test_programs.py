@@ -60,7 +60,7 @@ def strongest(detector: Differentiable, x: Tensor) -> list[Target]:
 def engines(detector: Any, rows: int = ROWS) -> tuple[Engine, Engine]:
     """One with shared packs, one with programs."""
     values, entered = (contrasting(f) for f in (detector.values, detector.entered))
-    programs = Programs(lambda dtype: detector, SIDE, CPU, rows)
+    programs = Programs(lambda dtype: detector, CPU, rows)
     return tuple(Engine(values, CPU, entered=entered, programs=p) for p in (None, programs))  # type: ignore[return-value]
 
 
@@ -218,11 +218,11 @@ def test_the_whole_command_with_programs(
 
 def test_half_weights_below_the_head(detector: Any, x: Tensor) -> None:
     """bfloat16 is what every CPU computes in: near the exact map, as near as its eight bits allow."""
-    half = detector.in_precision(torch.bfloat16, SIDE)
+    half = detector.in_precision(torch.bfloat16, (SIDE, SIDE))
     assert next(half.trunk.layers[1].parameters()).dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in half.class_heads.parameters())
     kinds = {torch.float32: detector, torch.bfloat16: half}
-    engine = Engine(detector.values, CPU, entered=detector.entered, programs=Programs(kinds.get, SIDE, CPU, ROWS))
+    engine = Engine(detector.values, CPU, entered=detector.entered, programs=Programs(kinds.get, CPU, ROWS))
     path, targets = Segment(x, torch.ones_like(x)), strongest(detector, x)[:1]
     exact, rough = (
         run(engine, [integrated_gradients(path, targets, tolerance=1.0, max_evaluations=8, dtype=dtype)])[0][0]

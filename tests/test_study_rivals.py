@@ -32,7 +32,7 @@ def detector() -> Any:
 
 @pytest.fixture(scope="module")
 def x(detector: Any) -> torch.Tensor:
-    square, _ = letterboxed(decode.load(next(iter(find([str(BAG)]).refs))).pixels, detector.info.imgsz)
+    square, _ = letterboxed(decode.load(next(iter(find([str(BAG)]).refs))).pixels, detector.info.own_shape)
     return rivals.tensor(square)[None]
 
 

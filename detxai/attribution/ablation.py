@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from detxai.attribution.points import Point, Reply, Segment
-from detxai.values import Box, Target
+from detxai.values import Box, InputShape, Target
 from detxai.vocabulary import FADED, ONLY_BOX, SOFTENED, WITHOUT_BOX, WITHOUT_TOP
 
 #: Trials come by the dozen: they fill packs of their own.
@@ -49,24 +49,31 @@ class TrialOutcome:
     map: int | None = None
 
 
-def pixels(box: Box, size: int) -> tuple[slice, slice]:
-    """The rows and columns of pixels that a box (xyxy letterbox pixels) touches, at least one of each."""
-    left, top = (min(max(int(v), 0), size - 1) for v in box[:2])
-    right, bottom = (min(max(-int(-v // 1), low + 1), size) for v, low in zip(box[2:], (left, top), strict=True))
-    return slice(top, bottom), slice(left, right)
+def pixels(box: Box, shape: InputShape) -> tuple[slice, slice]:
+    """The rows and columns, of those of `shape`, that a box (xyxy letterbox pixels) touches, at least one of each."""
+    (rows, columns), (left, top, right, bottom) = shape, box
+    return _touched(top, bottom, rows), _touched(left, right, columns)
 
 
-def within(box: Box, size: int, device: torch.device) -> Tensor:
-    """(size, size) bool: the pixels that a box (xyxy letterbox pixels) touches, at least one."""
-    inside = torch.zeros(size, size, dtype=torch.bool, device=device)
-    inside[pixels(box, size)] = True
+def _touched(start: float, end: float, count: int) -> slice:
+    first = min(max(int(start), 0), count - 1)
+    return slice(first, min(max(-int(-end // 1), first + 1), count))
+
+
+def within(box: Box, like: Tensor) -> Tensor:
+    """(rows, columns) bool, as large as the picture or map `like`: the pixels that a box touches, at least one.
+
+    `box`: xyxy letterbox pixels.
+    """
+    inside = torch.zeros(like.shape[-2:], dtype=torch.bool, device=like.device)
+    inside[pixels(box, (like.shape[-2], like.shape[-1]))] = True
     return inside
 
 
 def top_part(values: Tensor, box: Box) -> Tensor:
-    """(size, size) bool: the TOP_SHARE of the pixels in `box` with the greatest smoothed `values` (size, size)."""
-    own = pixels(box, values.shape[-1])
-    inside = within(box, values.shape[-1], values.device)
+    """(rows, columns) bool: the TOP_SHARE of the pixels in `box` with the greatest smoothed `values`, of that shape."""
+    own = pixels(box, (values.shape[-2], values.shape[-1]))
+    inside = within(box, values)
     count = math.prod(at.stop - at.start for at in own)
     reach = max(1, round(TOP_SMOOTHING * count**0.5))
     # What lies further from the box than the smoothing reaches makes no difference.
@@ -90,7 +97,7 @@ def trials(
     dtype: torch.dtype = torch.float32,
     thorough: int = 1,
 ) -> Generator[list[Point], list[Reply], list[list[TrialOutcome]]]:
-    """Coroutine: the trials of every case, for each of `fills` (name -> picture like `x`, (3, size, size)).
+    """Coroutine: the trials of every case, for each of `fills` (name -> picture like `x`, (3, rows, columns)).
 
     The whole picture is tried as `softened`. The top part is replaced by, and the picture faded into, the first
     `thorough` fills only.
@@ -102,7 +109,7 @@ def trials(
         asked: list[tuple[int, str, str, int | None]] = []
         points: list[Point] = []
         for index, case in enumerate(part):
-            inside = within(case.box, x.shape[-1], x.device)
+            inside = within(case.box, x)
             hidden: list[tuple[str, Tensor, int | None]] = [(WITHOUT_BOX, inside, None), (ONLY_BOX, ~inside, None)]
             tops = [(WITHOUT_TOP, top_part(values, case.box), k) for k, values in enumerate(case.maps)]
             for fill, picture in fills.items():
@@ -141,9 +148,9 @@ def without_neighbours(
     path, points = Segment(x, fill), []
     asked: list[tuple[int, int]] = []
     for index, (case, neighbours) in enumerate(cases):
-        own = within(case.box, x.shape[-1], x.device)
+        own = within(case.box, x)
         for number, box in neighbours.items():
-            hidden = within(box, x.shape[-1], x.device) & ~own
+            hidden = within(box, x) & ~own
             if bool(hidden.any()):
                 asked.append((index, number))
                 points.append(Point(path, 1.0, case.targets, False, dtype, hidden=hidden, field=FIELD))

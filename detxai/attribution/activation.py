@@ -71,14 +71,14 @@ def activation_maps(
     dtype: torch.dtype = torch.float32,
 ) -> Ask:
     """Coroutine: maps of `targets`, each at its own of `layers`; targets that share one share the forward."""
-    size = path.x.shape[-1]
+    rows, columns = path.shape
 
     def combine(gradient: Tensor, activation: Tensor, target: Target) -> Tensor:
-        cells = weigh(gradient, activation, target, size / activation.shape[-1])
+        cells = weigh(gradient, activation, target, columns / activation.shape[-1])
         if target.kind not in EDGES:
             cells = cells.clamp(min=0)
-        large = interpolate(cells[None, None], size=(size, size), mode="bilinear", align_corners=False)
-        return large[0, 0] * (cells.numel() / size**2)
+        large = interpolate(cells[None, None], size=(rows, columns), mode="bilinear", align_corners=False)
+        return large[0, 0] * (cells.numel() / (rows * columns))
 
     groups = {layer: [k for k, own in enumerate(layers) if own == layer] for layer in layers}
     replies = yield [

@@ -25,21 +25,21 @@ BLUR_SIGMA = 0.05
 SOFT_SIGMA = 0.004
 
 
-def picture(square: Pixels, device: torch.device | None = None) -> Tensor:
-    """A letterboxed image (size, size, 3) uint8 as (3, size, size) float32 in [0, 1] on `device`."""
-    return torch.from_numpy(square).to(device).permute(2, 0, 1).contiguous().float() / 255
+def picture(canvas: Pixels, device: torch.device | None = None) -> Tensor:
+    """A letterboxed image (rows, columns, 3) uint8 as (3, rows, columns) float32 in [0, 1] on `device`."""
+    return torch.from_numpy(canvas).to(device).permute(2, 0, 1).contiguous().float() / 255
 
 
-def resolved(name: str, square: Pixels, box: Letterbox) -> str:
+def resolved(name: str, canvas: Pixels, box: Letterbox) -> str:
     """The name of a baseline, `auto` with what it is on this image: `auto:#rrggbb`, its ground, else `auto:black`."""
     if name != "auto":
         return name
-    colour = ground(square[inner(box)])
+    colour = ground(canvas[inner(box)])
     return "auto:black" if colour is None else "auto:#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def baseline(name: str, x: Tensor, box: Letterbox, file: Tensor | None = None) -> Tensor:
-    """The baseline `name` (see `resolved`) of the letterboxed image `x`, both (3, size, size) float32 in [0, 1].
+    """The baseline `name` (see `resolved`) of the letterboxed image `x`, both (3, rows, columns) float32 in [0, 1].
 
     `file`: a letterboxed picture like `x`, for a baseline image.
     """
@@ -60,7 +60,7 @@ def baseline(name: str, x: Tensor, box: Letterbox, file: Tensor | None = None) -
 
 
 def softened(x: Tensor, box: Letterbox) -> Tensor:
-    """The image `x` (3, size, size) under a slight Gaussian; its padding stays."""
+    """The image `x` (3, rows, columns) under a slight Gaussian; its padding stays."""
     result, at = x.clone(), (slice(None), *inner(box))
     result[at] = _blurred(x[at], SOFT_SIGMA)
     return result

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from detxai.attribution.points import Ask, Point, Segment, TargetMap
-from detxai.values import Target
+from detxai.values import InputShape, Target
 
 #: Cells of the coarse grid a side, and the share of it that is kept.
 GRID, KEPT = 16, 0.5
@@ -24,13 +24,18 @@ GRID, KEPT = 16, 0.5
 ROUND, SETTLED = 64, 0.8
 
 
-def masks(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """(count, 1, size, size) float32 in [0, 1]: coarse random cells, smoothly enlarged and randomly shifted."""
-    cell = -(-size // GRID)
-    coarse = (torch.rand(count, 1, GRID + 1, GRID + 1, generator=generator) < KEPT).float()
-    large = interpolate(coarse, size=(GRID + 1) * cell, mode="bilinear", align_corners=False)
+def masks(count: int, shape: InputShape, generator: torch.Generator) -> Tensor:
+    """(count, 1, rows, columns) float32 in [0, 1]: coarse random cells, smoothly enlarged and randomly shifted.
+
+    The cells are square: there are `GRID` along the longer side.
+    """
+    rows, columns = shape
+    cell = -(-max(shape) // GRID)
+    down, across = (GRID + 1 if side == max(shape) else -(-side // cell) + 1 for side in shape)
+    coarse = (torch.rand(count, 1, down, across, generator=generator) < KEPT).float()
+    large = interpolate(coarse, size=(down * cell, across * cell), mode="bilinear", align_corners=False)
     shifts = torch.randint(0, cell, (count, 2), generator=generator).tolist()
-    return torch.stack([m[:, y : y + size, x : x + size] for m, (y, x) in zip(large, shifts, strict=True)])
+    return torch.stack([m[:, y : y + rows, x : x + columns] for m, (y, x) in zip(large, shifts, strict=True)])
 
 
 def drise(path: Segment, targets: Sequence[Target], *, max_masks: int = 1024, seed: int = 0) -> Ask:
@@ -40,12 +45,12 @@ def drise(path: Segment, targets: Sequence[Target], *, max_masks: int = 1024, se
     takes the cosine of all scores. Stops when the maps of all targets have settled, or after `max_masks`.
     """
     generator = torch.Generator().manual_seed(seed)
-    device, size = path.x.device, path.x.shape[-1]
+    device, shape = path.x.device, path.shape
     (whole,) = yield [Point(path, 1.0, tuple(targets), False, field="similarity")]
-    halves = [_Sums.empty(len(targets), size, device) for _ in range(2)]
+    halves = [_Sums.empty(len(targets), shape, device) for _ in range(2)]
     count, settled = 0, False
     while count < max_masks and not settled:
-        batch = masks(min(ROUND, max_masks - count), size, generator).to(device)
+        batch = masks(min(ROUND, max_masks - count), shape, generator).to(device)
         pictures = [torch.lerp(path.b, path.x, mask) for mask in batch]
         replies = yield [Point(path, 1.0, tuple(targets), False, picture=p, field="similarity") for p in pictures]
         similarity = torch.tensor([r.values for r in replies], dtype=torch.float64, device=device)
@@ -62,7 +67,7 @@ def drise(path: Segment, targets: Sequence[Target], *, max_masks: int = 1024, se
 
 @dataclass
 class _Sums:
-    """Over `count` masks: of the masks (size, size), of similarities (targets,), and of their products."""
+    """Over `count` masks: of the masks (rows, columns), of similarities (targets,), and of their products."""
 
     count: int
     presence: Tensor
@@ -70,12 +75,12 @@ class _Sums:
     weighted: Tensor
 
     @classmethod
-    def empty(cls, targets: int, size: int, device: torch.device) -> _Sums:
+    def empty(cls, targets: int, shape: InputShape, device: torch.device) -> _Sums:
         zeros = partial(torch.zeros, dtype=torch.float64, device=device)
-        return cls(0, zeros(size, size), zeros(targets), zeros(targets, size, size))
+        return cls(0, zeros(shape), zeros(targets), zeros(targets, *shape))
 
     def add(self, flat: Tensor, similarity: Tensor) -> None:
-        """Count in masks `flat` (n, size, size) and what was similar under each, (n, targets)."""
+        """Count in masks `flat` (n, rows, columns) and what was similar under each, (n, targets)."""
         self.count += len(flat)
         self.presence += flat.sum(0)
         self.mass += similarity.sum(0)
@@ -90,7 +95,7 @@ class _Sums:
         )
 
     def maps(self) -> Tensor:
-        """(targets, size, size): the covariance of every pixel's presence with similarity."""
+        """(targets, rows, columns): the covariance of every pixel's presence with similarity."""
         return self.weighted / self.count - (self.mass / self.count)[:, None, None] * (self.presence / self.count)
 
 

@@ -7,6 +7,7 @@ only, so that shuffled, resumed and sharded runs give the same bytes.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from detxai.attribution.clock import DeviceClock
 from detxai.attribution.memory import Held, Room
 from detxai.attribution.points import Point, Reply
 from detxai.attribution.programs import Programs
-from detxai.values import Target
+from detxai.values import InputShape, Target
 
 T = TypeVar("T")
 #: Rows in a pack by device, for inputs up to 640 pixels; a run out of memory goes on with half.
@@ -33,9 +34,9 @@ PROGRAM_ROWS = {"cuda": 128}
 AHEAD = {"cuda": 2}
 
 
-def rows_for(device: torch.device, size: int, table: Mapping[str, int] = ROWS) -> int:
-    """Rows in a pack of `size` pixel squares: a fixed table, never the free memory, so that bytes repeat."""
-    rows = table.get(device.type, 8)
+def rows_for(device: torch.device, shape: InputShape, table: Mapping[str, int] = ROWS) -> int:
+    """Rows in a pack of pictures of `shape`, by their area: a table, never the free memory, so that bytes repeat."""
+    rows, size = table.get(device.type, 8), math.isqrt(math.prod(shape))
     while size > 640 and rows > 1:
         size, rows = size * 5 // 7, rows // 2
     return rows
@@ -50,7 +51,7 @@ class Field(Protocol):
     """F: the pinned scalars of a batch, differentiable in it."""
 
     def __call__(self, x: Tensor, pins: Sequence[tuple[int, Target]], /) -> Tensor:
-        """(len(pins),) values for x (rows, 3, size, size); a pin is (row, target)."""
+        """(len(pins),) values for x (rows, 3, height, width); a pin is (row, target)."""
         ...
 
 
@@ -197,7 +198,7 @@ class Engine:
     def _entries(self, job: _Job, i: int, point: Point) -> list[_Entry]:
         """What of a point goes into one pack: rows of a program, or all its targets."""
         if self.programs is None or not self.programs.takes(point):
-            kind = (point.gradient, point.dtype, point.field, point.layer, point.channels is None)
+            kind = (point.gradient, point.dtype, point.field, point.layer, point.channels is None, point.path.shape)
             return [_Entry(job, i, point, kind)]
         shapes = [self.programs.shape((point, k)) for k in range(len(point.targets))]
         makes = (point.combine is None, point.picture is None)
@@ -419,7 +420,7 @@ def _told(pack: Sequence[_Entry]) -> list[_Job]:
 
 
 def _layer_maps(points: Sequence[Point], k: int, values: Tensor, tapped: Sequence[Tensor], more: bool) -> list[Tensor]:
-    """(size, size): maps of target `k` of every point at the tapped layer; zero where it does not matter."""
+    """(rows, columns): maps of target `k` of every point at the tapped layer; zero where it does not matter."""
     if not tapped or not values.requires_grad:
         return [values.new_zeros(p.path.x.shape[1:]) for p in points]
     output = tapped[0]

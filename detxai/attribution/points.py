@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from detxai.attribution.memory import Held
-from detxai.values import Target
+from detxai.values import InputShape, Target
 
 #: What a map is off at most, as a share of its distance to that of every other node: for nine in ten of those that
 #: scripts/bench/map_error.py has compared with dense references.
@@ -21,12 +21,17 @@ DOUBT = 0.6
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """The straight path from baseline b to image x, both (3, size, size) float32 in [0, 1]."""
+    """The straight path from baseline b to image x, both (3, rows, columns) float32 in [0, 1]."""
 
     x: Tensor
     b: Tensor
     #: Which of the engine's functions takes its points.
     field: ClassVar[str] = "value"
+
+    @property
+    def shape(self) -> InputShape:
+        """Rows and columns of the pictures."""
+        return self.x.shape[-2], self.x.shape[-1]
 
     def at(self, alpha: float) -> Tensor:
         """The point b + α (x − b); exactly b and x at the ends."""
@@ -38,7 +43,7 @@ class Segment:
         return self.x - self.b
 
     def product(self, gradient: Tensor) -> Tensor:
-        """What is kept of ∇F: (x − b) ⊙ ∇F summed over colour, (size, size)."""
+        """What is kept of ∇F: (x − b) ⊙ ∇F summed over colour, (rows, columns)."""
         return self.products(gradient[None], self.difference[None])[0]
 
     def slope(self, product: Tensor) -> Tensor:
@@ -47,7 +52,7 @@ class Segment:
 
     @staticmethod
     def products(gradients: Tensor, differences: Tensor) -> Tensor:
-        """`product` of many rows at once, of their ∇F and their x − b, both (rows, 3, size, size)."""
+        """`product` of many rows at once, of their ∇F and their x − b, both (rows, 3, height, width)."""
         return (differences * gradients).sum(1)
 
     @staticmethod
@@ -56,7 +61,7 @@ class Segment:
         return products.flatten(1).sum(1, dtype=torch.float64)
 
     def map(self, integral: Tensor) -> Tensor:
-        """(size, size) float64 of the weighted sum of products."""
+        """(rows, columns) float64 of the weighted sum of products."""
         return integral.double()
 
 
@@ -74,6 +79,10 @@ class Entered(Segment):
             x, b = (conv(end[None].contiguous(memory_format=torch.channels_last))[0] for end in (outer.x, outer.b))
         super().__init__(x, b)
         self.outer, self.conv = outer, conv
+
+    @property
+    def shape(self) -> InputShape:
+        return self.outer.shape
 
     @staticmethod
     def products(gradients: Tensor, differences: Tensor) -> Tensor:
@@ -94,8 +103,8 @@ class Entered(Segment):
 class Point:
     """One row of a batch: the place `alpha` on `path`, the targets wanted there, and whether their gradients are.
 
-    `picture` (3, size, size) takes the place of the path's point; where `hidden` (size, size) holds, the baseline
-    shows; `combine` makes a (size, size) map of a gradient (default: the path's product). `field`: which scalar of a
+    `picture` (3, rows, columns) takes the place of the path's point; where `hidden` (rows, columns) holds, the baseline
+    shows; `combine` makes a (rows, columns) map of a gradient (default: the path's product). `field`: which scalar of a
     target, its pinned `value` (in a `trial`, one of many, or of what has `entered` the network) or its `similarity` to
     what is detected. `dtype` is the arithmetic of the network below the head. `channels`: for each target those that
     ParchGrad keeps, (total channels,) bool; None for the plain gradient. At a `layer` the gradient is that at its
@@ -117,12 +126,12 @@ class Point:
     needed: bool = True
 
     def place(self) -> Tensor:
-        """The picture at this point, (3, size, size)."""
+        """The picture at this point, (3, rows, columns)."""
         shown = self.path.at(self.alpha) if self.picture is None else self.picture
         return shown if self.hidden is None else torch.where(self.hidden, self.path.b, shown)
 
     def kept(self, gradient: Tensor, *more: Any) -> Tensor:
-        """What is kept of a gradient (3, size, size), or of one at a layer with `more` of what is there."""
+        """What is kept of a gradient (3, rows, columns), or of one at a layer with `more` of what is there."""
         return (self.combine or self.path.product)(gradient, *more)
 
     def slope(self, product: Tensor) -> Tensor:
@@ -147,7 +156,7 @@ class Reply:
 
 @dataclass(frozen=True, eq=False)
 class TargetMap:
-    """What a method makes of one target: `map` (size, size) float64, letterbox pixels, summed over colour.
+    """What a method makes of one target: `map` (rows, columns) float64, letterbox pixels, summed over colour.
 
     The completeness fields are None for methods that promise nothing about the sum of their map. `layer`: where an
     activation map was taken. `doubt`: the L2 distance of the map to that of every other node.

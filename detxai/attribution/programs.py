@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from detxai.attribution.points import Point, Segment
-from detxai.values import Target
+from detxai.values import InputShape, Target
 
 #: Calls before a graph is captured: libraries choose and allocate in them.
 WARM_UP = 3
@@ -27,7 +27,7 @@ FEWEST_ENDS = 16
 class Network(Protocol):
     """Scalars of a network by the numbers of their address, see `models.detector.Differentiable`."""
 
-    def address(self, target: Target, size: int, /) -> tuple[Any, tuple[int, ...]]: ...
+    def address(self, target: Target, shape: InputShape, /) -> tuple[Any, tuple[int, ...]]: ...
     def pinned(self, x: Tensor, kind: Any, index: Tensor, /, *, entered: bool = False) -> Tensor: ...
 
 
@@ -153,7 +153,6 @@ class Programs:
     """Runs rows of points as programs of `rows` rows. `network_of`: the network in an arithmetic, if it has one."""
 
     network_of: Callable[[torch.dtype], Network | None]
-    size: int
     device: torch.device
     rows: int
     made: dict[Shape, Program] = field(default_factory=dict)
@@ -170,7 +169,7 @@ class Programs:
         point, k = row
         network = self.network_of(point.dtype)
         assert network is not None
-        kind, index = network.address(point.targets[k], self.size)
+        kind, index = network.address(point.targets[k], point.path.shape)
         return Shape(point.field, kind, len(index), point.gradient, point.dtype, point.path.x.shape)
 
     def forget(self, rows: int) -> None:
@@ -202,7 +201,7 @@ class Programs:
         full = [*pack, *[pack[0]] * (self.rows - len(pack))]
         targets = [point.targets[k] for point, k in full]
         numbers = [
-            (ends.slot(point.path), *network.address(target, self.size)[1])
+            (ends.slot(point.path), *network.address(target, point.path.shape)[1])
             for (point, _), target in zip(full, targets, strict=True)
         ]
         reals = [(point.alpha, target.scale, target.offset) for (point, _), target in zip(full, targets, strict=True)]

@@ -20,7 +20,15 @@ def _calibrate() -> None:
 
 @calibrate.command()
 @configured(
-    *("model.*", "detection.conf", "detection.iou", "detection.imgsz", "detection.max_det", "detection.classes"),
+    *(
+        "model.*",
+        "detection.conf",
+        "detection.iou",
+        "detection.imgsz",
+        "detection.rect",
+        "detection.max_det",
+        "detection.classes",
+    ),
     *("detection.labels", "parchgrad.alpha", "parchgrad.quantile", "parchgrad.normality"),
     *("images.*", "run.device", "talk.*"),
 )
@@ -47,7 +55,15 @@ def parchgrad(
 
 @calibrate.command()
 @configured(
-    *("model.*", "detection.conf", "detection.iou", "detection.imgsz", "detection.max_det", "detection.classes"),
+    *(
+        "model.*",
+        "detection.conf",
+        "detection.iou",
+        "detection.imgsz",
+        "detection.rect",
+        "detection.max_det",
+        "detection.classes",
+    ),
     *("detection.labels", "attribution.method", "attribution.baseline", "attribution.tolerance"),
     *("attribution.max_evaluations", "images.*", "run.device", "run.precision", "run.batch", "talk.*"),
     conf=0.05,  # low, so that some of the detections are wrong

@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 
 
 @configured(
-    *("model.*", "detection.conf", "detection.iou", "detection.imgsz", "detection.max_det", "detection.classes"),
+    *(
+        "model.*",
+        "detection.conf",
+        "detection.iou",
+        "detection.imgsz",
+        "detection.rect",
+        "detection.max_det",
+        "detection.classes",
+    ),
     *("detection.labels", "attribution.method", "attribution.gradient", "attribution.baseline", "attribution.layer"),
     *("attribution.tolerance", "attribution.max_evaluations", "attribution.calibration", "parchgrad.*", "images.*"),
     *("run.device", "run.precision", "run.batch", "run.force", "talk.*"),

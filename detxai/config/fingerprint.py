@@ -49,6 +49,8 @@ def fingerprint_keys(cfg: RunConfig) -> dict[str, Any]:
     for section in ("detection", "attribution"):
         keys.update({f"{section}.{name}": value for name, value in sections[section].items()})
     del keys["detection.letterbox"], keys["detection.predictions_base"]  # what became of them counts
+    if not cfg.detection.rect:
+        del keys["detection.rect"]
     for key in ("detection.labels", "detection.predictions"):
         keys[key] = sections["detection"][key.partition(".")[2]] is not None
     keys["attribution.calibration"] = [_content(file) for file in cfg.attribution.calibration]
@@ -81,7 +83,7 @@ def fingerprint(
     """Hex SHA-256 of all that decides an image's files.
 
     `drawn`: digests of its labels and given predictions; `calibrations`: of the statistics that are used, given or
-    found beside the model; `fit`: how the picture becomes a square, None where that was never another way.
+    found beside the model; `fit`: how the picture becomes the network's input, None where that was never another way.
     """
     parts: dict[str, Any] = {
         "config": fingerprint_keys(cfg),

@@ -97,9 +97,15 @@ ROWS: tuple[Option, ...] = (
     Option(
         "detection.imgsz",
         None,
-        "side of the network's input in pixels, rounded up to whole cells of its coarsest map; null: the checkpoint's"
-        " training size, else 640. Boxes are those of `yolo predict` with rect=False",
+        "side of the network's input in pixels, or its rows,columns, rounded up to whole cells of its coarsest map;"
+        " null: the checkpoint's training size, else 640. Boxes are those of `yolo predict` with rect=False; see rect",
         "PIXELS",
+    ),
+    Option(
+        "detection.rect",
+        False,
+        "no more gray around a picture than fills the network's last cells: boxes are those of `yolo predict` as it"
+        " comes (rect=True). Nothing changes for models that stretch pictures and exports of one size",
     ),
     Option(
         "detection.letterbox",

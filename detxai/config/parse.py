@@ -84,6 +84,21 @@ def window(value: Any) -> Any:
     return f"{'percentile ' if match[1] else ''}{low:.15g},{high:.15g}"
 
 
+def imgsz(value: Any) -> Any:
+    """A side, or rows and columns from text with a comma or an x; other types pass."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d{1,6})(?:\s*[,x]\s*(\d{1,6}))?", value.strip().lower())
+    if match is None:
+        raise ValueError("must be PIXELS, as 640, or ROWS,COLUMNS, as 384,640")
+    return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
+
+
+def square(value: Any) -> Any:
+    """One side of rows and columns that are alike."""
+    return value[0] if isinstance(value, tuple) and value[0] == value[1] else value
+
+
 def given(value: Any) -> Any:
     """A path that is not empty: that would be the working folder."""
     if value == "":

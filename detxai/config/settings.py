@@ -61,6 +61,8 @@ Verdicts = Annotated[tuple[str, ...], BeforeValidator(parse.names), parse.known(
 Files = Annotated[tuple[FilePath, ...], BeforeValidator(parse.items), AfterValidator(parse.distinct)]
 
 
+Side = Annotated[int, Field(ge=32, le=8192)]
+
 #: Keys that were a plain yes or no in older configs, and take it still.
 ONCE_SWITCHES = {"overlays"}
 
@@ -96,7 +98,10 @@ class DetectionConfig(_Section):
 
     conf: float = _field("conf", ge=0, le=1)
     iou: float = _field("iou", ge=0, le=1)
-    imgsz: int | None = _field("imgsz", ge=32, le=8192)
+    imgsz: Annotated[Side | tuple[Side, Side], BeforeValidator(parse.imgsz), AfterValidator(parse.square)] | None = (
+        _field("imgsz")
+    )
+    rect: bool = _field("rect")
     letterbox: Literal["auto", "letterbox", "stretch", "darknet"] = _field("letterbox")
     max_det: int = _field("max_det", ge=1, le=100_000)
     classes: Selectors | None = _field("classes")

@@ -159,7 +159,7 @@ class Judge:
             raise DeviceError(message, "Use a smaller --imgsz.") from error
         extra: dict[str, Any] = {}
         if stability and image.subjects:
-            other = disturbed.noisy(differentiable(self.plan.detector), self.plan.size, self.options.seed)
+            other = disturbed.noisy(differentiable(self.plan.detector), image.box.shape, self.options.seed)
             extra["stability"] = self._likeness(image, other)
         if sanity and image.subjects:
             extra["cascade"] = [
@@ -192,7 +192,7 @@ class Judge:
         image.seconds |= {RANDOM: 0.0, BOX: 0.0}
         if isinstance(self.plan.detector, AnchorFree):
             started = time.perf_counter()
-            x = torch.from_numpy(image.square).permute(2, 0, 1)[None].float().to(self.plan.device) / 255
+            x = torch.from_numpy(image.canvas).permute(2, 0, 1)[None].float().to(self.plan.device) / 255
             cam, passes = layercam(self.plan.detector, x, self.plan.config.detection.conf)
             values = map_to_source(cam.cpu().numpy(), image.box)
             cost = {"evaluations": passes / len(image.subjects)}
@@ -203,10 +203,10 @@ class Judge:
         """label -> for each detection (fill, mode) -> scores (steps + 1,)."""
         if not image.subjects:
             return {name: [] for name in image.readings}
-        scene = Scene.of(image.square, image.box, self.plan.device)
+        scene = Scene.of(image.canvas, image.box, self.plan.device)
         keys = [(name, k) for name, readings in image.readings.items() for k in range(len(readings))]
         cases = [PixelOrder(image.readings[name][k].rank, (image.subjects[k].target,)) for name, k in keys]
-        rows = rows_for(self.plan.device, self.plan.size)
+        rows = rows_for(self.plan.device, self.plan.shape)
         measured = curves(self._score, scene, cases, self.options.steps, rows)
         tables: dict[str, list[dict[tuple[str, str], Any]]] = {}
         for (name, _), table in zip(keys, measured, strict=True):

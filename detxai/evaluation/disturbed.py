@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from detxai.models.detector import Detector, Differentiable
+from detxai.values import InputShape
 
 #: Shares of the layers below the head that are randomised with it, counted from the head.
 CASCADE = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -41,11 +42,11 @@ def randomised(detector: Differentiable, share: float, seed: int) -> Differentia
     return result
 
 
-def noisy(detector: Differentiable, size: int, seed: int) -> Differentiable:
-    """A copy of `detector` that sees seeded noise on top of every picture."""
+def noisy(detector: Differentiable, shape: InputShape, seed: int) -> Differentiable:
+    """A copy of `detector` that sees seeded noise on top of every picture of `shape` (rows, columns)."""
     result = copy.deepcopy(detector)
     first = next(m for m in result.module.modules() if isinstance(m, nn.Conv2d))
-    noise = NOISE * torch.randn(3, size, size, generator=torch.Generator().manual_seed(seed))
+    noise = NOISE * torch.randn(3, *shape, generator=torch.Generator().manual_seed(seed))
 
     def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return inputs[0] + noise.to(inputs[0]), *inputs[1:]

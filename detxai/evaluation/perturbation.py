@@ -30,22 +30,22 @@ MODES = ("deletion", "insertion")
 FLAT = 0.01
 
 Scores = NDArray[np.float64]
-#: (batch, 3, size, size) and pins (row, target) -> (pins,) scores.
+#: (batch, 3, rows, columns) and pins (row, target) -> (pins,) scores.
 Score = Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture as the network sees it: `x` (3, size, size) float32 in [0, 1], and its filled versions by name."""
+    """A picture as the network sees it: `x` (3, rows, columns) float32 in [0, 1], and its filled versions by name."""
 
     x: Tensor
     box: Letterbox
     fills: dict[str, Tensor]
 
     @classmethod
-    def of(cls, square: Pixels, box: Letterbox, device: torch.device) -> Scene:
-        """The scene of a letterboxed picture (size, size, 3) uint8; the padding stays as it is in every fill."""
-        x = baselines.picture(square, device)
+    def of(cls, canvas: Pixels, box: Letterbox, device: torch.device) -> Scene:
+        """The scene of a letterboxed picture (rows, columns, 3) uint8; the padding stays as it is in every fill."""
+        x = baselines.picture(canvas, device)
         return cls(x, box, {fill: baselines.baseline(fill, x, box) for fill in FILLS})
 
 
@@ -85,7 +85,7 @@ def ranking(values: Map, box: Letterbox, ties: Map, sigma: float = 0.0) -> NDArr
 
 def _to_letterbox(values: Map, box: Letterbox) -> Map:
     """`values` (height, width) respread over the picture's place in the letterbox: `map_to_source`, the other way."""
-    back = Letterbox(0, box.inner_width, box.inner_height, 1.0, 0, 0, box.width, box.height)
+    back = Letterbox((0, 0), box.inner_width, box.inner_height, 1.0, 0, 0, box.width, box.height)
     return map_to_source(values, back)
 
 

@@ -24,7 +24,7 @@ from detxai.evaluation.options import MAX_DET, Options
 from detxai.inputs import decode
 from detxai.inputs.sources import ImageSource
 from detxai.run.console import Console, Signals, Stopped, keep_freed_memory
-from detxai.values import ImageRef
+from detxai.values import ImageRef, written
 
 SCHEMA = "detxai.evaluation/1"
 #: Rows of the contact sheet, and of them at most this many of one class.
@@ -63,7 +63,8 @@ class EvaluationRun:
         judge = Judge(self.config, self.options)
         info = judge.plan.info
         self.console.say(
-            f"{info.name} ({info.family}, {len(info.names)} classes, {judge.plan.size} px) on {judge.plan.device}: "
+            f"{info.name} ({info.family}, {len(info.names)} classes, {written(judge.plan.shape)} px) "
+            f"on {judge.plan.device}: "
             f"{', '.join(judge.names)}"
         )
         if info.trusted:
@@ -179,7 +180,7 @@ class EvaluationRun:
             "schema": SCHEMA,
             "model": {
                 "name": info.name, "sha256": info.sha256, "family": info.family, "head": info.head,
-                "imgsz": judge.plan.size,
+                "imgsz": judge.plan.imgsz,
             },
             "failed": self.failed,
             "device": str(judge.plan.device),

@@ -63,7 +63,7 @@ class Opened:
     """
 
     image: Image
-    square: Pixels
+    canvas: Pixels
     box: Letterbox
     subjects: list[Subject]
     runners_up: list[int | None]
@@ -107,7 +107,7 @@ def opened(result: Result, letterboxed: Callable[[Pixels], tuple[Pixels, Letterb
     """The image of a `result` that did not fail, its detections without any labels yet."""
     image, record = result.image, result.record
     assert image is not None and record.detections is not None
-    square, box = letterboxed(image.pixels)
+    canvas, box = letterboxed(image.pixels)
     targets = {e.detection: e.attribution.target for e in result.explanations}
     subjects = [
         Subject(
@@ -124,7 +124,7 @@ def opened(result: Result, letterboxed: Callable[[Pixels], tuple[Pixels, Letterb
     others = [next((c.class_id for c in d.top_classes if c.class_id != d.class_id), None) for d in record.detections]
     # By content, not by order: resumed and repeated runs draw the same.
     own = 2 * (int(image.sha256[:8], 16) + seed)
-    return Opened(image, square, box, subjects, others, own, priors.random_map(image.height, image.width, own + 1))
+    return Opened(image, canvas, box, subjects, others, own, priors.random_map(image.height, image.width, own + 1))
 
 
 def labelled(subjects: Sequence[Subject], drawn: labels.Drawn, image: Image, parts: Parts | None) -> list[Subject]:
@@ -154,7 +154,7 @@ def resized(values: Map, long: int) -> Map:
     height, width = values.shape
     gain = long / max(height, width)
     size = max(1, round(height * gain)), max(1, round(width * gain))
-    return map_to_source(values, Letterbox(0, size[1], size[0], 1.0, 0, 0, width, height))
+    return map_to_source(values, Letterbox((0, 0), size[1], size[0], 1.0, 0, 0, width, height))
 
 
 def costs(attribution: Attribution) -> dict[str, float | None]:

@@ -21,6 +21,7 @@ from detxai.evidence.promise import Promise
 from detxai.evidence.typicality import typicality
 from detxai.evidence.verdict import Numbers
 from detxai.schema import Number, Part, Text
+from detxai.values import InputShape
 
 FORMAT: Final = "detxai.evidence/1"
 SUFFIX = ".evidence.json"
@@ -99,7 +100,7 @@ class EvidenceCalibration(Part):
     schema_: Literal["detxai.evidence/1"] = Field(default=FORMAT, alias="schema", description="name of this format")
     model: Text = Field(description="file name of the model")
     model_sha256: str = Field(description="of the model's bytes")
-    imgsz: int = Field(description="side of the network's input in pixels")
+    imgsz: int | InputShape = Field(description="side of the network's input in pixels; rows, columns of no square")
     method: str = Field(description="attribution method whose maps were measured")
     baseline: Text = Field(description="as asked for, such as auto")
     intercept: Number = Field(description="of the regression, in logits of trust")

@@ -1,4 +1,4 @@
-"""The square that the network sees, and the way back: boxes and maps from letterbox to source pixels."""
+"""The picture that the network sees, and the way back: boxes and maps from letterbox to source pixels."""
 
 from __future__ import annotations
 
@@ -9,35 +9,38 @@ import numpy as np
 import PIL.Image
 from numpy.typing import ArrayLike, NDArray
 
-from detxai.values import Letterbox, Map, Pixels
+from detxai.values import InputShape, Letterbox, Map, Pixels
 
 PADDING = 114
-#: How a picture becomes the network's square. `letterbox`: in its proportions, centred on grey, by OpenCV's bilinear
-#: filter (ultralytics; the YOLOv5 and YOLOv3 repositories). `stretch`: all of the square, by the same filter (RT-DETR).
-#: `darknet`: all of the square, as Darknet's `resize_image` does it.
+#: How a picture becomes what the network sees. `letterbox`: in its proportions, centred on grey, by OpenCV's bilinear
+#: filter (ultralytics; the YOLOv5 and YOLOv3 repositories). `stretch`: all over it, by the same filter (RT-DETR).
+#: `darknet`: all over it, as Darknet's `resize_image` does it.
 FITS = ("letterbox", "stretch", "darknet")
 
 
 def letterboxed(
-    pixels: Pixels, size: int, fit: str = "letterbox", shape: tuple[int, int] | None = None
+    pixels: Pixels, shape: InputShape, fit: str = "letterbox", stride: int | None = None
 ) -> tuple[Pixels, Letterbox]:
-    """`pixels` (height, width, 3) in a grey square of `size` pixels, in one of the ways `FITS`.
+    """`pixels` (height, width, 3) on grey of `shape` (rows, columns), in one of the ways `FITS`.
 
-    `shape`: (rows, columns) in the middle of the square that the network reads, where it is none itself.
+    `stride`: of a network that takes any whole number of cells; then there is no more grey than fills the last ones, as
+    ultralytics does by default (`rect=True`).
     """
-    (height, width), (rows, columns) = pixels.shape[:2], shape or (size, size)
+    (height, width), (rows, columns) = pixels.shape[:2], shape
     gain = min(rows / height, columns / width)
     inner_width, inner_height = max(round(width * gain), 1), max(round(height * gain), 1)
     if fit != "letterbox":
         inner_width, inner_height = columns, rows
-    left = (size - columns) // 2 + round((columns - inner_width) / 2 - 0.1)
-    top = (size - rows) // 2 + round((rows - inner_height) / 2 - 0.1)
+    elif stride is not None:
+        columns -= (columns - inner_width) // stride * stride
+        rows -= (rows - inner_height) // stride * stride
+    left, top = round((columns - inner_width) / 2 - 0.1), round((rows - inner_height) / 2 - 0.1)
     inner = pixels
     if (inner_height, inner_width) != (height, width):
         inner = (_corner_to_corner if fit == "darknet" else _bilinear)(pixels, inner_width, inner_height)
-    square = np.full((size, size, 3), PADDING, np.uint8)
-    square[top : top + inner_height, left : left + inner_width] = inner
-    return square, Letterbox(size, width, height, gain, left, top, inner_width, inner_height)
+    canvas = np.full((rows, columns, 3), PADDING, np.uint8)
+    canvas[top : top + inner_height, left : left + inner_width] = inner
+    return canvas, Letterbox((rows, columns), width, height, gain, left, top, inner_width, inner_height)
 
 
 def _bilinear(pixels: Pixels, width: int, height: int) -> Pixels:
@@ -59,11 +62,11 @@ def _corner_to_corner(pixels: Pixels, width: int, height: int) -> Pixels:
 
 def fitted(pixels: Pixels, lb: Letterbox) -> Pixels:
     """`pixels` stretched to the picture's place in the letterbox `lb`: a baseline image on the same padding."""
-    square = np.full((lb.size, lb.size, 3), PADDING, np.uint8)
+    canvas = np.full((*lb.shape, 3), PADDING, np.uint8)
     bilinear = PIL.Image.Resampling.BILINEAR  # Pillow's averages when it shrinks
     inner = np.asarray(PIL.Image.fromarray(pixels).resize((lb.inner_width, lb.inner_height), bilinear))
-    square[lb.top : lb.top + lb.inner_height, lb.left : lb.left + lb.inner_width] = inner
-    return square
+    canvas[lb.top : lb.top + lb.inner_height, lb.left : lb.left + lb.inner_width] = inner
+    return canvas
 
 
 def _affine(lb: Letterbox) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -86,7 +89,7 @@ def boxes_to_letterbox(boxes: ArrayLike, lb: Letterbox) -> NDArray[np.float64]:
 
 
 def map_to_source(values: ArrayLike, lb: Letterbox) -> Map:
-    """A map (..., size, size) on the letterbox as (..., height, width) float32 on the source.
+    """A map (..., rows, columns) on the letterbox as (..., height, width) float32 on the source.
 
     The mass of each letterbox pixel is spread evenly over its extent in the source, so that the
     sum over the picture stays; what lies on the padding is left out.

@@ -23,7 +23,7 @@ from detxai.models.layers import Unbuildable
 from detxai.models.onnx import first_line
 from detxai.models.pickles import Refused
 from detxai.models.trusted import DAMAGED
-from detxai.values import Checkpoint
+from detxai.values import Checkpoint, as_imgsz
 
 __all__ = ["BUNDLED", "BUNDLED_SHA256", "build", "load", "metadata", "packed", "save"]
 
@@ -177,7 +177,7 @@ def _from_darknet(path: Path, digest: str, cfg: bytes, weights: bytes, names: Pa
     known = _class_names(path, network.scales[0].classes, names)
     family = re.search(r"yolo-?v?\d+|yolo-fastest", path.stem.lower())
     name = family.group().replace("yolo-v", "yolov") if family else "darknet"
-    return Checkpoint(path.name, digest, "darknet", network, name, known, network.size)
+    return Checkpoint(path.name, digest, "darknet", network, name, known, as_imgsz(network.shape))
 
 
 def _class_names(path: Path, count: int, names: Path | None) -> dict[int, str]:

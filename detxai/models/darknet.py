@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detxai.values import InputShape
+
 MAX_CFG_BYTES = 1 << 20
 MAX_LAYERS = 1000
 MAX_SIZE = 4096
@@ -49,11 +51,11 @@ class Scale:
 
 
 class Network(nn.Module):
-    """`layers` in the order of the sections, `scales` in the order of the [yolo] sections, input `size` in pixels."""
+    """`layers` in the order of the sections, `scales` of the [yolo] sections; `shape` (rows, columns) of the input."""
 
-    def __init__(self, layers: list[Any], scales: list[Scale], size: int) -> None:
+    def __init__(self, layers: list[Any], scales: list[Scale], shape: InputShape) -> None:
         super().__init__()
-        self.layers, self.scales, self.size = nn.ModuleList(layers), scales, size
+        self.layers, self.scales, self.shape = nn.ModuleList(layers), scales, shape
 
 
 class Convolution(nn.Module):
@@ -300,7 +302,7 @@ def load(cfg: bytes, weights: bytes) -> Network:
     if len({scale.classes for scale in build.scales}) > 1:
         raise ValueError("its [yolo] sections have different numbers of classes")
     _fill(build.layers, weights)
-    return Network(build.layers, build.scales, max(width, height))
+    return Network(build.layers, build.scales, (height, width))
 
 
 KINDS = ("convolutional", "maxpool", "upsample", "route", "shortcut", "dropout", "yolo")

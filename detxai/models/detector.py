@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detxai.errors import ImageError, ModelError
 from detxai.models.trunk import Trunk
-from detxai.values import Checkpoint, Target
+from detxai.values import Checkpoint, InputShape, Target
 from detxai.vocabulary import EDGES
 
 #: (level, part) of a head, and the numbers that say which of its scalars is meant.
@@ -29,9 +29,9 @@ class Pin(NamedTuple):
 class DetectorInfo:
     """What a record says of its model. `head` names the branch that made the detections.
 
-    `fit`: how its own code makes the square of a picture (see `detxai.inputs.letterbox.FITS`). `stride`: of its
-    coarsest map, in pixels; `imgsz` is a multiple. `rotated`: its boxes are. `shape`: (rows, columns) in the
-    middle of the square of `imgsz` that it reads, where that is not all of it.
+    `fit`: how its own code makes its input of a picture (see `detxai.inputs.letterbox.FITS`). `stride`: of its
+    coarsest map, in pixels; rows and columns are multiples. `rotated`: its boxes are. `shape`: (rows, columns) that it
+    was made for, where they are no square of `imgsz`; `fixed`: it reads no other.
     """
 
     name: str
@@ -46,20 +46,28 @@ class DetectorInfo:
     fit: str = "letterbox"
     stride: int = 32
     rotated: bool = False
-    shape: tuple[int, int] | None = None
+    shape: InputShape | None = None
+    fixed: bool = False
+
+    @property
+    def own_shape(self) -> InputShape:
+        """The (rows, columns) that it was made for."""
+        return self.shape or (self.imgsz, self.imgsz)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, head: str, targets: tuple[str, ...], **more: Any) -> Self:
         """The info of a network built from `checkpoint`; `more`: the fields that its kind of head decides."""
+        size = checkpoint.imgsz or 640
         return cls(
             checkpoint.name,
             checkpoint.sha256,
             checkpoint.family,
             head,
-            checkpoint.imgsz or 640,
+            size if isinstance(size, int) else max(size),
             checkpoint.names,
             targets,
             trusted=checkpoint.trusted,
+            shape=None if isinstance(size, int) else size,
             **more,
         )
 
@@ -99,7 +107,7 @@ class Detector(Protocol):
     info: DetectorInfo
 
     def predict(self, x: Tensor) -> list[Candidates]:
-        """All predictions on x (batch, 3, size, size), float RGB in [0, 1]."""
+        """All predictions on x (batch, 3, rows, columns), float RGB in [0, 1]."""
         ...
 
     def scores(self, x: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -122,8 +130,8 @@ class Differentiable(Detector, Protocol):
         """`values` of the pictures of which the network's first convolution (`Trunk.stem`) has made z."""
         ...
 
-    def address(self, target: Target, size: int) -> Address:
-        """What `pinned` computes `target` with, on pictures of `size` pixels."""
+    def address(self, target: Target, shape: InputShape) -> Address:
+        """What `pinned` computes `target` with, on pictures of `shape` (rows, columns)."""
         ...
 
     def pinned(self, x: Tensor, kind: tuple[int, str], index: Tensor, *, entered: bool = False) -> Tensor:
@@ -133,7 +141,7 @@ class Differentiable(Detector, Protocol):
         """
         ...
 
-    def in_precision(self, dtype: torch.dtype, size: int) -> Differentiable | None:
+    def in_precision(self, dtype: torch.dtype, shape: InputShape) -> Differentiable | None:
         """A copy whose layers below the head have weights of `dtype`; None where heads do not run on windows."""
         ...
 

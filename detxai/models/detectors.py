@@ -103,7 +103,7 @@ def contrasting(values: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor]
 
 @torch.no_grad()
 def sound(detector: Detector, x: Tensor, *, asked: bool = False) -> Candidates:
-    """What `detector` predicts on x (1, 3, size, size).
+    """What `detector` predicts on x (1, 3, rows, columns).
 
     `asked`: the user gave that size. Raises ModelError where that is not finite, or impossible, or without bounds.
     """
@@ -122,7 +122,7 @@ def sound(detector: Detector, x: Tensor, *, asked: bool = False) -> Candidates:
 
 
 def self_test(detector: Differentiable, x: Tensor, *, asked: bool = False) -> float:
-    """Largest |gradient| of the strongest class logit on x (1, 3, size, size).
+    """Largest |gradient| of the strongest class logit on x (1, 3, rows, columns).
 
     Where the sparse values are not those of the whole network, a layer computes in another way than its kind is known
     for: then `detector` runs whole from now on, and its `info.sparse` says so. Raises ModelError as `sound` does; where

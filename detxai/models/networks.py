@@ -186,7 +186,7 @@ def _anchor_based(
         scales.append(
             Scale(feeds[level], _first(conv, len(pixels), 5 + count), pixels, strides[level], count, 2.0, True)
         )
-    return Network(list(trunk), scales, 640)
+    return Network(list(trunk), scales, (640, 640))
 
 
 def whole_strides(values: Any) -> list[int]:

@@ -51,7 +51,7 @@ def similarity(candidates: list[Candidates], pins: Sequence[tuple[int, Target]])
 
 
 def closeness(detector: Detector, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
-    """`similarity` to what `detector` predicts on x (batch, 3, size, size), without the scores of other classes."""
+    """`similarity` to what `detector` predicts on x (batch, 3, rows, columns), without the scores of other classes."""
     classes = sorted({target.class_id for _, target in pins})
     boxes, scores = detector.scores(x, classes)
     return torch.stack([_closest(boxes[row], scores[row, :, classes.index(t.class_id)], t) for row, t in pins])

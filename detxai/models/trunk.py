@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detxai.models.windows import KNOWN, Reach, Windows, around, reach
+from detxai.models.windows import KNOWN, MapShape, Reach, Windows, around, reach
+from detxai.values import InputShape
 
 #: Shares of red, green and blue in gray (ITU-R BT.601), as OpenCV has them.
 LUMA = (0.299, 0.587, 0.114)
@@ -33,8 +34,9 @@ class Trunk:
         self.ancestors: list[frozenset[int]] = []
         self._tap: tuple[int, list[Tensor]] | None = None
         self._whole = False
-        self._shapes: dict[int, dict[int, tuple[int, int]]] = {}
+        self._maps: dict[InputShape, dict[int, MapShape]] = {}
         self._reaches: dict[int, Reach | None] = {}
+        self._head_reaches: dict[nn.Module, Reach | None] = {}
         self._windows: dict[tuple[Any, ...], Windows | None] = {}
         for index, layer in enumerate(self.layers):
             wired = [layer.f] if isinstance(layer.f, int) else layer.f
@@ -67,37 +69,46 @@ class Trunk:
         """Run every layer on its whole map from now on."""
         self._whole = True
 
-    def around(self, feed: int, head: nn.Module, size: int, like: Tensor) -> Windows | None:
+    def around(self, feed: int, head: nn.Module, shape: InputShape, like: Tensor) -> Windows | None:
         """`head` over the layer `feed`, with the layers below that can, on windows around cells; see `windows`.
 
-        None where the head reads without bound. `size` of the pictures, `like` a batch of them or behind the stem.
+        None where the head reads without bound. `shape`: rows and columns of the pictures; `like` a batch of them or
+        behind the stem.
         """
-        key = (feed, id(head), size, like.device, self._whole)
+        key = (feed, id(head), shape, like.device, self._whole)
         if key not in self._windows:
-            self._windows[key] = around(self, feed, head, self._shapes_of(size, like), like.new_empty(()))
+            self._windows[key] = around(self, feed, head, self._maps_of(shape, like), like.new_empty(()))
         return self._windows[key]
 
     @torch.no_grad()
-    def _shapes_of(self, size: int, like: Tensor) -> dict[int, tuple[int, int]]:
-        """(channels, side) of the maps of all layers."""
-        if size not in self._shapes:
+    def _maps_of(self, shape: InputShape, like: Tensor) -> dict[int, MapShape]:
+        """(channels, height, width) of the maps of all layers."""
+        if shape not in self._maps:
             tap, self._tap = self._tap, None
-            outputs = self(like.new_zeros(1, 3, size, size), range(len(self.layers)))
+            outputs = self(like.new_zeros(1, 3, *shape), range(len(self.layers)))
             self._tap = tap
             maps = {i: y for i, y in outputs.items() if isinstance(y, Tensor) and y.dim() == 4}
-            self._shapes[size] = {i: (y.shape[1], y.shape[3]) for i, y in maps.items() if y.shape[2] == y.shape[3]}
-        return self._shapes[size]
+            self._maps[shape] = {i: (y.shape[1], y.shape[2], y.shape[3]) for i, y in maps.items()}
+        return self._maps[shape]
 
-    def reach_of(self, i: int, shapes: Mapping[int, tuple[int, int]], like: Tensor) -> Reach | None:
+    def reach_of(self, i: int, maps: Mapping[int, MapShape], like: Tensor) -> Reach | None:
         """How far layer `i` reaches; None where that has no bound, or where it runs on its whole map anyway."""
-        if self._whole or not self.sources[i] or not {i, *self.sources[i]} <= shapes.keys():
+        if self._whole or not self.sources[i] or not {i, *self.sources[i]} <= maps.keys():
+            return None
+        _, height, width = maps[i]
+        inputs = [(maps[j][0], Fraction(maps[j][1], height)) for j in self.sources[i]]
+        if any(scale != Fraction(maps[j][2], width) for j, (_, scale) in zip(self.sources[i], inputs, strict=True)):
             return None
         if i not in self._reaches:
-            side = shapes[i][1]
-            inputs = [(shapes[j][0], Fraction(shapes[j][1], side)) for j in self.sources[i]]
             layer = self.layers[i]
             self._reaches[i] = reach(layer, inputs, like, many=not isinstance(layer.f, int))
         return self._reaches[i]
+
+    def reach_of_head(self, head: nn.Module, channels: int, like: Tensor) -> Reach | None:
+        """How far `head` reaches into a map of so many `channels`; None where that has no bound."""
+        if head not in self._head_reaches:
+            self._head_reaches[head] = reach(head, [(channels, Fraction(1))], like)
+        return self._head_reaches[head]
 
     def early(self, x: Tensor) -> dict[int, int]:
         """For every layer with a feature map, the last one of its size before maps grow finer again: the backbone's."""
@@ -115,13 +126,13 @@ class Trunk:
         parts = {name for name, _ in first.named_children()}
         return conv if isinstance(conv, nn.Conv2d) and parts <= {"conv", "act"} and hasattr(first, "act") else None
 
-    def size_before(self, z: Tensor) -> int:
-        """The side of the pictures of which `stem` has made z."""
+    def shape_before(self, z: Tensor) -> InputShape:
+        """Rows and columns of the pictures of which `stem` has made z."""
         assert self.stem is not None
-        return int(z.shape[-1]) * int(self.stem.stride[0])
+        return int(z.shape[-2]) * int(self.stem.stride[0]), int(z.shape[-1]) * int(self.stem.stride[1])
 
     def __call__(self, x: Tensor, wanted: Iterable[int], entered: bool = False) -> dict[int, Tensor]:
-        """Outputs of the layers `wanted` for x (batch, 3, size, size), or for what `stem` has made of it."""
+        """Outputs of the layers `wanted` for x (batch, 3, rows, columns), or for what `stem` has made of it."""
         wanted = frozenset(wanted)
         needed = frozenset().union(*(self.ancestors[i] for i in wanted))
         last_use = {j: i for i in sorted(needed) for j in self.sources[i]}

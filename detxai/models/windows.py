@@ -33,6 +33,8 @@ KNOWN = ("torch.nn.", "ultralytics.nn.", "detxai.")
 HEAD = math.inf
 
 Ends = tuple[NDArray[np.int64], NDArray[np.int64]]
+#: Channels, height and width of a layer's map.
+MapShape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,9 @@ def reach(
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One layer on windows: its output's begin at `starts[c]` for a pin at cell c and are `size` cells long.
+    """One layer on windows: its output's begin at `starts` of the pinned cell and are `size` (rows, columns) cells.
 
+    `starts`: (cells of the longer side, 2): the row for a pin in each row, the column for one in each column.
     `sources`: what it reads, by number, `many` in a list; its input's windows are the output's times `scale`.
     """
 
@@ -116,7 +119,7 @@ class Step:
     sources: tuple[int, ...]
     scale: Fraction
     starts: Tensor
-    size: int
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +165,7 @@ class Windows:
         own = torch.arange(len(at), device=device)
         made: dict[float, tuple[Tensor, Tensor]] = {}
         for step in self.steps:
-            starts = step.starts[at]
+            starts = step.starts.gather(0, at)
             parts = []
             for j in step.sources:
                 corner = _times(starts, step.scale)
@@ -171,7 +174,8 @@ class Windows:
                     (whole, begin), row = made[j], None if batch is None else own
                     corner = corner - begin
                 assert whole is not None
-                parts.append(_cut(whole, row, corner, int(step.size * step.scale)))
+                height, width = (int(cells * step.scale) for cells in step.size)
+                parts.append(_cut(whole, row, corner, height, width))
             if step.number == HEAD:  # it is cheap, and logits are its differences
                 with torch.autocast(device.type, enabled=False):
                     output: Tensor = step.layer(parts[0].float())
@@ -188,18 +192,18 @@ def _times(starts: Tensor, scale: Fraction) -> Tensor:
     return starts * scale.numerator // scale.denominator
 
 
-def _cut(whole: Tensor, rows: Tensor | None, corner: Tensor, size: int) -> Tensor:
-    """(n, channels, size, size) of `whole` (batch, channels, h, w): from `corner` (n, 2) of the items `rows` (n,).
+def _cut(whole: Tensor, rows: Tensor | None, corner: Tensor, height: int, width: int) -> Tensor:
+    """(n, channels, height, width) of `whole` (batch, channels, h, w): from `corner` (n, 2) of the items `rows` (n,).
 
     None: of every item one. Then no cell comes twice, and the backward pass scatters them without sorting.
     """
-    span = torch.arange(size, device=corner.device)
-    ys, xs = corner[:, :1] + span, corner[:, 1:] + span
+    span = torch.arange(max(height, width), device=corner.device)
+    ys, xs = corner[:, :1] + span[:height], corner[:, 1:] + span[:width]
     if rows is None:
-        n, channels, _, width = whole.shape
-        cells = (ys[:, :, None] * width + xs[:, None, :]).view(n, -1, 1).expand(-1, -1, channels)
+        n, channels, _, across = whole.shape
+        cells = (ys[:, :, None] * across + xs[:, None, :]).view(n, -1, 1).expand(-1, -1, channels)
         flat = whole.permute(0, 2, 3, 1).flatten(1, 2).gather(1, cells)
-        return flat.view(n, size, size, channels).permute(0, 3, 1, 2)
+        return flat.view(n, height, width, channels).permute(0, 3, 1, 2)
     return whole.permute(0, 2, 3, 1)[rows[:, None, None], ys[:, :, None], xs[:, None, :]].permute(0, 3, 1, 2)
 
 
@@ -212,46 +216,58 @@ def placed(wanted: Ends, reach: Reach, side: int) -> tuple[NDArray[np.int64], in
     return np.clip(starts, 0, side - size), size
 
 
-def around(
-    trunk: Any, feed: int, head: nn.Module, shapes: Mapping[int, tuple[int, int]], like: Tensor
-) -> Windows | None:
+def around(trunk: Any, feed: int, head: nn.Module, maps: Mapping[int, MapShape], like: Tensor) -> Windows | None:
     """The windows of `head` over the layer `feed` of a `trunk`, and of the layers that need not run as a whole.
 
-    `shapes`: channels and side of every layer's map. None where the head's reach has no bound.
+    `maps`: the shape of every layer's. None where the head's reach has no bound.
     """
-    channels, side = shapes[feed]
+    channels, *sides = maps[feed]
     one = Fraction(1)
-    reached = reach(head, [(channels, one)], like)
+    reached = trunk.reach_of_head(head, channels, like)
     if reached is None or reached.scale != 1:
         return None
-    cells = np.arange(side, dtype=np.int64)
-    starts, size = placed((cells, cells + 1), reached, side)
-    steps = [Step(HEAD, head, False, (feed,), one, torch.from_numpy(starts).to(like.device), size)]
-    wanted = {feed: (starts, starts + size)}
+    cells = [np.arange(side, dtype=np.int64) for side in sides]
+    places = [placed((own, own + 1), reached, side) for own, side in zip(cells, sides, strict=True)]
+    steps = [_step(HEAD, head, (feed,), one, places, like.device, many=False)]
+    wanted = {feed: [(starts, starts + size) for starts, size in places]}
     users = {i: {k for k in trunk.ancestors[feed] if i in trunk.sources[k]} for i in trunk.ancestors[feed]}
     users[feed].add(HEAD)
     for i in sorted(users, reverse=True):
-        known = trunk.reach_of(i, shapes, like) if users[i] <= {step.number for step in steps} else None
+        known = trunk.reach_of(i, maps, like) if users[i] <= {step.number for step in steps} else None
         if known is None:
             continue
-        side = shapes[i][1]
-        starts, size = placed(wanted[i], known, side)
-        if size**2 > MOST_SHARE * side**2 or side % known.unit:
+        _, *sides = maps[i]
+        places = [placed(ends, known, side) for ends, side in zip(wanted[i], sides, strict=True)]
+        if math.prod(size for _, size in places) > MOST_SHARE * math.prod(sides):
+            continue
+        if any(side % known.unit for side in sides):
             continue
         layer, sources = trunk.layers[i], trunk.sources[i]
-        steps.append(
-            Step(
-                i,
-                layer,
-                not isinstance(layer.f, int),
-                sources,
-                known.scale,
-                torch.from_numpy(starts).to(like.device),
-                size,
-            )
-        )
-        begin, end = (ends * known.scale.numerator // known.scale.denominator for ends in (starts, starts + size))
+        steps.append(_step(i, layer, sources, known.scale, places, like.device, many=not isinstance(layer.f, int)))
+        read = [
+            tuple(ends * known.scale.numerator // known.scale.denominator for ends in (starts, starts + size))
+            for starts, size in places
+        ]
         for j in sources:
-            low, high = wanted.get(j, (begin, end))
-            wanted[j] = np.minimum(low, begin), np.maximum(high, end)
+            wanted[j] = [
+                (np.minimum(low, begin), np.maximum(high, end))
+                for (low, high), (begin, end) in zip(wanted.get(j, read), read, strict=True)
+            ]
     return Windows(tuple(reversed(steps)))
+
+
+def _step(
+    number: float,
+    layer: Any,
+    sources: tuple[int, ...],
+    scale: Fraction,
+    places: Sequence[tuple[NDArray[np.int64], int]],
+    device: torch.device,
+    *,
+    many: bool,
+) -> Step:
+    """The step of a layer whose windows are `placed` so, by rows and by columns."""
+    longest = max(len(starts) for starts, _ in places)
+    starts = np.stack([np.pad(starts, (0, longest - len(starts))) for starts, _ in places], 1)
+    (_, height), (_, width) = places
+    return Step(number, layer, many, sources, scale, torch.from_numpy(starts).to(device), (height, width))

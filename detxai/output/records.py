@@ -10,9 +10,14 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from detxai.evidence.model import Evidence, Rival
 from detxai.schema import Number, Part, Score, Text, require_written
+from detxai.values import InputShape
 from detxai.vocabulary import RECORD_SCHEMA as RECORD_SCHEMA
 
 ValueGrid = tuple[tuple[Number, ...], ...]
+_LETTERBOX = (
+    "how the picture became that: stretch (all over it), darknet (likewise, by Darknet's own filter); absent:"
+    " letterbox, in its proportions on gray"
+)
 
 
 def _ordered(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
@@ -74,18 +79,15 @@ class ImageInfo(Part):
 class ModelInfo(Part):
     """The detector."""
 
-    left_out = frozenset({"letterbox"})
+    left_out = frozenset({"letterbox", "shape"})
 
     name: Text = Field(description="file name of the model")
     sha256: str = Field(description="of the model's bytes")
     family: Text = Field(description="kind of detector, such as yolov8")
     head: Text = Field(description="the head that is explained, such as one2many")
-    imgsz: int = Field(description="side of the network's input in pixels")
-    letterbox: Text | None = Field(
-        default=None,
-        description="how the picture became that square: stretch (all of it), darknet (likewise, by Darknet's own"
-        " filter); absent: letterbox, in its proportions on gray",
-    )
+    imgsz: int = Field(description="longer side of the network's input in pixels, as it was asked for")
+    shape: InputShape | None = Field(default=None, description="rows and columns of that input; absent: a square")
+    letterbox: Text | None = Field(default=None, description=_LETTERBOX)
 
 
 class ClassScoreRecord(Part):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from detxai.values import InputShape
+
 #: Samples of a class, and of the rest, below which there is nothing to test.
 FEWEST = 3
 #: The narrowest box that is pooled over, in cells of a feature map.
@@ -115,16 +117,17 @@ def outputs(convolutions: Sequence[nn.Conv2d]) -> Iterator[dict[int, Tensor]]:
             handle.remove()
 
 
-def gap(features: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
+def gap(features: Sequence[Tensor], boxes: Tensor, shape: InputShape) -> Tensor:
     """(n, total channels) float32: means of rectified `features` (each (channels, h, w)) over `boxes`.
 
-    boxes: (n, 4) xyxy pixels of the square input of `size`; a cell that a border cuts counts by its area inside.
+    boxes: (n, 4) xyxy pixels of the input of `shape` (rows, columns); a cell that a border cuts counts by its area.
     """
     pooled = []
     for feature in features:
         height, width = feature.shape[-2:]
-        rows = _weights(boxes[:, 1] * (height / size), boxes[:, 3] * (height / size), height)
-        cols = _weights(boxes[:, 0] * (width / size), boxes[:, 2] * (width / size), width)
+        down, across = height / shape[0], width / shape[1]
+        rows = _weights(boxes[:, 1] * down, boxes[:, 3] * down, height)
+        cols = _weights(boxes[:, 0] * across, boxes[:, 2] * across, width)
         pooled.append(torch.einsum("chw,nh,nw->nc", feature.float().relu(), rows, cols))
     return torch.cat(pooled, 1)
 

@@ -19,7 +19,7 @@ from detxai.models.trunk import convolutions
 from detxai.parchgrad.channels import FEWEST, Choice, Statistics, first, gap, outputs
 from detxai.parchgrad.gradient import ParchGrad, with_channels
 from detxai.parchgrad.statistics import ChannelCalibration
-from detxai.values import Box, Target
+from detxai.values import Letterbox, Target
 
 CLASS, INSTANCE = "parchgrad-cls", "parchgrad-ins"
 #: The channels that are kept for each target of one image.
@@ -58,10 +58,9 @@ class ParchGradSession:
         config: ParchGradConfig,
         made: ChannelCalibration,
         detector: Differentiable,
-        size: int,
         device: torch.device,
     ) -> None:
-        self.selection, self.region, self.size, self.device = Selection(config, made), config.region, size, device
+        self.selection, self.region, self.device = Selection(config, made), config.region, device
         layers = convolutions(detector.trunk)
         widths = {name: conv.out_channels for name, conv in layers.items()}
         if any(widths.get(name) != width for name, width in made.layers):
@@ -84,17 +83,19 @@ class ParchGradSession:
         with outputs(self.hooks.convolutions if INSTANCE in gradients else ()) as seen:
             yield seen
 
-    def masks(self, gradient: str, targets: Sequence[Target], seen: dict[int, Tensor], picture: Box) -> Masks:
+    def masks(self, gradient: str, targets: Sequence[Target], seen: dict[int, Tensor], letterbox: Letterbox) -> Masks:
         """Which channels the modified `gradient` keeps for `targets`, (channels,) bool by target.
 
-        `seen`: what the hooked convolutions put out at the image; `picture`: its place in the letterbox, xyxy.
+        `seen`: what the hooked convolutions put out at the image; `letterbox`: its place in the input.
         """
         if gradient == CLASS:
             return {target: self._class(target.class_id) for target in targets}
         if not targets:
             return {}
-        boxes = torch.tensor([picture if self.region == "whole" else t.box for t in targets], device=self.device)
-        rows = gap([seen[i][0] for i in range(len(self.hooks.convolutions))], boxes, self.size)
+        boxes = torch.tensor(
+            [letterbox.place if self.region == "whole" else t.box for t in targets], device=self.device
+        )
+        rows = gap([seen[i][0] for i in range(len(self.hooks.convolutions))], boxes, letterbox.shape)
         choice, widths = self.selection.choice, self.selection.widths
         return {
             target: choice.of_instance(self._statistics, row, widths) for target, row in zip(targets, rows, strict=True)

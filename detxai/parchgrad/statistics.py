@@ -16,6 +16,7 @@ from detxai.errors import UsageError
 from detxai.models import checkpoints
 from detxai.parchgrad.channels import FEWEST, Statistics
 from detxai.statistics import Moments
+from detxai.values import InputShape, as_imgsz, written
 
 FORMAT = "detxai.parchgrad/1"
 SUFFIX = ".parchgrad.safetensors"
@@ -88,7 +89,7 @@ class ChannelCalibration:
     region; `images`, and whether their boxes were `labelled` or the model's own; `sha256` of the file itself."""
 
     model_sha256: str
-    imgsz: int
+    imgsz: int | InputShape
     layers: tuple[tuple[str, int], ...]
     names: Mapping[int, str]
     statistics: Mapping[str, Statistics]
@@ -106,7 +107,7 @@ class ChannelCalibration:
         about = {
             "format": FORMAT,
             "model_sha256": self.model_sha256,
-            "imgsz": str(self.imgsz),
+            "imgsz": _typed(self.imgsz),
             "layers": json.dumps(self.layers),
             "names": json.dumps(self.names),
             "images": str(self.images),
@@ -140,7 +141,7 @@ def read(file: Path) -> ChannelCalibration:
         for each in statistics.values():
             _check(each, len(names), sum(width for _, width in layers))
         return ChannelCalibration(
-            about["model_sha256"], int(about["imgsz"]), layers, names, statistics, int(about["images"]),
+            about["model_sha256"], _imgsz(about["imgsz"]), layers, names, statistics, int(about["images"]),
             about["labelled"] == "true", about.get("note", ""), hashlib.sha256(data).hexdigest(),
         )  # fmt: skip
     except OSError as error:
@@ -160,13 +161,25 @@ def _check(statistics: Statistics, classes: int, channels: int) -> None:
             raise ValueError(f"{part.name} is {tuple(tensor.shape)}, not {shape}, or not finite")
 
 
+def _typed(imgsz: int | InputShape) -> str:
+    """As people type it: 640, or 384x640."""
+    return str(imgsz) if isinstance(imgsz, int) else written(imgsz)
+
+
+def _imgsz(text: str) -> int | InputShape:
+    rows, _, columns = text.partition("x")
+    return as_imgsz((int(rows), int(columns or rows)))
+
+
 def beside(model: str | None) -> Path:
     """Where the statistics of a model (None: the bundled one) are written and looked for: beside it."""
     file = checkpoints.BUNDLED if model is None else Path(model).expanduser()
     return file.with_name(file.stem + SUFFIX)
 
 
-def found_for(model: str | None, name: str, sha256: str, imgsz: int, given: Sequence[Path] = ()) -> ChannelCalibration:
+def found_for(
+    model: str | None, name: str, sha256: str, imgsz: int | InputShape, given: Sequence[Path] = ()
+) -> ChannelCalibration:
     """The statistics of a model: of the files `given` the one made with it, else what lies beside it or is bundled.
 
     `model`: its path, `name` its file name. Raises UsageError where there are none, or none for this model and size.
@@ -178,7 +191,7 @@ def found_for(model: str | None, name: str, sha256: str, imgsz: int, given: Sequ
         if not files or (model and not beside(model).is_file() and read(files[0]).model_sha256 != sha256):
             raise UsageError(
                 f"ParchGrad needs channel statistics of {name}, and there is no {beside(model)}.",
-                f"Make them on your images: {command} --imgsz {imgsz} (or name a file with --calibration).",
+                f"Make them on your images: {command} --imgsz {_typed(imgsz)} (or name a file with --calibration).",
             )
     known = {file: read(file) for file in files}
     own = {file: calibration for file, calibration in known.items() if calibration.model_sha256 == sha256}
@@ -186,13 +199,13 @@ def found_for(model: str | None, name: str, sha256: str, imgsz: int, given: Sequ
         raise UsageError(
             f"{files[0]} was made with another model than {name} (sha256 {known[files[0]].model_sha256[:12]}…, not "
             f"{sha256[:12]}…).",
-            f"Make new statistics: {command} --imgsz {imgsz}",
+            f"Make new statistics: {command} --imgsz {_typed(imgsz)}",
         )
     fitting = [calibration for calibration in own.values() if calibration.imgsz == imgsz]
     if not fitting:
         file, calibration = next(iter(own.items()))
         raise UsageError(
-            f"{file} was made at {calibration.imgsz} pixels, this run is at {imgsz}.",
-            f"Run with --imgsz {calibration.imgsz}, or make new statistics: {command} --imgsz {imgsz}",
+            f"{file} was made at {_typed(calibration.imgsz)} pixels, this run is at {_typed(imgsz)}.",
+            f"Run with --imgsz {_typed(calibration.imgsz)}, or make new statistics: {command} --imgsz {_typed(imgsz)}",
         )
     return fitting[0]

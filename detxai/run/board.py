@@ -10,7 +10,7 @@ from typing import Any
 from detxai.errors import DetxaiError
 from detxai.output.seen import Entry
 from detxai.output.store import Known
-from detxai.values import ImageRef
+from detxai.values import ImageRef, InputShape
 
 #: A group that is done, and what comes after the last one.
 NONE, END = pickle.dumps([]), b""
@@ -21,7 +21,8 @@ class Greeting:
     """What the first worker tells of its plan, as `Plan` has it."""
 
     info: Any
-    size: int
+    shape: InputShape
+    imgsz: int
     fit: str
     device: str
     warnings: tuple[str, ...]

@@ -89,7 +89,7 @@ class EvidencePass:
         return EvidenceCalibration(
             model=self.plan.info.name,
             model_sha256=self.plan.info.sha256,
-            imgsz=self.plan.size,
+            imgsz=self.plan.imgsz,
             method=a.method[0],
             baseline=a.baseline,
             note=self.note,

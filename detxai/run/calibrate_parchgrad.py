@@ -44,7 +44,7 @@ class ChannelPass:
                 f"({self.plan.info.family})."
             )
         layers = convolutions(self.plan.network.trunk)
-        gray = torch.full((1, 3, self.plan.size, self.plan.size), 0.5, device=self.plan.device)
+        gray = torch.full((1, 3, *self.plan.shape), 0.5, device=self.plan.device)
         with torch.no_grad():
             self.convolutions = in_order(layers, lambda: self.plan.detector.predict(gray))
         self.classes = sorted(self.plan.info.names)
@@ -63,7 +63,7 @@ class ChannelPass:
     @torch.no_grad()
     def add(self, item: PreparedImage) -> None:
         """Take in one image."""
-        x = picture(item.square, self.plan.device)[None]
+        x = picture(item.canvas, self.plan.device)[None]
         with outputs(list(self.convolutions.values())) as seen:
             (candidates,) = self.plan.detector.predict(x.contiguous(memory_format=torch.channels_last))
         if item.labels is None:
@@ -81,8 +81,8 @@ class ChannelPass:
 
     def _gather(self, features: Sequence[torch.Tensor], box: Letterbox, items: Sequence[tuple[int, Box]]) -> None:
         """Pool over the picture (without its padding) and over each of `items` (class, box in letterbox pixels)."""
-        boxes = torch.tensor([inner(box), *(b for _, b in items)], device=self.plan.device)
-        rows = gap(features, boxes, self.plan.size).double().cpu().numpy()
+        boxes = torch.tensor([box.place, *(b for _, b in items)], device=self.plan.device)
+        rows = gap(features, boxes, box.shape).double().cpu().numpy()
         self.gathered["whole"].add(rows[0], [class_id for class_id, _ in items])
         for row, (class_id, _) in zip(rows[1:], items, strict=True):
             self.gathered["detection"].add(row, [class_id])
@@ -93,7 +93,7 @@ class ChannelPass:
         info = self.plan.info
         return ChannelCalibration(
             info.sha256,
-            self.plan.size,
+            self.plan.imgsz,
             tuple((name, conv.out_channels) for name, conv in self.convolutions.items()),
             {i: info.names[i] for i in self.classes},
             {region: gathered.statistics() for region, gathered in self.gathered.items()},
@@ -120,11 +120,6 @@ class ChannelPass:
         columns = ("class", "images", "over the picture", "boxes", "over the box")
         console.table("Channels that parchgrad-cls keeps", columns, rows)
         console.say(f"{self.images} images, {self.boxes} boxes: {output}")
-
-
-def inner(box: Letterbox) -> Box:
-    """The picture's own place in its letterbox, xyxy pixels."""
-    return (box.left, box.top, box.left + box.inner_width, box.top + box.inner_height)
 
 
 def parchgrad(

@@ -12,6 +12,7 @@ from detxai.evidence.model import EvidenceLevel
 from detxai.evidence.promise import Promise
 from detxai.models import checkpoints
 from detxai.models.detector import DetectorInfo
+from detxai.values import InputShape
 from detxai.vocabulary import METHODS
 
 
@@ -27,7 +28,7 @@ def gives_verdicts(a: AttributionConfig) -> bool:
 
 
 def calibration_of(
-    config: RunConfig, info: DetectorInfo, size: int
+    config: RunConfig, info: DetectorInfo, imgsz: int | InputShape
 ) -> tuple[EvidenceCalibration | None, tuple[str, ...]]:
     """The evidence calibration of this model, a given one or what lies beside it, and warnings.
 
@@ -41,7 +42,7 @@ def calibration_of(
     problems = []
     for file in given or [beside]:
         calibration = read(file)
-        problem = _difference(calibration, a, info, size)
+        problem = _difference(calibration, a, info, imgsz)
         if problem is None:
             return calibration, ()
         problems.append(f"{file} was made {problem}.")
@@ -50,12 +51,14 @@ def calibration_of(
     return None, (f"{problems[0]} It is not used, and verdicts are not calibrated.",)
 
 
-def _difference(made: EvidenceCalibration, a: AttributionConfig, info: DetectorInfo, size: int) -> str | None:
+def _difference(
+    made: EvidenceCalibration, a: AttributionConfig, info: DetectorInfo, imgsz: int | InputShape
+) -> str | None:
     """How a calibration differs from this run, None where it fits."""
     if made.model_sha256 != info.sha256:
         return f"with another model than {info.name} (sha256 {made.model_sha256[:12]}…, not {info.sha256[:12]}…)"
-    if made.imgsz != size:
-        return f"at {made.imgsz} pixels, and this run is at {size}"
+    if made.imgsz != imgsz:
+        return f"at {made.imgsz} pixels, and this run is at {imgsz}"
     if (made.method, made.baseline) != (a.method[0], a.baseline) or not gives_verdicts(a):
         return f"with --method {made.method} --baseline {made.baseline}"
     return None
@@ -65,6 +68,7 @@ def box_settings(config: RunConfig, classes: Sequence[int], fit: str) -> dict[st
     """The settings of a run that decide which boxes there are: those that a promise was made with must be the same."""
     d, ids = config.detection, ",".join(map(str, sorted(classes))) or "all"
     more = {"classes": ids, "letterbox": fit, "window": config.images.window}
+    more |= {"set": "detection.rect=true"} if d.rect else {}
     return {"iou": f"{d.iou:g}", "max-det": str(d.max_det), **more}
 
 
@@ -78,6 +82,8 @@ def promise_of(
     least = d.conf if d.candidates is None else d.candidates
     own = box_settings(config, classes, fit)
     other = [f"--{name} {value}" for name, value in promise.settings.items() if own.get(name) != value]
+    if d.rect and "set" not in promise.settings:
+        other.append("no --rect")
     if d.predictions is not None:
         needs = "the model's own boxes, without --predictions"
     elif other:

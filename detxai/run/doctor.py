@@ -21,7 +21,7 @@ from detxai.models.detector import Differentiable
 from detxai.run.checks import device_of
 from detxai.run.explain import versions
 from detxai.text import printable
-from detxai.values import Target
+from detxai.values import Target, written
 
 Line = tuple[str, str]
 
@@ -66,8 +66,8 @@ def model(
     yield "targets", ", ".join(info.targets)
     some = list(info.names.values())[:8]
     yield "classes", f"{len(info.names)}: {', '.join(some)}{', …' if len(info.names) > 8 else ''}"
-    yield "image size", f"{info.imgsz} px"
-    x = torch.rand(1, 3, info.imgsz, info.imgsz, generator=torch.Generator().manual_seed(0))
+    yield "image size", f"{written(info.own_shape)} px"
+    x = torch.rand(1, 3, *info.own_shape, generator=torch.Generator().manual_seed(0))
     if isinstance(detector, Differentiable):
         detector.module.to(where)
         yield from _gradients(detector, x.to(where))
@@ -89,7 +89,7 @@ def _gradients(detector: Differentiable, x: torch.Tensor) -> Iterator[Line]:
     target = Target(anchor, int(candidates.levels[anchor]), "class", class_id, context=candidates.context)
     programs = None
     if where.type in PROGRAM_ROWS:
-        programs = Programs({torch.float32: detector}.get, info.imgsz, where, PROGRAM_ROWS[where.type])
+        programs = Programs({torch.float32: detector}.get, where, PROGRAM_ROWS[where.type])
     engine = Engine(detector.values, where, programs=programs)
     ask = integrated_gradients(Segment(x[0], torch.zeros_like(x[0])), [target], tolerance=1.0)
     integrals: list[TargetMap] = []

@@ -20,7 +20,7 @@ def engine(plan: Plan) -> Engine:
     device, network = plan.device, plan.network
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # graphs are captured on this thread's own
-    rows, similarity = rows_for(device, plan.size), partial(closeness, plan.detector)
+    rows, similarity = rows_for(device, plan.shape), partial(closeness, plan.detector)
     if network is None:
         return Engine(similarity, device, rows)
     values, entered = (detectors.contrasting(f) for f in (network.values, network.entered))
@@ -40,6 +40,6 @@ def engine(plan: Plan) -> Engine:
 def _programs(plan: Plan, network: Differentiable) -> Programs:
     """Packs of a fixed shape, in float32 and in the half precision of the run."""
     networks = {torch.float32: network}
-    if plan.dtype != torch.float32 and (half := network.in_precision(plan.dtype, plan.size)) is not None:
+    if plan.dtype != torch.float32 and (half := network.in_precision(plan.dtype, plan.shape)) is not None:
         networks[plan.dtype] = half
-    return Programs(networks.get, plan.size, plan.device, rows_for(plan.device, plan.size, PROGRAM_ROWS))
+    return Programs(networks.get, plan.device, rows_for(plan.device, plan.shape, PROGRAM_ROWS))

@@ -21,7 +21,7 @@ from detxai.output.summary import ClassStatistics, ImageCounts, Summary, Unfinis
 from detxai.run.console import Console, Signals, Stopped, keep_freed_memory
 from detxai.run.streams import Lines, ReaderGone, guarded_stdout
 from detxai.run.tally import Tally, gate
-from detxai.values import ImageRef
+from detxai.values import ImageRef, written
 from detxai.vocabulary import VERDICTS
 
 #: The bundled detector is for trying: it was trained on drawn bags.
@@ -247,7 +247,7 @@ class ExplainRun:
         """Say at once where the tree holds records of another model or method: those of other images stay."""
         a, info = self.config.attribution, explainer.plan.info
         ways = [(m, g) for m in a.method for g in a.gradient]
-        others = tree.kinds().unlike(info.sha256, explainer.plan.size, ways)
+        others = tree.kinds().unlike(info.sha256, explainer.plan.side, ways)
         if others:
             self.console.say(
                 f"{self.config.output.dir} holds records of {', '.join(others)}: those of images that are not in this"
@@ -258,7 +258,7 @@ class ExplainRun:
     def _greet(self, explainer: Any) -> None:
         info = explainer.plan.info
         self.console.say(
-            f"{info.name} ({info.family}, {len(info.names)} classes, {explainer.plan.size} px) "
+            f"{info.name} ({info.family}, {len(info.names)} classes, {written(explainer.plan.shape)} px) "
             f"on {explainer.plan.device}"
         )
         for warning in explainer.plan.warnings:
@@ -295,7 +295,7 @@ class ExplainRun:
             exit_code=int(worst(t.codes)),
             stopped=self.stopped,
             device=str(explainer.plan.device),
-            model=model_record(info, explainer.plan.size, explainer.plan.fit),
+            model=model_record(info, explainer.plan.side, explainer.plan.shape, explainer.plan.fit),
             unfinished=tuple(
                 Unfinished(path=w.path, detections=len(w.detections), kept=w.done) for w in explainer.unfinished()
             )

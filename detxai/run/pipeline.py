@@ -43,7 +43,7 @@ from detxai.run.results import MapGroup, PreparedImage, PublishedGroup, Result
 from detxai.run.resume import Work
 from detxai.run.select import Selector
 from detxai.run.targets import Variant, groups, wanted_targets
-from detxai.values import Checkpoint, Detection, ImageRef, Letterbox, Target
+from detxai.values import Checkpoint, Detection, ImageRef, Letterbox, Target, written
 from detxai.vocabulary import EDGES
 
 #: Bytes that decoding ahead may hold, by the headers of the files; a picture that takes more is decoded alone.
@@ -294,7 +294,7 @@ class Explainer:
         plan, config = self.plan, self.plan.config
         together = EDGES if "box" in config.attribution.target else ()
         alone = frozenset(k for k in EDGES if k not in together or k in config.attribution.target)
-        known = (plan.info, plan.size, plan.fit, plan.dtype, config.output, plan.level, plan.calibration, plan.promise)
+        known = (plan.info, plan.side, plan.fit, plan.dtype, config.output, plan.level, plan.calibration, plan.promise)
         return Publisher(*known, alone, files=files, left=left)
 
     # -- on the device --------------------------------------------------------------------------
@@ -309,7 +309,7 @@ class Explainer:
         if isinstance(item, Result):
             return item
         try:
-            x = picture(item.square, self.plan.device)
+            x = picture(item.canvas, self.plan.device)
             detections, context, outputs = self._detect(x, item)
             wanted = tuple(
                 wanted_targets(
@@ -350,7 +350,7 @@ class Explainer:
 
     def _too_much(self) -> ImageError:
         """Why an image of which not even one detection fits into memory has failed."""
-        what = f"one detection at {self.plan.size} pixels does not fit into the memory of {self.plan.device}"
+        what = f"one detection at {written(self.plan.shape)} pixels does not fit into the memory of {self.plan.device}"
         helps = "use a smaller --imgsz, or fewer --max-evaluations, a smaller --memory, --batch 1"
         return ImageError("memory", f"{what}: {helps}")
 
@@ -374,8 +374,7 @@ class Explainer:
         session, gradients = self.plan.parchgrad, self.plan.config.attribution.gradient
         if session is None:
             return {}
-        picture = (box.left, box.top, box.left + box.inner_width, box.top + box.inner_height)
-        return {g: session.masks(g, targets, outputs, picture) for g in gradients if g != "plain"}
+        return {g: session.masks(g, targets, outputs, box) for g in gradients if g != "plain"}
 
     @torch.no_grad()
     def _detect(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from detxai.parchgrad.session import ParchGradSession
 from detxai.run import checks
 from detxai.run.budget import Budget, budget
 from detxai.run.calibrated import calibration_of, promise_of
-from detxai.values import Checkpoint, ImageRef, Letterbox, Pixels, Target
+from detxai.values import Checkpoint, ImageRef, InputShape, Letterbox, Pixels, Target, as_imgsz, written
 from detxai.vocabulary import BASELINES, BLACK_BOX_METHODS, LAYER_METHODS
 
 #: A gradient behind the first convolution is kept where it has no more numbers than this times the picture's pixels.
@@ -53,7 +54,7 @@ SEED = 0
 class Plan:
     """What a run does: the detector on its device, class ids, targets, arithmetic, and how much at once.
 
-    `size`: side of the network's input; `fit`: how a picture becomes that square; `targets`: kinds, edges by name;
+    `shape`: (rows, columns) of the network's input; `fit`: how a picture becomes that; `targets`: kinds, edges by name;
     `contrasts`: whether differences of logits are explained; `labels`, `given`: who reads labels and given boxes;
     `calibration`: of the evidence; `promise`: of its list, where this run can keep it; `warnings`: what the user should
     know; `parchgrad`: None where every gradient is plain.
@@ -62,7 +63,7 @@ class Plan:
     config: RunConfig
     device: torch.device
     detector: Detector
-    size: int
+    shape: InputShape
     fit: str
     classes: list[int] | None
     as_class: list[int]
@@ -80,14 +81,30 @@ class Plan:
     budget: Budget
 
     def letterboxed(self, pixels: Pixels) -> tuple[Pixels, Letterbox]:
-        """The square that the network sees of `pixels` (height, width, 3)."""
-        shape = self.info.shape if self.size == self.info.imgsz else None
-        return letterboxed(pixels, self.size, self.fit, shape)
+        """What the network sees of `pixels` (height, width, 3)."""
+        return letterboxed(pixels, self.shape, self.fit, self.info.stride if self.rect else None)
+
+    @property
+    def rect(self) -> bool:
+        """Whether the network's input is no larger than each picture needs."""
+        return _is_rect(self.config, self.info, self.fit)
+
+    @property
+    def side(self) -> int:
+        """The longer side of the network's input."""
+        return max(self.shape)
+
+    @property
+    def imgsz(self) -> int | InputShape:
+        """The size of the network's input, as --imgsz takes it."""
+        return as_imgsz(self.shape)
 
     @property
     def counted_fit(self) -> str | None:
-        """`fit` for the fingerprint. That of legacy models was another once, and what was made so is done again."""
-        return None if self.fit == "letterbox" and self.info.head != "anchors" else self.fit
+        """`fit` for the fingerprint. That of legacy models and of exports of no square was another once, and what was
+        made so is done again."""
+        once_other = self.info.head == "anchors" or (self.info.head == "export" and self.info.shape is not None)
+        return None if self.fit == "letterbox" and not once_other else self.fit
 
     @property
     def in_flight(self) -> int:
@@ -127,27 +144,27 @@ def make_plan(
     info, network = detector.info, _network(detector)
     if network is not None:
         network.module.to(device)
-    (size, rounded), fit = _size(config, info), _fit(config, info)
+    (shape, rounded), fit = _shape(config, info), _fit(config, info)
     classes = class_ids(config.detection.classes or (), info.names, "--classes")
     as_class = class_ids(a.as_class, info.names, "--as-class")
     targets = checks.target_kinds(a.target, info)
     checks.check_boxes(config.detection)
     drawn, given = _readers(config, info)
     checks.check_gate(config, targets)
-    calibration, warnings = calibration_of(config, info, size)
+    calibration, warnings = calibration_of(config, info, as_imgsz(shape))
     promise, unkept = promise_of(calibration, config, classes, fit)
     checks.check_methods(a.method, targets, info, black_box=network is None)
-    activations, whole = _tested(detector, a.method, size, device, asked=config.detection.imgsz is not None)
+    activations, whole = _tested(config, detector, _shapes(config, info, fit, shape), device)
     info = detector.info
-    parchgrad = _parchgrad(config, detector, size, device)
+    parchgrad = _parchgrad(config, detector, shape, device)
     checks.check_baseline_folder(a.baseline, a.method)
     checks.check_font(config.output.font)
-    settings, numbers = _settings(config, network, size, device)
+    settings, numbers = _settings(config, network, shape, device)
     return Plan(
         config=config,
         device=device,
         detector=detector,
-        size=size,
+        shape=shape,
         fit=fit,
         classes=classes or None,
         as_class=as_class,
@@ -162,7 +179,7 @@ def make_plan(
         parchgrad=parchgrad,
         baseline_images=_baseline_images(a.baseline),
         settings=settings,
-        budget=_budget(config, device, settings, memory_share, size=size, activations=activations, numbers=numbers),
+        budget=_budget(config, device, settings, memory_share, shape=shape, activations=activations, numbers=numbers),
     )
 
 
@@ -172,17 +189,17 @@ def _budget(
     settings: Settings,
     share: float,
     *,
-    size: int,
+    shape: InputShape,
     activations: int,
     numbers: int,
 ) -> Budget:
     """The memory of the run, and what fits into it: `activations` bytes a picture, `numbers` of a gradient kept."""
-    rows = rows_for(device, size, PROGRAM_ROWS if device.type in PROGRAM_ROWS else ROWS)
+    rows = rows_for(device, shape, PROGRAM_ROWS if device.type in PROGRAM_ROWS else ROWS)
     return budget(
         None if config.run.memory == "auto" else config.run.memory,
         device,
         share,
-        size=size,
+        shape=shape,
         pack=activations * settings.dtype.itemsize // 4 * rows,
         gradient=4 * numbers,
         in_flight=None if config.run.batch == "auto" else int(config.run.batch),
@@ -190,22 +207,37 @@ def _budget(
     )
 
 
-def _size(config: RunConfig, info: DetectorInfo) -> tuple[int, tuple[str, ...]]:
-    """Pixels a side, rounded up to whole cells as ultralytics does, and a warning where they were.
+def _shape(config: RunConfig, info: DetectorInfo) -> tuple[InputShape, tuple[str, ...]]:
+    """Rows and columns, rounded up to whole cells as ultralytics does, and a warning where they were.
 
     Raises ModelError for a size that is none.
     """
-    wanted, stride = config.detection.imgsz or info.imgsz, info.stride
-    if not SMALLEST <= wanted <= LARGEST:
-        raise ModelError(f"{info.name} says it was trained at {wanted} pixels.", "Give the size with --imgsz, as 640.")
-    size = -(-wanted // stride) * stride
-    if size == wanted:
-        return size, ()
-    return size, (f"{wanted} pixels became {size}: the coarsest cells of {info.name} are {stride} pixels.",)
+    asked, stride = config.detection.imgsz, info.stride
+    wanted = info.own_shape if asked is None else (asked, asked) if isinstance(asked, int) else asked
+    if not SMALLEST <= min(wanted) <= max(wanted) <= LARGEST:
+        message = f"{info.name} says it was trained at {written(wanted)} pixels."
+        raise ModelError(message, "Give the size with --imgsz, as 640.")
+    rows, columns = (-(-side // stride) * stride for side in wanted)
+    if (rows, columns) == wanted:
+        return wanted, ()
+    became = f"{written(wanted)} pixels became {written((rows, columns))}"
+    return (rows, columns), (f"{became}: the coarsest cells of {info.name} are {stride} pixels.",)
+
+
+def _is_rect(config: RunConfig, info: DetectorInfo, fit: str) -> bool:
+    return config.detection.rect and fit == "letterbox" and not info.fixed
+
+
+def _shapes(config: RunConfig, info: DetectorInfo, fit: str, shape: InputShape) -> list[InputShape]:
+    """Shapes that pictures have: the largest and, where each has its own, a wide and a tall half of it."""
+    if not _is_rect(config, info, fit):
+        return [shape]
+    rows, columns = (-(-side // (2 * info.stride)) * info.stride for side in shape)
+    return [shape, (rows, shape[1]), (shape[0], columns)]
 
 
 def _fit(config: RunConfig, info: DetectorInfo) -> str:
-    """How a picture becomes the network's square."""
+    """How a picture becomes what the network sees."""
     wanted = config.detection.letterbox
     fit = info.fit if wanted == "auto" else wanted
     if fit != "letterbox" and info.rotated:
@@ -214,20 +246,23 @@ def _fit(config: RunConfig, info: DetectorInfo) -> str:
 
 
 def _tested(
-    detector: Detector, methods: Sequence[str], size: int, device: torch.device, *, asked: bool
+    config: RunConfig, detector: Detector, shapes: Sequence[InputShape], device: torch.device
 ) -> tuple[int, tuple[str, ...]]:
     """The bytes that a forward pass of one picture keeps for its backward pass, 0 without gradients, and warnings.
 
-    `asked`: the user gave the size. Raises ModelError for a model that is broken.
+    `shapes` that pictures have, the largest first. Raises ModelError for a model that is broken.
     """
+    methods, asked = config.attribution.method, config.detection.imgsz is not None
     # Noise: on a picture of one colour a layer that is off by some cells gives what it should.
-    noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(SEED)).to(device)
+    noise, *more = (torch.rand(1, 3, *s, generator=torch.Generator().manual_seed(SEED)).to(device) for s in shapes)
     network, sparse = _network(detector), detector.info.sparse
     if network is None or all(name in BLACK_BOX_METHODS for name in methods):
         detectors.sound(detector, noise, asked=asked)
         return 0, ()
     with saved_bytes(network.module) as kept:
         detectors.self_test(network, noise, asked=asked)
+    for picture in more:
+        detectors.self_test(network, picture, asked=asked)
     if network.info.sparse == sparse:
         return kept[0], ()
     return kept[0], (
@@ -259,8 +294,8 @@ def _detector(model: ModelConfig, checkpoint: Checkpoint | None) -> Detector:
     return detectors.build(loaded, None if model.head == "auto" else model.head)
 
 
-def _gray(size: int, device: torch.device) -> torch.Tensor:
-    return torch.full((1, 3, size, size), 0.5, device=device)
+def _gray(shape: InputShape, device: torch.device) -> torch.Tensor:
+    return torch.full((1, 3, *shape), 0.5, device=device)
 
 
 def _full_evidence(a: AttributionConfig, info: DetectorInfo) -> bool:
@@ -281,22 +316,24 @@ def _readers(config: RunConfig, info: DetectorInfo) -> tuple[Folder | None, Fold
     return drawn, Results(d.predictions, info.names, d.predictions_base)
 
 
-def _parchgrad(config: RunConfig, detector: Detector, size: int, device: torch.device) -> ParchGradSession | None:
+def _parchgrad(
+    config: RunConfig, detector: Detector, shape: InputShape, device: torch.device
+) -> ParchGradSession | None:
     """ParchGrad's part of the run, None where every gradient is plain."""
     a, info = config.attribution, detector.info
     if all(name == "plain" for name in a.gradient):
         return None
     checks.check_gradients(a)
-    made = statistics.found_for(config.model.path, info.name, info.sha256, size, a.calibration)
-    return ParchGradSession(config.parchgrad, made, differentiable(detector), size, device)
+    made = statistics.found_for(config.model.path, info.name, info.sha256, as_imgsz(shape), a.calibration)
+    return ParchGradSession(config.parchgrad, made, differentiable(detector), device)
 
 
 def _settings(
-    config: RunConfig, network: Differentiable | None, size: int, device: torch.device
+    config: RunConfig, network: Differentiable | None, shape: InputShape, device: torch.device
 ) -> tuple[Settings, int]:
     """What methods are told, and how many numbers of a gradient are kept a node and target."""
-    layer_of, early = _layers(config.attribution, network, size, device)
-    stem, numbers = _stem(network, size)
+    layer_of, early = _layers(config.attribution, network, shape, device)
+    stem, numbers = _stem(network, shape)
     settings = Settings(
         config.attribution.tolerance,
         config.attribution.max_evaluations,
@@ -316,9 +353,9 @@ def _dtype(config: RunConfig, device: torch.device) -> torch.dtype:
     return torch.float32 if exact else AUTO_DTYPE.get(device.type, torch.float32)
 
 
-def _stem(network: Differentiable | None, size: int) -> tuple[nn.Conv2d | None, int]:
+def _stem(network: Differentiable | None, shape: InputShape) -> tuple[nn.Conv2d | None, int]:
     """The first convolution, where integrals are taken behind it, and how many numbers of a gradient are kept."""
-    stem, pixels = network.trunk.stem if network and network.info.sparse else None, size**2
+    stem, pixels = network.trunk.stem if network and network.info.sparse else None, math.prod(shape)
     if stem is None:
         return None, pixels
     kept = stem.out_channels * pixels // (stem.stride[0] * stem.stride[1])
@@ -327,7 +364,7 @@ def _stem(network: Differentiable | None, size: int) -> tuple[nn.Conv2d | None, 
 
 @torch.no_grad()
 def _layers(
-    a: AttributionConfig, network: Differentiable | None, size: int, device: torch.device
+    a: AttributionConfig, network: Differentiable | None, shape: InputShape, device: torch.device
 ) -> tuple[Callable[[Target], int] | None, dict[int, int]]:
     """Where activation methods look, see `Settings`. Raises UsageError for a --layer without a feature map."""
     wanted = a.layer
@@ -335,7 +372,7 @@ def _layers(
         return None, {}
     if not any(name in LAYER_METHODS for name in a.method):
         return network.layer_of, {}
-    gray = _gray(size, device)
+    gray = _gray(shape, device)
     if wanted is None:
         return network.layer_of, network.trunk.early(gray)
     with network.trunk.tap(wanted) as tapped:

@@ -40,20 +40,20 @@ def prepared_image(
             return Result(ref, done, skipped=True)
         settings = plan.config.images
         image = decode.load(ref, settings.window, settings.max_pixels, admit)
-        square, box = plan.letterboxed(image.pixels)
-        compared = _baselines(plan, square, box)
+        canvas, box = plan.letterboxed(image.pixels)
+        compared = _baselines(plan, canvas, box)
         labels, given = (None if drawn is None else drawn.at(image.width, image.height) for drawn in boxes)
         key = _fingerprint(plan, image.digest, digests)
         return PreparedImage(
             ref,
             image,
             box,
-            square,
+            canvas,
             compared,
             key,
             labels=labels,
             given=given,
-            ground=_ground(plan.level, square, box, next(iter(compared))),
+            ground=_ground(plan.level, canvas, box, next(iter(compared))),
             parts={} if tree is None else _parts(plan, ref, tree, key),
         )
     except ImageError as error:
@@ -89,28 +89,28 @@ def _fingerprint(plan: Plan, image_sha256: str, digests: Sequence[str | None]) -
     return fingerprint(plan.config, image_sha256, plan.info.sha256, schema, digests, used, fit)
 
 
-def _baselines(plan: Plan, square: Pixels, box: Letterbox) -> dict[str, Pixels | None]:
+def _baselines(plan: Plan, canvas: Pixels, box: Letterbox) -> dict[str, Pixels | None]:
     """The pictures that show nothing by name, the one asked for first; more than one for `expected` only."""
     a = plan.config.attribution
     made: dict[str, Pixels | None] = {name: fitted(p, box) for name, p in plan.baseline_images.items()}
     if not made:
-        made[baselines.resolved(a.baseline, square, box)] = None
+        made[baselines.resolved(a.baseline, canvas, box)] = None
     if "expected" in a.method and not Path(a.baseline).is_dir():
         known = {name.removeprefix("auto:") for name in made}
         made |= dict.fromkeys(name for name in EXPECTED_BASELINES if name not in known)
     return made
 
 
-def _ground(level: EvidenceLevel, square: Pixels, box: Letterbox, name: str) -> tuple[int, int, int] | None:
+def _ground(level: EvidenceLevel, canvas: Pixels, box: Letterbox, name: str) -> tuple[int, int, int] | None:
     """The colour of the picture's empty ground, for its evidence; `auto` in the `name` of its baseline has looked."""
     if level is EvidenceLevel.NONE:
         return None
-    return baselines.ground_of(name) if name.startswith("auto:") else baselines.ground(square[baselines.inner(box)])
+    return baselines.ground_of(name) if name.startswith("auto:") else baselines.ground(canvas[baselines.inner(box)])
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Of an image on the device, (3, size, size) float32 in [0, 1]: itself as `x`, its `baselines`, and what trials
+    """Of an image on the device, (3, rows, columns) float32 in [0, 1]: itself as `x`, its `baselines`, and what trials
     show: `fills` by name, and itself `softened`."""
 
     x: torch.Tensor

@@ -64,7 +64,7 @@ def item_scores(plan: Plan, refs: Iterable[ImageRef]) -> ItemScores:
 
 @torch.no_grad()
 def _boxes(plan: Plan, item: PreparedImage, select: Selector) -> tuple[Detection, ...]:
-    x = picture(item.square, plan.device)[None].contiguous(memory_format=torch.channels_last)
+    x = picture(item.canvas, plan.device)[None].contiguous(memory_format=torch.channels_last)
     return select(plan.detector.predict(x)[0], item.letterbox, item.labels)
 
 

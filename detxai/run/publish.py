@@ -41,13 +41,13 @@ class LeftUnfinished(Exception):
 class Publisher:
     """Makes of maps what is kept of them.
 
-    `fit`: how the square was made; `dtype`: the arithmetic asked for; `edge_pictures`: edges that get a picture each,
-    not one together; `files`: whether pictures and raw maps are made. Without, the maps themselves are kept. `left`:
-    whether to give up, asked before every detection.
+    `imgsz`: the longer side asked for; `fit`: how the network's input was made; `dtype`: the arithmetic asked for;
+    `edge_pictures`: edges that get a picture each, not one together; `files`: whether pictures and raw maps are made.
+    Without, the maps themselves are kept. `left`: whether to give up, asked before every detection.
     """
 
     info: DetectorInfo
-    size: int
+    imgsz: int
     fit: str
     dtype: torch.dtype
     output: OutputConfig
@@ -89,7 +89,7 @@ class Publisher:
             status="ok",
             fingerprint=p.fingerprint,
             image=recording.image_info(p.image),
-            model=model_record(self.info, self.size, self.fit),
+            model=model_record(self.info, self.imgsz, p.letterbox.shape, self.fit),
             labels=recording.label_records(p.labels, detections),
             promise=recording.promise_record(self.promise),
             overview=name if drawn else None,
@@ -153,9 +153,9 @@ class Publisher:
         return Explanation(wanted.detection, name, wanted.as_class, attribution, map_sums(attribution, box))
 
     def _attribution(self, p: PreparedImage, variant: Variant, made: TargetMap) -> Attribution:
-        (method, gradient), square = variant, made.map.cpu().numpy()
-        source = map_to_source(square, p.letterbox)
-        total, notes = float(square.sum()), made.notes
+        (method, gradient), own = variant, made.map.cpu().numpy()
+        source = map_to_source(own, p.letterbox)
+        total, notes = float(own.sum()), made.notes
         if made.dtype != self.dtype and gradient == "plain":
             notes += ("half precision did not converge: done again in fp32",)
         return Attribution(
@@ -168,7 +168,7 @@ class Publisher:
             map=source,
             total=total,
             padding_sum=total - float(source.sum(dtype=np.float64)),
-            padding_mass=_padding_mass(square, p.letterbox),
+            padding_mass=_padding_mass(own, p.letterbox),
             value_at_input=made.value_at_input,
             value_at_baseline=made.value_at_baseline,
             evaluations=made.evaluations,
@@ -366,7 +366,7 @@ def _asked_class(d: Detection, item: Explanation) -> int | None:
     return target.class_id if item.as_class else None
 
 
-def _padding_mass(square: NDArray[Any], box: Letterbox) -> float:
-    magnitude = np.abs(square)
+def _padding_mass(values: NDArray[Any], box: Letterbox) -> float:
+    magnitude = np.abs(values)
     inner = magnitude[box.top : box.top + box.inner_height, box.left : box.left + box.inner_width]
     return max(float(magnitude.sum()) - float(inner.sum()), 0.0)

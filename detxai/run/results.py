@@ -17,14 +17,14 @@ from detxai.output import overlays
 from detxai.output.overview import Stamp
 from detxai.output.records import AttributionRecord, ModelInfo, Record
 from detxai.run.targets import MapKey, Variant, WantedTarget
-from detxai.values import Attribution, Detection, Image, ImageRef, Label, Letterbox, Map, Pixels
+from detxai.values import Attribution, Detection, Image, ImageRef, InputShape, Label, Letterbox, Map, Pixels
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """An image as the device gets it: `square` (size, size, 3) uint8, the letterboxed picture.
+    """An image as the device gets it: `canvas` (rows, columns, 3) uint8, the letterboxed picture.
 
-    `baselines`: by name, the one asked for first; letterboxed like `square` where a file is one. `ground`: the colour
+    `baselines`: by name, the one asked for first; letterboxed like `canvas` where a file is one. `ground`: the colour
     of its empty ground; `labels`, `given`: boxes in source pixels, None where there are none. `parts`: what an earlier
     run has finished of it, as the tree has it.
     """
@@ -32,7 +32,7 @@ class PreparedImage:
     ref: ImageRef
     image: Image
     letterbox: Letterbox
-    square: Pixels
+    canvas: Pixels
     baselines: dict[str, Pixels | None]
     fingerprint: str
     labels: tuple[Label, ...] | None = None
@@ -133,13 +133,17 @@ def _opened(png: bytes | None) -> PIL.Image.Image | None:
     return None if png is None else PIL.Image.open(io.BytesIO(png))
 
 
-def model_record(info: DetectorInfo, size: int, fit: str) -> ModelInfo:
-    """What records and summaries say of the detector: `size` of its input, and how the square was made (`fit`)."""
+def model_record(info: DetectorInfo, imgsz: int, shape: InputShape, fit: str) -> ModelInfo:
+    """What records and summaries say of the detector.
+
+    `imgsz`: the longer side asked for; `shape` of its input (rows, columns); `fit`: how that was made of a picture.
+    """
     return ModelInfo(
         name=info.name,
         sha256=info.sha256,
         family=info.family,
         head=info.head,
-        imgsz=size,
+        imgsz=imgsz,
+        shape=None if shape == (imgsz, imgsz) else shape,
         letterbox=None if fit == "letterbox" else fit,
     )

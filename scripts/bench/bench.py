@@ -83,7 +83,7 @@ def on_model(options: argparse.Namespace) -> dict[str, Any]:
     """The set of `--model`: real detections, filled up with the next best anchors where more are wanted."""
     detector = detectors.build(checkpoints.load(options.model))
     bench = Bench(planned(options, detector, options.imgsz), options)
-    size, device = bench.plan.size, bench.device
+    size, device = bench.plan.side, bench.device
     common: dict[str, Any] = {"size": size, "device": device}
     common |= {"baseline": options.baseline, "conf": options.conf}
     work = list(islice(cases(detector, options.images, **common), options.count))

@@ -99,7 +99,7 @@ def lines(
             image = decode.load(ref)
         except ImageError:
             continue
-        square, box = letterboxed(image.pixels, size, fit)
+        square, box = letterboxed(image.pixels, (size, size), fit)
         name, x = baselines.resolved(baseline, square, box), baselines.picture(square, device)
         key = f"{image.sha256[:16]}-{name.replace(':', '_')}-{size}"
         yield ref.path, key, Segment(x, baselines.baseline(name, x, box))

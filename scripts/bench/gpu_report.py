@@ -94,7 +94,7 @@ class Report:
 
     def work(self, plan: Plan, count: int) -> list[Case]:
         """The first pictures with detections, and these, on the plan's device."""
-        common: dict[str, Any] = {"size": plan.size, "device": plan.device, "baseline": self.options.baseline}
+        common: dict[str, Any] = {"size": plan.side, "device": plan.device, "baseline": self.options.baseline}
         return list(islice(cases(plan.detector, self.options.images, conf=self.options.conf, **common), count))
 
     def maps(self) -> dict[str, Any]:
@@ -249,14 +249,14 @@ def rows_of(detector: Any, size: int, device: torch.device, repeats: int) -> dic
     network = differentiable(detector)
     network.module.to(device)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    used = (network.in_precision(dtype, size) if dtype != torch.float32 else None) or network
-    rows = rows_for(device, size, PROGRAM_ROWS if device.type in PROGRAM_ROWS else ROWS)
+    used = (network.in_precision(dtype, (size, size)) if dtype != torch.float32 else None) or network
+    rows = rows_for(device, (size, size), PROGRAM_ROWS if device.type in PROGRAM_ROWS else ROWS)
     stem, by_level = used.trunk.stem, {}
     with torch.no_grad():
         levels = used.predict(torch.zeros(1, 3, size, size, device=device, dtype=dtype))[0].levels
     for level in range(int(levels.max()) + 1):
         middle = (levels == level).nonzero()[:, 0]
-        kind, index = used.address(Target(int(middle[len(middle) // 2]), level), size)
+        kind, index = used.address(Target(int(middle[len(middle) // 2]), level), (size, size))
         stride = round(size / len(middle) ** 0.5)
         place = (3, size, size) if stem is None else (stem.out_channels, size // stem.stride[0], size // stem.stride[1])
         shape = Shape("value" if stem is None else "entered", kind, len(index), True, dtype, torch.Size(place))

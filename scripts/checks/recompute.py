@@ -50,11 +50,10 @@ class Again:
         assert image.sha256 == record["image"]["sha256"], "another image than the record's"
         self.settings = {"tolerance": tolerance, "max_evaluations": most}
         self.pixels = image.pixels
-        square, self.frame = letterboxed(
-            image.pixels, record["model"]["imgsz"], record["model"].get("letterbox", "letterbox")
-        )
-        self.square = square
-        self.x = baselines.picture(square)
+        rows, columns = record["model"].get("shape") or [record["model"]["imgsz"]] * 2
+        fit = record["model"].get("letterbox", "letterbox")
+        self.canvas, self.frame = letterboxed(image.pixels, (rows, columns), fit)
+        self.x = baselines.picture(self.canvas)
         self.candidates = self._predict(self.x)
 
     def _predict(self, x: torch.Tensor) -> Candidates:
@@ -93,8 +92,11 @@ class Again:
 
     def _inside(self, box: list[float]) -> np.ndarray:
         """The pixels of the square that a box in source pixels touches."""
-        corners, at = boxes_to_letterbox([box], self.frame)[0], np.arange(self.x.shape[-1])
-        across, down = ((at >= int(max(corners[i], 0))) & (at < math.ceil(corners[i + 2])) for i in (0, 1))
+        corners = boxes_to_letterbox([box], self.frame)[0]
+        sides = [np.arange(count) for count in (self.x.shape[-1], self.x.shape[-2])]
+        across, down = (
+            (at >= int(max(corners[i], 0))) & (at < math.ceil(corners[i + 2])) for i, at in enumerate(sides)
+        )
         return down[:, None] & across
 
     def evidence(self, d: Numbers, a: Numbers, recorded: Numbers, boxes: list[list[float]]) -> Numbers:
@@ -114,7 +116,7 @@ class Again:
 
     def _baseline(self, name: str) -> torch.Tensor:
         """Of `auto` the name alone counts: its colour is sought anew."""
-        again = baselines.resolved(name.partition(":")[0], self.square, self.frame)
+        again = baselines.resolved(name.partition(":")[0], self.canvas, self.frame)
         return baselines.baseline(again, self.x, self.frame)
 
     def _of_map(self, square: np.ndarray, box: list[float], grounded: bool) -> Numbers:
@@ -144,7 +146,7 @@ class Again:
             "padding_share": padding / (padding + np.abs(m).sum()),
         }  # fmt: skip
         if grounded:
-            colour = baselines.ground(self.square[f.top : f.top + f.inner_height, f.left : f.left + f.inner_width])
+            colour = baselines.ground(self.canvas[f.top : f.top + f.inner_height, f.left : f.left + f.inner_width])
             empty = (np.abs(self.pixels.astype(int) - colour) <= NEAR).all(-1)
             numbers["ground_share"] = np.abs(m[empty]).sum() / np.abs(m).sum()
         return numbers

@@ -89,7 +89,7 @@ class Made:
 
 def photo(ref: ImageRef, drawn: labels.Folder, size: int) -> Photo:
     """The picture of `ref`, scaled, with its labels."""
-    square, box = letterboxed(decode.load(ref).pixels, size)
+    square, box = letterboxed(decode.load(ref).pixels, (size, size))
     picture = drawn.read(ref)
     shift = (box.left, box.top) * 2
     placed = tuple(

@@ -86,7 +86,7 @@ def make(folder: Path, catalogue: str, seed: int, count: int) -> None:
 def class_at(explainer: Explainer, file: Path, box: Box) -> str | None:
     """The class that the detector reports with the best score at a box of a picture; None if it reports none."""
     plan, d = explainer.plan, explainer.plan.config.detection
-    square, frame = letterboxed(decode.load(ImageRef(file.name, file)).pixels, plan.size)
+    square, frame = letterboxed(decode.load(ImageRef(file.name, file)).pixels, plan.shape)
     x = torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255
     candidates = plan.detector.predict(x.to(plan.device).contiguous(memory_format=torch.channels_last))[0]
     kept = reported(candidates, conf=d.conf, iou=d.iou, max_det=d.max_det)

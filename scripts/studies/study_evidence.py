@@ -72,7 +72,7 @@ def reports(args: argparse.Namespace, drawn: labels.Folder) -> Iterator[tuple[di
     size, info = args.imgsz or detector.info.imgsz, detector.info
     for ref in find([str(args.images)]).refs:
         pixels = decode.load(ref).pixels
-        square, frame = letterboxed(pixels, size, info.fit)
+        square, frame = letterboxed(pixels, (size, size), info.fit)
         with torch.no_grad():
             candidates = detector.predict(torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255)[0]
         kept = reported(candidates, conf=args.conf, iou=RunConfig().detection.iou, max_det=300)

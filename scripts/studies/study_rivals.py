@@ -97,7 +97,7 @@ class Doubter:
 
     def __call__(self, file: Any, reports: Sequence[study.Seen], boxes: Sequence[Any]) -> Iterator[Doubted]:
         """Of each report on a picture: one forward on it, kept for the gradients, and one on each alteration."""
-        square, frame = letterboxed(decode.load(file).pixels, self.size, self.detector.info.fit)
+        square, frame = letterboxed(decode.load(file).pixels, (self.size, self.size), self.detector.info.fit)
         altered, x = rivals.alterations(square), rivals.tensor(square)[None]
         with torch.no_grad():
             others = self.detector.predict(torch.stack([a.x for a in altered]))

@@ -18,7 +18,7 @@ from detxai.errors import ModelError
 from detxai.models.detector import Address, Candidates, DetectorInfo, Pin, levels_of, scaled
 from detxai.models.trunk import Trunk, freeze, fuse
 from detxai.models.windows import Windows
-from detxai.values import Checkpoint, Target
+from detxai.values import Checkpoint, InputShape, Target
 from detxai.vocabulary import EDGES
 
 
@@ -99,15 +99,18 @@ class AnchorBased:
         scores = torch.cat(rest, 1)
         return torch.cat(boxes, 1), scores[..., :1], scores[..., 1:]
 
-    def _shapes(self, size: int) -> list[tuple[int, int]]:
-        return [(size // head.stride, size // head.stride) for head in self.heads]
+    def _maps_of(self, shape: InputShape) -> list[tuple[int, int]]:
+        """(height, width) of the map of each head."""
+        return [(shape[0] // head.stride, shape[1] // head.stride) for head in self.heads]
 
     def predict(self, x: Tensor) -> list[Candidates]:
         boxes, objectness, classes = self._dense(x)
         levels = torch.cat(
             [
-                levels_of([shape], len(head.anchors)) + i
-                for i, (head, shape) in enumerate(zip(self.heads, self._shapes(x.shape[-1]), strict=True))
+                levels_of([cells], len(head.anchors)) + i
+                for i, (head, cells) in enumerate(
+                    zip(self.heads, self._maps_of((x.shape[-2], x.shape[-1])), strict=True)
+                )
             ]
         ).to(x.device)
         logits = score_logit(objectness, classes)
@@ -119,22 +122,24 @@ class AnchorBased:
         return boxes, objectness.sigmoid() * logits.sigmoid()
 
     def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
-        return self._values(x, x.shape[-1], pins)
+        return self._values(x, (x.shape[-2], x.shape[-1]), pins)
 
     def entered(self, z: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
-        return self._values(z, self.trunk.size_before(z), pins, entered=True)
+        return self._values(z, self.trunk.shape_before(z), pins, entered=True)
 
-    def _values(self, x: Tensor, size: int, pins: Sequence[tuple[int, Target]], *, entered: bool = False) -> Tensor:
+    def _values(
+        self, x: Tensor, shape: InputShape, pins: Sequence[tuple[int, Target]], *, entered: bool = False
+    ) -> Tensor:
         wanted = [Pin(*pin) for pin in pins]
         levels = sorted({p.target.level for p in wanted})
-        windows = {i: self._windows(i, size, x) for i in levels}
+        windows = {i: self._windows(i, shape, x) for i in levels}
         outputs = self.trunk(x, frozenset().union(*(w.wanted for w in windows.values())), entered)
         result: list[Tensor | None] = [None] * len(wanted)
         start = [0]
-        for head, (height, width) in zip(self.heads, self._shapes(size), strict=True):
+        for head, (height, width) in zip(self.heads, self._maps_of(shape), strict=True):
             start.append(start[-1] + len(head.anchors) * height * width)
         for level in levels:
-            head, (height, width) = self.heads[level], self._shapes(size)[level]
+            head, (height, width) = self.heads[level], self._maps_of(shape)[level]
             group = [i for i, p in enumerate(wanted) if p.target.level == level]
             places = [divmod(wanted[i].target.anchor - start[level], height * width) for i in group]
             cells = [divmod(rest, width) for _, rest in places]
@@ -146,10 +151,10 @@ class AnchorBased:
                 result[i] = _scalar(wanted[i], boxes[j], raw[j, 4], raw[j, 5:])
         return scaled(torch.stack(result), wanted)  # type: ignore[arg-type]
 
-    def address(self, target: Target, size: int) -> Address:
-        shapes = self._shapes(size)
-        start = sum(len(h.anchors) * a * b for h, (a, b) in zip(self.heads, shapes[: target.level], strict=False))
-        height, width = shapes[target.level]
+    def address(self, target: Target, shape: InputShape) -> Address:
+        maps = self._maps_of(shape)
+        start = sum(len(h.anchors) * a * b for h, (a, b) in zip(self.heads, maps[: target.level], strict=False))
+        height, width = maps[target.level]
         anchor, rest = divmod(target.anchor - start, height * width)
         part = "box" if target.kind in EDGES else target.kind
         channel = EDGES.index(target.kind) if part == "box" else target.class_id
@@ -157,8 +162,8 @@ class AnchorBased:
 
     def pinned(self, x: Tensor, kind: tuple[int, str], index: Tensor, *, entered: bool = False) -> Tensor:
         (level, part), (cells, anchor, channel, other) = kind, index.split((2, 1, 1, 1), 1)
-        head, size = self.heads[level], self.trunk.size_before(x) if entered else x.shape[-1]
-        windows = self._windows(level, size, x)
+        head, shape = self.heads[level], self.trunk.shape_before(x) if entered else (x.shape[-2], x.shape[-1])
+        windows = self._windows(level, shape, x)
         every = windows.at(self.trunk(x, windows.wanted, entered), cells).float().unflatten(1, (len(head.anchors), -1))
         raw: Tensor = every.gather(1, anchor[:, :, None].expand(-1, 1, every.shape[2]))[:, 0]
         if part == "objectness":
@@ -169,18 +174,18 @@ class AnchorBased:
         values = score_logit(raw[:, 4], raw[:, 5:].gather(1, channel)[:, 0])
         return values - score_logit(raw[:, 4], raw[:, 5:].gather(1, other)[:, 0]) if part == "contrast" else values
 
-    def in_precision(self, dtype: torch.dtype, size: int) -> AnchorBased | None:
+    def in_precision(self, dtype: torch.dtype, shape: InputShape) -> AnchorBased | None:
         twin = copy.deepcopy(self)
         like = torch.zeros(1, device=next(self.module.parameters()).device)
         for level in range(len(self.heads)):  # how far layers reach is seen in float32
-            twin._windows(level, size, like)
+            twin._windows(level, shape, like)
         twin.module.to(dtype)
         for head in twin.heads:
             head.conv.float()
         return twin
 
-    def _windows(self, level: int, size: int, like: Tensor) -> Windows:
-        windows = self.trunk.around(self.heads[level].feed, self.heads[level].conv, size, like)
+    def _windows(self, level: int, shape: InputShape, like: Tensor) -> Windows:
+        windows = self.trunk.around(self.heads[level].feed, self.heads[level].conv, shape, like)
         assert windows is not None, "a convolution reads a bounded part of its map"
         return windows
 

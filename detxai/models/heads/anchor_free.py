@@ -15,7 +15,7 @@ from detxai.models.bounds import Bounds
 from detxai.models.detector import Address, Candidates, DetectorInfo, Pin, at_pins, levels_of, scaled
 from detxai.models.trunk import Trunk, freeze, fuse
 from detxai.models.windows import Windows
-from detxai.values import Checkpoint, Target
+from detxai.values import Checkpoint, InputShape, Target
 from detxai.vocabulary import EDGES
 
 #: Cells of the coarsest map on which it is seen whether a head is sparse: a few, so that all layers run.
@@ -62,17 +62,17 @@ class AnchorFree:
 
     def _sparse(self, name: str) -> bool:
         """Whether all parts of the head can be evaluated on windows; `name` of the model."""
-        size, like = max(self.strides) * SPARE_CELLS, torch.zeros(1)
+        side, like = max(self.strides) * SPARE_CELLS, torch.zeros(1)
         kinds = [kind for kind, part in self.parts.items() if part is not None]
-        with self.trunk.whole(), Bounds(name, size**2):
+        with self.trunk.whole(), Bounds(name, side**2):
             return all(
-                self.trunk.around(feed, self.parts[kind][level], size, like)
+                self.trunk.around(feed, self.parts[kind][level], (side, side), like)
                 for kind in kinds
                 for level, feed in enumerate(self.feeds)
             )
 
-    def _windows(self, kind: str, level: int, size: int, like: Tensor) -> Windows:
-        windows = self.trunk.around(self.feeds[level], self.parts[kind][level], size, like)
+    def _windows(self, kind: str, level: int, shape: InputShape, like: Tensor) -> Windows:
+        windows = self.trunk.around(self.feeds[level], self.parts[kind][level], shape, like)
         assert windows is not None, "a sparse head reads a bounded part of its map"
         return windows
 
@@ -182,26 +182,28 @@ class AnchorFree:
     # -- pinned ---------------------------------------------------------------------------------
 
     def values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
-        return self._values(x, x.shape[-1], pins) if self.info.sparse else self.full_values(x, pins)
+        return self._values(x, (x.shape[-2], x.shape[-1]), pins) if self.info.sparse else self.full_values(x, pins)
 
     def entered(self, z: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
-        return self._values(z, self.trunk.size_before(z), pins, entered=True)
+        return self._values(z, self.trunk.shape_before(z), pins, entered=True)
 
-    def _values(self, x: Tensor, size: int, pins: Sequence[tuple[int, Target]], *, entered: bool = False) -> Tensor:
+    def _values(
+        self, x: Tensor, shape: InputShape, pins: Sequence[tuple[int, Target]], *, entered: bool = False
+    ) -> Tensor:
         wanted = [Pin(*pin) for pin in pins]
         groups: dict[tuple[int, str], list[int]] = {}
         for i, pin in enumerate(wanted):
             groups.setdefault((pin.target.level, "class" if pin.target.kind == "class" else "box"), []).append(i)
         turned = ("angle",) if self.angle_heads else ()
         windows = {
-            (level, part): self._windows(part, level, size, x)
+            (level, part): self._windows(part, level, shape, x)
             for level, kind in sorted(groups)
             for part in ((kind, *turned) if kind == "box" else (kind,))
         }
         outputs = self.trunk(x, frozenset().union(*(w.wanted for w in windows.values())), entered)
         result: list[Tensor | None] = [None] * len(wanted)
         for (level, kind), group in sorted(groups.items()):
-            width, start = size // self.strides[level], self._start(level, size)
+            width, start = shape[1] // self.strides[level], self._start(level, shape)
             cells = [divmod(wanted[i].target.anchor - start, width) for i in group]
             rows = [wanted[i].row for i in group]
             raw = windows[level, kind](outputs, rows, cells).float()
@@ -215,13 +217,13 @@ class AnchorFree:
                 result[i] = scalar
         return scaled(torch.stack(result), wanted)  # type: ignore[arg-type]
 
-    def address(self, target: Target, size: int) -> Address:
+    def address(self, target: Target, shape: InputShape) -> Address:
         part = "box" if target.kind in EDGES else target.kind
         channel = EDGES.index(target.kind) if part == "box" else target.class_id
         if not self.info.sparse:
             return (0, part), (target.anchor, 0, channel, target.other or 0)
-        width = size // self.strides[target.level]
-        row, column = divmod(target.anchor - self._start(target.level, size), width)
+        width = shape[1] // self.strides[target.level]
+        row, column = divmod(target.anchor - self._start(target.level, shape), width)
         return (target.level, part), (row, column, channel, target.other or 0)
 
     def pinned(self, x: Tensor, kind: tuple[int, str], index: Tensor, *, entered: bool = False) -> Tensor:
@@ -231,9 +233,9 @@ class AnchorFree:
             logits, edges, _ = self._dense(self._features(x, range(len(self.feeds))))
             pinned = (edges if part == "box" else logits)[own, cells[:, 0]]
         else:
-            size = self.trunk.size_before(x) if entered else x.shape[-1]
+            shape = self.trunk.shape_before(x) if entered else (x.shape[-2], x.shape[-1])
             names = ("box", *(("angle",) if self.angle_heads else ())) if part == "box" else ("class",)
-            windows = [self._windows(name, level, size, x) for name in names]
+            windows = [self._windows(name, level, shape, x) for name in names]
             outputs = self.trunk(x, frozenset().union(*(w.wanted for w in windows)), entered)
             raw = [w.at(outputs, cells).float() for w in windows]
             pinned = raw[0]
@@ -242,7 +244,7 @@ class AnchorFree:
         values = pinned.gather(1, channel)[:, 0]
         return values - pinned.gather(1, other)[:, 0] if part == "contrast" else values
 
-    def in_precision(self, dtype: torch.dtype, size: int) -> AnchorFree | None:
+    def in_precision(self, dtype: torch.dtype, shape: InputShape) -> AnchorFree | None:
         if not self.info.sparse:
             return None
         twin = copy.deepcopy(self)
@@ -250,14 +252,14 @@ class AnchorFree:
         parts = {kind: part for kind, part in twin.parts.items() if part is not None}
         for kind in parts:  # how far layers reach is seen in float32
             for level in range(len(self.feeds)):
-                twin._windows(kind, level, size, like)
+                twin._windows(kind, level, shape, like)
         twin.module.to(dtype)
         for part in parts.values():
             part.float()
         return twin
 
-    def _start(self, level: int, size: int) -> int:
-        return sum((size // stride) ** 2 for stride in self.strides[:level])
+    def _start(self, level: int, shape: InputShape) -> int:
+        return sum((shape[0] // stride) * (shape[1] // stride) for stride in self.strides[:level])
 
     def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
         wanted = [Pin(*pin) for pin in pins]

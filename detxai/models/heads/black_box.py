@@ -23,7 +23,7 @@ from torch import Tensor
 from detxai.errors import ImageError, ModelError
 from detxai.models.detector import Candidates, DetectorInfo, scores_of
 from detxai.models.onnx import Onnx, first_line
-from detxai.values import Checkpoint
+from detxai.values import Checkpoint, written
 
 TASKS = ("detect", "segment", "pose", "obb")
 STRIDES = (8, 16, 32, 64)
@@ -69,22 +69,21 @@ class BlackBox:
             stride=1 if self.run.shape else 32,
             rotated=self.task == "obb",
             shape=None if height == width else (height, width),
+            fixed=self.run.shape is not None,
         )
 
     def predict(self, x: Tensor) -> list[Candidates]:
-        """All predictions on x (batch, 3, size, size), one by one: exports may have a fixed batch."""
-        size = x.shape[-1]
-        if self.run.shape and size != self.info.imgsz:
-            raise ModelError(f"{self.info.name} was exported for {self.info.imgsz} pixels.", "Leave --imgsz out.")
-        height, width = self.info.shape if self.info.shape and size == self.info.imgsz else (size, size)
-        top, left = (size - height) // 2, (size - width) // 2
-        seen = x[..., top : top + height, left : left + width].cpu()
-        return [self._candidates(row[None].contiguous(), (left, top)) for row in seen]
+        """All predictions on x (batch, 3, rows, columns), one by one: exports may have a fixed batch."""
+        if self.run.shape and tuple(x.shape[-2:]) != self.run.shape:
+            raise ModelError(
+                f"{self.info.name} was exported for {written(self.run.shape)} pixels.", "Leave --imgsz out."
+            )
+        return [self._candidates(row[None].contiguous()) for row in x.cpu()]
 
     def scores(self, x: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         return scores_of(self.predict(x), classes)
 
-    def _candidates(self, x: Tensor, corner: tuple[int, int]) -> Candidates:
+    def _candidates(self, x: Tensor) -> Candidates:
         outputs = [output for output in self.run(x) if output.ndim >= 2]
         first, height, width = outputs[0], x.shape[-2], x.shape[-1]
         layout, classes = self._layout(outputs, height, width), len(self.info.names)
@@ -104,8 +103,8 @@ class BlackBox:
             boxes = boxes * boxes.new_tensor([width, height] * 2)
         if layout in ("channels", "objectness", "queries") and angles is None:
             boxes = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
-        rotated = None if angles is None else torch.cat([boxes + boxes.new_tensor([*corner, 0, 0]), angles], 1)
-        boxes = _hull(rotated) if rotated is not None else boxes + boxes.new_tensor([*corner, *corner])
+        rotated = None if angles is None else torch.cat([boxes, angles], 1)
+        boxes = boxes if rotated is None else _hull(rotated)
         levels = torch.zeros(len(boxes), dtype=torch.int64)
         return Candidates(boxes, scores, torch.logit(scores, eps=1e-7), levels, rotated, end_to_end=whole)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from detxai.errors import ModelError
 from detxai.models.detector import Address, Candidates, DetectorInfo, Pin, at_pins, scores_of
 from detxai.models.trunk import Trunk, freeze, fuse
-from detxai.values import Checkpoint, Target
+from detxai.values import Checkpoint, InputShape, Target
 from detxai.vocabulary import EDGES
 
 #: Side in pixels of the boxes that belong to the finest scale: 0.05 of 640, where the encoder's anchors begin.
@@ -83,7 +83,7 @@ class RTDETR:
         boxes, logits, _ = self._decoded(x, kept)
         return at_pins(logits, boxes, wanted)
 
-    def address(self, target: Target, size: int) -> Address:
+    def address(self, target: Target, shape: InputShape) -> Address:
         part = "box" if target.kind in EDGES else target.kind
         channel = EDGES.index(target.kind) if part == "box" else target.class_id
         return (0, part), (target.anchor, channel, target.other or 0, *target.context.tolist())
@@ -94,7 +94,7 @@ class RTDETR:
         values = pinned.gather(1, index[:, 1:2])[:, 0]
         return values - pinned.gather(1, index[:, 2:3])[:, 0] if kind[1] == "contrast" else values
 
-    def in_precision(self, dtype: torch.dtype, size: int) -> RTDETR | None:
+    def in_precision(self, dtype: torch.dtype, shape: InputShape) -> RTDETR | None:
         return None
 
     def _decoded(self, x: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,5 +117,7 @@ class RTDETR:
         boxes, logits = head.decoder(
             content, reference, features, shapes, head.dec_bbox_head, head.dec_score_head, head.query_pos_head
         )
-        centre, size = (boxes[0].float() * x.shape[-1]).split(2, -1)
-        return torch.cat([centre - size / 2, centre + size / 2], -1), logits[0].float(), cells
+        (x0, y0, width, height), (down, across) = boxes[0].float().unbind(-1), x.shape[-2:]
+        x0, width, y0, height = x0 * across, width * across, y0 * down, height * down
+        corners = torch.stack([x0 - width / 2, y0 - height / 2, x0 + width / 2, y0 + height / 2], -1)
+        return corners, logits[0].float(), cells

@@ -18,7 +18,7 @@ MOST = 16
 
 
 def layercam(detector: AnchorFree, x: Tensor, conf: float) -> tuple[Tensor, int]:
-    """(size, size) map in [0, 1] of x (1, 3, size, size), letterbox pixels, and how many backward passes it took.
+    """(rows, columns) map in [0, 1] of x (1, 3, rows, columns), letterbox pixels, and how many backward passes it took.
 
     LayerCAM: Jiang et al. 2021 (IEEE TIP): activation times its own positive gradient, summed over channels.
     """
