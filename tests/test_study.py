@@ -90,6 +90,16 @@ def test_regression_is_judged_on_photos_it_did_not_see() -> None:
     assert tools.auroc(y, tools.cross_validated(useful, y, groups.tolist(), repeats=1)) > 0.85
 
 
+def test_a_few_labels_that_nothing_tells_are_told_by_chance_alone() -> None:
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(0)
+    y = np.arange(80) % 5 > 0
+    noise, groups = rng.normal(size=(80, 3)), rng.permutation(80).tolist()
+    plain, centred = (tools.cross_validated(noise, y, groups, repeats=2, centred=c) for c in (False, True))
+    assert tools.auroc(y, plain) < 0.4, "parts with few wrong ones are left by parts with many"
+    assert 0.4 < tools.auroc(y, centred) < 0.6
+
+
 def test_learned_features_get_the_training_rows_only() -> None:
     pytest.importorskip("sklearn")
     groups = np.arange(40)

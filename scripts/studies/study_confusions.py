@@ -109,7 +109,7 @@ def lines(reports: Sequence[study.Seen]) -> Iterator[list[object]]:
     if (~y).sum() >= FEWEST:
         both = np.column_stack([forwards, evidence])
         for name, columns in (("two forwards", forwards), ("evidence", evidence), ("two forwards + evidence", both)):
-            trusts[name] = tools.cross_validated(columns, y, photos)
+            trusts[name] = tools.cross_validated(columns, y, photos, centred=True)
     for name, trust in trusts.items():
         yield [
             name,

@@ -151,12 +151,15 @@ def cross_validated(
     labels: ArrayLike,
     groups: Sequence[Any],
     repeats: int = REPEATS,
+    *,
+    centred: bool = False,
 ) -> Numbers:
     """(n,) log-odds from ridge logistic regressions that never saw the row's group, mean over `repeats` splits.
 
     `features` (n, k), or a function of the training rows and a seed that gives them (for features that are
     themselves learned). Missing values become the training median, and columns the normal scores of their ranks among
-    the training rows, so that heavy tails do not decide.
+    the training rows, so that heavy tails do not decide. `centred`: less the log-odds of the training part's own share,
+    which is high where that of the rows that it does not hold is low: with few labels this alone ranks below chance.
     """
     y = np.asarray(labels, bool)
     total = np.zeros(len(y))
@@ -164,7 +167,8 @@ def cross_validated(
         for train, test in folds(groups, seed=repeat):
             x = features(train, repeat) if callable(features) else features
             model = _regression(x[train], y[train], np.asarray(groups)[train])
-            total[test] += model.decision_function(x[test])
+            share = y[train].mean()
+            total[test] += model.decision_function(x[test]) - centred * np.log(share / (1 - share))
     return total / repeats
 
 
