@@ -185,6 +185,22 @@ def test_a_box_without_a_picture_of_its_own_is_shown_where_it_lies_on_that_of_al
 
 
 @needs_chromium
+def test_the_other_view_of_a_bag_is_a_click_away(night: Path, window: Browser) -> None:
+    window.go(night / "report.html")
+    other = TOGETHER.removesuffix(".json")
+    window.run(
+        """
+        const {images, boxes} = detxai.index, of = boxes.image.find(k => images.path[k] !== arguments[0]);
+        images.bag[of] = images.bag[images.path.indexOf(arguments[0])] = "a bag";
+        detxai.openBox(boxes.image.indexOf(of));
+        document.querySelector(".thumb[title^='the other view']").click()""",
+        other,
+    )
+    shown = window.run("return document.querySelector('#stage img').src")
+    assert shown.endswith(f"/{other}.png")
+
+
+@needs_chromium
 def test_keys_and_reviewed_marks(night: Path, window: Browser) -> None:
     window.go(night / "report.html")
     window.press("j", "j", "r", "\ue007")
