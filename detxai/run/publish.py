@@ -196,8 +196,11 @@ class Publisher:
         stamps: dict[str, list[overview.Stamp]] = {}
         for (method, gradient), column in group.maps.items():
             for wanted, made in zip(group.wanted, column, strict=True):
-                key = scale_key(method, gradient, unit(method, made.target.kind, gradient))
+                kind = made.target.kind
+                key = scale_key(method, gradient, unit(method, kind, gradient))
                 source = map_to_source(made.map.cpu().numpy(), group.prepared.letterbox)
+                if self._together(kind):  # how much, not which way, is drawn
+                    source = np.abs(source)
                 stamps.setdefault(key, []).append(overview.stamp(source, group.detections[wanted.detection].box))
         height, width = group.prepared.image.pixels.shape[:2]
         return {key: overview.common_scale(own, (width, height)) for key, own in stamps.items()}
@@ -287,22 +290,21 @@ class Publisher:
         a = item.attribution
         if not self.files:
             return FileNames(None, None)
-        shown = "box" if self._together(item) else a.target.kind
+        shown = "box" if self._together(a.target.kind) else a.target.kind
         stem = store.picture_stem(path, number, a.method, a.gradient, shown, asked)
         own = store.picture_stem(path, number, a.method, a.gradient, a.target.kind, asked)
         maps = self.output.maps
         overlay = f"{stem}.{self.output.overlay_format}" if pictured else None
         return FileNames(overlay, None if maps == "none" else own + store.MAP_SUFFIX[maps])
 
-    def _together(self, item: Explanation) -> bool:
-        """Whether the map is of an edge that shares its picture with the other edges."""
-        kind = item.attribution.target.kind
+    def _together(self, kind: str) -> bool:
+        """Whether a target of this `kind` is an edge whose map shares its picture with the other edges."""
         return kind in EDGES and kind not in self.edge_pictures
 
     def _shown_with(self, item: Explanation, explained: Iterable[Explanation]) -> list[Explanation]:
         """The explanations that share the picture of `item`."""
         a = item.attribution
-        if not self._together(item):
+        if not self._together(a.target.kind):
             return [item]
         made = (a.method, a.gradient)
         return [
