@@ -22,7 +22,7 @@ class Greeting:
 
     info: Any
     shape: InputShape
-    imgsz: int
+    side: int
     fit: str
     device: str
     warnings: tuple[str, ...]
