@@ -23,4 +23,6 @@ def test_the_report_on_a_cpu(tmp_path: Path) -> None:
     assert found["repeat"]["same"] and found["repeat"]["files"] > 1
     assert all(milliseconds > 0 for milliseconds in found["rows"]["yolov8n.yaml"].values() if milliseconds)
     assert found["engine"]["converged"] == 1
+    assert found["engine"]["detections_s"] > 0 and found["engine"]["device_at_work"] > 0.5
+    assert all(0 < done["device_at_work"] < 1 for name, done in found["command"].items() if name != "seconds")
     assert found["captum"]["equal"]["ratio_captum"] > 0

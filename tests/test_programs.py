@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import time
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ from detxai.attribution.engine import AHEAD, PROGRAM_ROWS, Engine
 from detxai.attribution.integral import integrated_gradients
 from detxai.attribution.methods import METHODS, Settings
 from detxai.attribution.points import Ask, Entered, Segment, TargetMap
-from detxai.attribution.programs import Programs
+from detxai.attribution.programs import WARM_UP, Captured, Programs
+from detxai.config.settings import RunConfig
 from detxai.models.detector import Differentiable
 from detxai.models.detectors import build, contrasting
+from detxai.run.engine import engine as run_engine
+from detxai.run.plan import make_plan
 from detxai.values import Checkpoint, Target
 
 CPU = torch.device("cpu")
@@ -292,3 +296,59 @@ def test_a_cpu_is_timed_by_the_host(detector: Any, x: Tensor) -> None:
     engine = engines(detector)[1]
     run(engine, [integrated_gradients(Segment(x, torch.ones_like(x)), strongest(detector, x)[:1], max_evaluations=8)])
     assert 0 < engine.clock.seconds <= time.perf_counter() - start
+
+
+class FakeStream:
+    """A CUDA stream that notes nothing, and is entered by nothing."""
+
+    def __init__(self, *_: Any) -> None: ...
+    def wait_stream(self, other: Any) -> None: ...
+
+
+@pytest.mark.parametrize("cause", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not permitted")])
+def test_a_capture_that_fails_gives_its_stream_back(monkeypatch: pytest.MonkeyPatch, cause: RuntimeError) -> None:
+    """torch ends a capture with an error of its own, and leaves the thread on the stream of the capture."""
+    own, calls, streams = FakeStream(), 0, []
+
+    @contextlib.contextmanager
+    def captured(*_: Any, **options: Any) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("capture_end: operation failed due to a previous error during capture")
+
+    fakes = {"Stream": FakeStream, "CUDAGraph": object, "graph": captured, "set_stream": streams.append}
+    fakes |= {"stream": contextlib.nullcontext, "current_stream": lambda _: own, "synchronize": lambda _: None}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+    def program() -> tuple[Tensor, ...]:
+        nonlocal calls
+        calls += 1
+        if calls == WARM_UP + 1:
+            raise cause
+        return (torch.ones(1),)
+
+    if isinstance(cause, torch.OutOfMemoryError):
+        with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+            Captured(program, torch.device("cuda"))
+    else:
+        made = Captured(program, torch.device("cuda"))
+        assert made.refused == "not permitted" and made.graph is None
+        assert torch.equal(made()[0], torch.ones(1))
+    assert streams == [own]
+
+
+def test_a_run_frees_the_programs_of_another(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And keeps those of the run before with the same model; halved ones are made whole again."""
+    monkeypatch.setitem(PROGRAM_ROWS, "cpu", 8)
+    plan = make_plan(RunConfig.model_validate({"model": {"path": str(tiny)}, "run": {"device": "cpu"}}))
+    first = run_engine(plan).programs
+    assert first is not None
+    first.made["kept"] = "program"  # type: ignore[index, assignment]
+    assert run_engine(plan, first).programs is first and first.made
+    first.forget(4)
+    assert run_engine(plan, first).programs is first and first.rows == 8
+    first.made["kept"] = "program"  # type: ignore[index, assignment]
+    assert run_engine(plan).programs is not first
+    assert not first.made

@@ -43,23 +43,25 @@ class Captured:
         self.outputs: tuple[Tensor, ...] = ()
         if device.type != "cuda":
             return
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
+        stream, own = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        stream.wait_stream(own)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 run()
-        torch.cuda.current_stream(device).wait_stream(stream)
+        own.wait_stream(stream)
         torch.cuda.synchronize(device)
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads copy finished maps meanwhile, which must not end the capture.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self.outputs = run()
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            self.refused = str(error).splitlines()[0]
+            torch.cuda.set_stream(own)  # a capture that fails leaves its own in place
             torch.cuda.synchronize(device)
+            cause = error.__context__ or error  # what ended the capture, not that it has ended
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            self.refused = str(cause).splitlines()[0]
         else:
             self.graph, self.run = graph, None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 
 import torch
@@ -14,9 +15,12 @@ from detxai.models.detector import Differentiable
 from detxai.models.predictions import closeness
 from detxai.run.plan import Plan
 
+#: Programs of the latest run: graphs hold much of a device's memory, which a run with others needs.
+_latest: list[weakref.ref[Programs]] = []
 
-def engine(plan: Plan) -> Engine:
-    """An engine for what `plan` says; black boxes have one without gradients."""
+
+def engine(plan: Plan, programs: Programs | None = None) -> Engine:
+    """An engine for what `plan` says, with the `programs` of an earlier run of it; black boxes have no gradients."""
     device, network = plan.device, plan.network
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # graphs are captured on this thread's own
@@ -33,7 +37,7 @@ def engine(plan: Plan) -> Engine:
         parchgrad=None if plan.parchgrad is None else plan.parchgrad.hooks,
         tap=network.trunk.tap,
         room=Room(plan.budget.room),
-        programs=_programs(plan, network) if device.type in PROGRAM_ROWS else None,
+        programs=_alone(programs or _programs(plan, network), rows_for(device, plan.shape, PROGRAM_ROWS)) if device.type in PROGRAM_ROWS else None,
     )
 
 
@@ -43,3 +47,14 @@ def _programs(plan: Plan, network: Differentiable) -> Programs:
     if plan.dtype != torch.float32 and (half := network.in_precision(plan.dtype, plan.shape)) is not None:
         networks[plan.dtype] = half
     return Programs(networks.get, plan.device, rows_for(plan.device, plan.shape, PROGRAM_ROWS))
+
+
+def _alone(programs: Programs, rows: int) -> Programs:
+    """`programs` with all their `rows`, and those of any other run freed."""
+    for other in (known() for known in _latest):
+        if other is not None and other is not programs:
+            other.forget(other.rows)
+    _latest[:] = [weakref.ref(programs)]
+    if programs.rows != rows:  # halved, where memory ran out
+        programs.forget(rows)
+    return programs

@@ -24,6 +24,7 @@ from detxai.attribution.baselines import picture
 from detxai.attribution.engine import Engine, out_of_memory
 from detxai.attribution.methods import METHODS
 from detxai.attribution.points import Segment, TargetMap
+from detxai.attribution.programs import Programs
 from detxai.config import settings
 from detxai.config.settings import RunConfig
 from detxai.errors import DetxaiError, DeviceError, ImageError, UsageError, memory_refused
@@ -108,6 +109,7 @@ class Explainer:
             self.plan = plan = make_plan(_configured(model, options), checkpoint, detector, memory_share)
         self.timings = Timings()
         self._engine_at_work: Engine | None = None
+        self._programs: Programs | None = None
         self._waiting: dict[int, Future[Result]] = {}
         self._works: dict[int, Work] = {}
         self._all_begun = True
@@ -156,7 +158,8 @@ class Explainer:
         self, refs: Iterable[ImageRef], tree: store.Store | None, over: Callable[[], bool]
     ) -> Generator[Result, None, None]:
         in_flight = self.plan.in_flight
-        engine = self._engine_at_work = engine_of(self.plan)
+        engine = self._engine_at_work = engine_of(self.plan, self._programs)
+        self._programs = engine.programs
         self._works, self._all_begun = {}, False
         waiting = self._waiting = {}
         leaving = Leaving(over)
@@ -195,8 +198,6 @@ class Explainer:
                 budget.close()
                 readers.shutdown(wait=False, cancel_futures=True)
                 self._account(engine)
-                if engine.programs is not None:
-                    engine.programs.forget(engine.programs.rows)
 
     @property
     def points(self) -> int:
@@ -213,7 +214,9 @@ class Explainer:
         return [work for _, work in sorted(self._works.copy().items())]
 
     def close(self) -> None:
-        """Nothing: what a run holds ends with `explain`."""
+        """Free what is kept on a GPU for the next run; one after this makes it again."""
+        if self._programs is not None:
+            self._programs.forget(self._programs.rows)
 
     def untold(self) -> Iterator[Result]:
         """After `explain` was closed early: what was written by then and not yielded (the last one yielded, too)."""

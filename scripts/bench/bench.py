@@ -57,7 +57,7 @@ def measured(bench: Bench, work: list[Case], extended: dict[int, list[Case]], fu
     }
     for count, part in extended.items():
         row = equal(bench, part, o.nodes, batch, at_once)
-        say(f"{count} an image: {row['ratio_captum']:.2f}× Captum, {row['limit_share']:.0%} convolution")
+        say(f"{count} an image: {row['ratio_captum']:.2f}× Captum, convolutions take {row['limit_share']} of it")
         result["equal"].append(row)
     rule, most = with_nodes(o.nodes), list(extended.values())[-1]
     pins = pins_of(most, 1)

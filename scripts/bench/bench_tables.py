@@ -54,8 +54,10 @@ def _criterion_line(c: dict[str, Any], text: str) -> str:
 
 
 def _notes(part: dict[str, Any]) -> Iterator[str]:
-    shares = (f"{100 * e['limit_share']:.0f} % with {e['detections_an_image']:.0f}" for e in part["equal"])
-    yield f"Convolutions alone take {', '.join(shares)} detection(s) an image of detxai's time."
+    shares = [(e["limit_share"], e["detections_an_image"]) for e in part["equal"] if e["limit_share"] is not None]
+    if shares:
+        said = ", ".join(f"{100 * share:.0f} % with {count:.0f}" for share, count in shares)
+        yield f"Convolutions alone take {said} detection(s) an image of detxai's time."
     if "criteria" in part:
         c, a, b = (part["criteria"], part["criteria"]["A"], part["criteria"]["B"])
         yield f"{c['detections']} detections in {c['images']} images."

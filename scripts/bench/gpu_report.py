@@ -3,14 +3,17 @@
     python scripts/bench/gpu_report.py --images DIR [--labels DIR] [--model FILE] [--markdown OUT] [--json OUT]
     python scripts/bench/gpu_report.py --images DIR --quick          small counts: on a CPU, or to see that all works
 
-About 6 minutes on a GPU. It prints as it goes; a part that fails says why, and the others go on.
+About 6 minutes on a GPU, what matters most first. It prints as it goes, and writes what it has after every part; a
+part that fails, or one row of it, says why, and the others go on.
 
 *machine*: what it ran on. *maps*: integrals of the device in float32, and in its own precision, against the CPU's.
 *repeat*: the command twice, byte by byte. *rows*: milliseconds of one row (a forward pass and a gradient) of networks
 with random weights, by the stride of the scale that is read. *engine*: detections a second from pictures that lie on
-the device already, and the share of the wall clock in which the device computed, by its own clock. *command*: images a
-second from files to the tree, by overlays and evidence. *captum*: detxai against Captum at the batch that is fastest
-for it, on the same detections, at equal evaluations and where 95 % of them meet criterion A or B (see bench.py).
+the device already, and the share of the wall clock in which a kernel ran, as the profiler sees it. *command*: images a
+second from files to the tree, by overlays and evidence, the share of the wall clock that the device was at work by its
+own events, and how near the detections a second come to those of *engine*. *captum*: detxai against Captum at the
+batch that is fastest for it, on the same detections, at equal evaluations and where 95 % of them meet criterion A or B
+(see bench.py).
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -44,7 +47,7 @@ from detxai.attribution.programs import Program, Shape
 from detxai.config.settings import RunConfig
 from detxai.inputs import sources
 from detxai.models import detectors
-from detxai.models.detector import differentiable
+from detxai.models.detector import Differentiable, differentiable
 from detxai.output.store import Store
 from detxai.run.checks import device_of
 from detxai.run.engine import engine
@@ -52,12 +55,17 @@ from detxai.run.pipeline import Explainer
 from detxai.run.plan import DTYPES, Plan, make_plan
 from detxai.values import Target
 
+Made = TypeVar("Made")
 #: Networks whose rows are timed, at NETWORK_SIZE pixels.
 NETWORKS, NETWORK_SIZE = ("yolov8n.yaml", "yolov8s.yaml", "yolo11n.yaml", "yolo26s.yaml", "yolov3.yaml"), 640
 #: (overlays, evidence) of the whole command.
 COMMANDS = (("png", "none"), ("jpg", "none"), ("none", "none"), ("png", "basic"), ("jpg", "basic"))
-#: (full, --quick): pictures compared with the CPU, of the engine and of the command; repeats of a timing.
-COUNTS = {"maps": (8, 1), "engine": (64, 1), "command": (200, 2), "repeats": (20, 1), "rival": (16, 1)}
+#: (full, --quick): pictures compared with the CPU, of the engine, how often it runs them, of the command and of its
+#: warm-up, repeats of a timing, pictures for Captum.
+COUNTS = {
+    "maps": (8, 1), "engine": (200, 1), "rounds": (5, 1), "command": (200, 2), "warm": (32, 1), "repeats": (20, 1),
+    "rival": (16, 1),
+}  # fmt: skip
 #: Steps a batch that Captum tries.
 BATCHES = {"cpu": [8], "cuda": [64, 128, 256]}
 
@@ -68,6 +76,7 @@ class Report:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.device = options, device_of(options.device)
         self.model = options.model and str(options.model)
+        self.preloaded: float | None = None
 
     def count(self, name: str) -> int:
         """How many of what COUNTS names."""
@@ -78,11 +87,13 @@ class Report:
         """Name and work of every part."""
         yield "machine", lambda: machine(self.device)
         yield "maps", self.maps
+        yield "engine", self.engine
+        yield "captum", self.captum
+        yield "command", self.command
         yield "repeat", self.repeat
         yield "rows", self.rows
-        yield "engine", self.engine
-        yield "command", self.command
-        yield "captum", self.captum
+        if not self.options.quick:
+            yield "criteria", self.criteria
 
     def plan(self, device: torch.device | None = None, **run: Any) -> Plan:
         """What `detxai explain` would do on a device with these settings of the section `run`."""
@@ -136,27 +147,35 @@ class Report:
         size = 128 if self.options.quick else NETWORK_SIZE
         pictures = [line.x for _, _, line in islice(lines(self.options.images, "black", size), 2)]
         for name in names:
-            network = detectors.build(seeded(name, torch.stack(pictures)))
-            figures[name] = rows_of(network, size, self.device, self.count("repeats"))
-            say(f"{name}: {figures[name]}")
+            figures[name] = tried(partial(self.network, name, torch.stack(pictures), size))
+            say(f"{name}: {_figures(figures[name])}")
         return figures
+
+    def network(self, name: str, pictures: torch.Tensor, size: int) -> dict[str, Any]:
+        """Milliseconds a row of one network."""
+        return rows_of(detectors.build(seeded(name, pictures)), size, self.device, self.count("repeats"))
 
     def engine(self) -> dict[str, Any]:
         """Detections a second from pictures on the device, and how busy it is."""
         plan = self.plan()
         work = self.work(plan, self.count("engine"))
         one = engine(plan)
-        explained(one, plan, work[: plan.in_flight])  # programs are made
-        seconds, busy = clocked(lambda: explained(one, plan, work), plan.device)
-        maps = explained(one, plan, work)
+        _, making = timed(lambda: explained(one, plan, work), plan.device)
+        work, before = work * self.count("rounds"), one.clock.seconds
+        maps, seconds = timed(lambda: explained(one, plan, work), plan.device)
+        at_work = one.clock.seconds - before
+        self.preloaded = len(maps) / seconds
         return {
             "detections": len(maps),
-            "detections_s": len(maps) / seconds,
+            "detections_s": self.preloaded,
             "ms_a_detection": 1e3 * seconds / len(maps),
-            "device_busy": busy,
+            "device_at_work": at_work / seconds,
+            "device_busy": busy(lambda: explained(one, plan, work), plan.device),
+            "first_run_seconds": making,
             "evaluations": float(np.median([a.evaluations for a in maps])),
             "converged": sum(bool(a.converged) for a in maps) / len(maps),
             "fill": 1 - one.padded / max(one.points, 1),
+            "halved": one.halved,
             "graphs_refused": one.programs.refused() if one.programs else [],
         }
 
@@ -165,9 +184,9 @@ class Report:
         figures: dict[str, Any] = {}
         for overlays, evidence in COMMANDS[: 1 if self.options.quick else None]:
             with tempfile.TemporaryDirectory() as folder:
-                done = self.explained(self.count("command"), Path(folder) / "out", overlays, evidence)
-            figures[f"{overlays}, {evidence}"] = done
-            say(f"overlays {overlays}, evidence {evidence}: {done['images_s']:.1f} images/s")
+                name, out = f"{overlays}, {evidence}", Path(folder) / "out"
+                figures[name] = tried(partial(self.explained, self.count("command"), out, overlays, evidence))
+            say(f"overlays, evidence {name}: {_figures(figures[name])}")
         return figures
 
     def explained(self, count: int, out: Path, overlays: str, evidence: str) -> dict[str, Any]:
@@ -185,13 +204,22 @@ class Report:
                 shutil.copyfile(file, Path(folder) / f"{i:05d}{file.suffix}")
             explainer = Explainer(config)
             refs = list(sources.find([folder]).refs)
-            list(explainer.explain(refs[:2]))  # warmed up
-            before, start = explainer.timings.device, time.perf_counter()
+            list(explainer.explain(refs[: self.count("warm")]))  # programs are made
+            start = time.perf_counter()
             with Store(config.output.dir, 0) as tree:
                 counts = [len(result.record.detections or ()) for result in explainer.explain(refs, tree)]
             seconds = time.perf_counter() - start
-        driving = (explainer.timings.device - before) / seconds
-        return {"images_s": count / seconds, "detections_s": sum(counts) / seconds, "driving": driving}
+        t, detections_s = explainer.timings, sum(counts) / seconds
+        explainer.close()
+        return {
+            "images_s": count / seconds,
+            "detections_s": detections_s,
+            "share_of_preloaded": detections_s / self.preloaded if self.preloaded else None,
+            "device_at_work": t.device / seconds,
+            "waiting_for_input": t.waiting_for_input / seconds,
+            "waiting_for_output": t.waiting_for_output / seconds,
+            "packs_halved": t.packs_halved,
+        }
 
     @cached_property
     def bench(self) -> Bench:
@@ -208,15 +236,31 @@ class Report:
         )
         return Bench(self.plan(precision="fp32" if kind == "cpu" else "auto"), options)
 
-    def captum(self) -> dict[str, Any]:
-        """Ratios to Captum: at equal evaluations, at A and at B."""
+    @cached_property
+    def rivals(self) -> tuple[list[Case], int, int]:
+        """Pictures, and the steps a batch and detections at once that are fastest for Captum on them."""
         work = self.work(self.bench.plan, self.count("rival"))
-        batch, at_once = tuned(self.bench, work)
-        figures: dict[str, Any] = {"batch": batch, "at_once": at_once}
-        figures["equal"] = equal(self.bench, work, 8 if self.options.quick else 16, batch, at_once)
-        if not self.options.quick:
-            figures |= {name: row for name, row in criteria(self.bench, work, batch, at_once).items() if name in "AB"}
-        return figures
+        return work, *tuned(self.bench, work)
+
+    def captum(self) -> dict[str, Any]:
+        """Ratios to Captum at equal evaluations."""
+        work, batch, at_once = self.rivals
+        few = equal(self.bench, work, 8 if self.options.quick else 16, batch, at_once)
+        return {"batch": batch, "at_once": at_once, "equal": few}
+
+    def criteria(self) -> dict[str, Any]:
+        """Ratios to Captum where 95 % of the detections meet criterion A or B."""
+        work, batch, at_once = self.rivals
+        return {name: row for name, row in criteria(self.bench, work, batch, at_once).items() if name in "AB"}
+
+
+def tried(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` gives; why nothing, where it fails."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001  (a report of what works and what does not)
+        traceback.print_exc()
+        return {"failed": f"{type(error).__name__}: {error}"}
 
 
 def explained(one: Engine, plan: Plan, work: Sequence[Case]) -> list[TargetMap]:
@@ -226,45 +270,70 @@ def explained(one: Engine, plan: Plan, work: Sequence[Case]) -> list[TargetMap]:
     return [target_map for i in range(len(work)) for target_map in done[i]]
 
 
-def clocked(run: Callable[[], Any], device: torch.device) -> tuple[float, float | None]:
-    """Seconds of `run` by the wall, and the share of them in which a kernel ran, by the device's own clock."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start, None
-    torch.cuda.synchronize(device)
+def timed(run: Callable[[], Made], device: torch.device) -> tuple[Made, float]:
+    """What `run` makes, and its seconds by the wall."""
+    _synchronize(device)
     start = time.perf_counter()
-    run()
-    torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - start
+    made = run()
+    _synchronize(device)
+    return made, time.perf_counter() - start
+
+
+def busy(run: Callable[[], Any], device: torch.device) -> float | None:
+    """The share of the seconds of `run` in which a kernel ran, as the profiler sees it; None where it sees none."""
+    if device.type != "cuda":
+        return None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        run()
-        torch.cuda.synchronize(device)
+        _, seconds = timed(run, device)
     kernels = sum(event.self_device_time_total for event in profile.key_averages())
-    return seconds, min(kernels / 1e6 / seconds, 1.0)
+    return min(kernels / 1e6 / seconds, 1.0) if kernels else None
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def rows_of(detector: Any, size: int, device: torch.device, repeats: int) -> dict[str, float]:
-    """Milliseconds a row of a class logit, by stride, in the arithmetic that the device takes."""
+    """Milliseconds a row of a class logit, by stride, in the arithmetic that the device takes; `rows` that fit."""
     network = differentiable(detector)
     network.module.to(device)
+    with torch.no_grad():
+        levels = network.predict(torch.zeros(1, 3, size, size, device=device))[0].levels
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     used = (network.in_precision(dtype, (size, size)) if dtype != torch.float32 else None) or network
-    rows = rows_for(device, (size, size), PROGRAM_ROWS if device.type in PROGRAM_ROWS else ROWS)
-    stem, by_level = used.trunk.stem, {}
-    with torch.no_grad():
-        levels = used.predict(torch.zeros(1, 3, size, size, device=device, dtype=dtype))[0].levels
+    like = torch.empty(rows_for(device, (size, size), PROGRAM_ROWS if device.type in PROGRAM_ROWS else ROWS), 0).to(
+        device, dtype
+    )
+    figures: dict[str, float] = {}
     for level in range(int(levels.max()) + 1):
         middle = (levels == level).nonzero()[:, 0]
-        kind, index = used.address(Target(int(middle[len(middle) // 2]), level), (size, size))
-        stride = round(size / len(middle) ** 0.5)
-        place = (3, size, size) if stem is None else (stem.out_channels, size // stem.stride[0], size // stem.stride[1])
-        shape = Shape("value" if stem is None else "entered", kind, len(index), True, dtype, torch.Size(place))
-        program = Program(used, shape, rows, device, None)
-        program.index.copy_(torch.tensor(index).expand(rows, -1))
-        seconds, _ = clocked(lambda program=program: [program() for _ in range(repeats)], device)  # type: ignore[misc]
-        by_level[f"stride {stride}"] = 1e3 * seconds / repeats / rows
-    return by_level
+        seconds, rows = _row(used, Target(int(middle[len(middle) // 2]), level), size, like, repeats)
+        figures[f"stride {round(size / len(middle) ** 0.5)}"], like = 1e3 * seconds, like[:rows]
+    return figures | {"rows": len(like)}
+
+
+def _row(network: Differentiable, target: Target, size: int, like: torch.Tensor, repeats: int) -> tuple[float, int]:
+    """Seconds a row of `target`, and the rows of its program: of those of `like`, half as long as memory runs out."""
+    stem, rows = network.trunk.stem, len(like)
+    kind, index = network.address(target, (size, size))
+    place = (3, size, size) if stem is None else (stem.out_channels, size // stem.stride[0], size // stem.stride[1])
+    shape = Shape("value" if stem is None else "entered", kind, len(index), True, like.dtype, torch.Size(place))
+    while True:
+        try:
+            program = Program(network, shape, rows, like.device, None)
+            program.index.copy_(torch.tensor(index).expand(rows, -1))
+            _, seconds = timed(partial(_repeated, program, repeats), like.device)
+            return seconds / repeats / rows, rows
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+            rows //= 2
+
+
+def _repeated(program: Program, times: int) -> None:
+    for _ in range(times):
+        program()
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -299,17 +368,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.only and name not in options.only:
             continue
         start = time.perf_counter()
-        try:
-            report[name] = work()
-        except Exception as error:  # noqa: BLE001  (a report of what works and what does not)
-            traceback.print_exc()
-            report[name] = {"failed": f"{type(error).__name__}: {error}"}
+        report[name] = tried(work)
         report[name]["seconds"] = round(time.perf_counter() - start, 1)
         print(markdown({name: report[name]}), flush=True)
         if options.json is not None:
             options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    if options.markdown is not None:
-        options.markdown.write_text(markdown(report), encoding="utf-8")
+        if options.markdown is not None:
+            options.markdown.write_text(markdown(report), encoding="utf-8")
     if any("failed" in part for part in report.values()):
         raise SystemExit(1)
 

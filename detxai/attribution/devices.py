@@ -1,0 +1,23 @@
+"""What differs by device, in one place: how many rows run at once, and how far the host runs ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+#: Rows in a pack by device, for inputs up to 640 pixels; a run out of memory goes on with half.
+ROWS = {"cpu": 8, "mps": 8, "cuda": 32}
+#: Rows of a program by device. On a CPU the targets of an image share a forward pass instead, which costs most there;
+#: a GPU waits for Python, and does many rows in the time of few.
+PROGRAM_ROWS = {"cuda": 128}
+#: Rounds of packs queued before the host looks at the first, by device: one is worked at while the host thinks.
+AHEAD = {"cuda": 2}
+
+
+def rows_for(device: torch.device, size: int, table: Mapping[str, int] = ROWS) -> int:
+    """Rows in a pack of `size` pixel squares: a fixed table, never the free memory, so that bytes repeat."""
+    rows = table.get(device.type, 8)
+    while size > 640 and rows > 1:
+        size, rows = size * 5 // 7, rows // 2
+    return rows
