@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import json
 import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAST, SIDE, explain, pixels, seeded_network
+from test_families import FAMILIES, network
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detxai.attribution.clock import DeviceClock
-from detxai.attribution.engine import AHEAD, PROGRAM_ROWS, Engine
+from detxai.attribution.devices import AHEAD, PROGRAM_ROWS
+from detxai.attribution.engine import Engine
 from detxai.attribution.integral import integrated_gradients
 from detxai.attribution.methods import METHODS, Settings
 from detxai.attribution.points import Ask, Entered, Segment, TargetMap
 from detxai.attribution.programs import WARM_UP, Captured, Programs
+from detxai.attribution.shared import Shared
 from detxai.config.settings import RunConfig
 from detxai.models.detector import Differentiable
 from detxai.models.detectors import build, contrasting
@@ -181,6 +186,38 @@ def test_programs_are_made_again_with_half_the_rows_where_memory_runs_out(
     assert near(one, other) <= 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["yolov8n", "rtdetr-v8"])
+def test_whole_networks_halve_too(detector: Any, x: Tensor, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """Families without windows run all of it for every row; memory that runs out at any pack changes no map."""
+    if family == "yolov8n":
+        whole = copy.copy(detector)
+        whole.info = replace(detector.info, sparse=False)
+    else:
+        module = network(FAMILIES[family])
+        whole = build(Checkpoint(family, "", "ultralytics", module, "rtdetr", module.names, SIDE))
+    targets, path = strongest(whole, x)[:2], Segment(x, torch.ones_like(x))
+    pinned, calls, at = type(whole).pinned, 0, 0
+
+    def refusing(self: Any, z: Tensor, *more: Any, **options: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate too much")
+        return pinned(self, z, *more, **options)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(type(whole), "pinned", refusing)
+    made = []
+    for at in (0, 1, 2, 4):
+        calls, engine = 0, Engine(whole.values, CPU, programs=Programs(lambda dtype: whole, CPU, 4))
+        made.append(run(engine, [integrated_gradients(path, targets, max_evaluations=8)])[0])
+        assert engine.programs is not None
+        assert (engine.halved, engine.programs.rows) == ((1, 2) if at else (0, 4))
+        assert calls > at
+    for maps in made[1:]:
+        assert all(near(one, other) <= 1e-5 for one, other in zip(made[0], maps, strict=True))
+
+
 def test_what_was_made_is_freed(detector: Any, x: Tensor) -> None:
     """Before a second model, size or precision makes its own."""
     engine = engines(detector)[1]
@@ -242,16 +279,16 @@ def test_shared_packs_wait_for_no_row(
     tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, methods: str
 ) -> None:
     """Trials, methods of layers and D-RISE: a pack is looked at once, when all its rows are done."""
-    evaluate, fields, waits = Engine._evaluate, set(), Counter[str]()
+    shared, fields, waits = Shared.run, set(), Counter[str]()
 
-    def counted(self: Engine, points: Any, rows: int) -> Any:
+    def counted(self: Shared, pack: Any, room: Any) -> Any:
         with Waits() as found:
-            replies = evaluate(self, points, rows)
-        fields.add((points[0].field, points[0].layer is None))
+            ran = shared(self, pack, room)
+        fields.add((pack[0].point.field, pack[0].point.layer is None))
         waits.update(found.waits)
-        return replies
+        return ran
 
-    monkeypatch.setattr(Engine, "_evaluate", counted)
+    monkeypatch.setattr(Shared, "run", counted)
     options = (*FAST, "--method", methods, "--max-evaluations", "2", "--no-overlays")
     assert explain(pictures / "a.png", "-m", tiny, "-o", tmp_path / "out", *options) == 0
     wanted = {("similarity", True)} if methods == "drise" else {("trial", True), ("value", True), ("value", False)}

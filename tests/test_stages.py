@@ -5,10 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, SAMPLES
+
+
+def test_every_stage_is_where_it_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
+    stages = import_module("stages")
+    with stages.clocked(stages.Clock()):
+        assert stages.overlays.encode.__name__ == "counted"
 
 
 @pytest.mark.slow

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
+
+from detxai.values import InputShape
 
 #: Rows in a pack by device, for inputs up to 640 pixels; a run out of memory goes on with half.
 ROWS = {"cpu": 8, "mps": 8, "cuda": 32}
@@ -15,9 +18,9 @@ PROGRAM_ROWS = {"cuda": 128}
 AHEAD = {"cuda": 2}
 
 
-def rows_for(device: torch.device, size: int, table: Mapping[str, int] = ROWS) -> int:
-    """Rows in a pack of `size` pixel squares: a fixed table, never the free memory, so that bytes repeat."""
-    rows = table.get(device.type, 8)
+def rows_for(device: torch.device, shape: InputShape, table: Mapping[str, int] = ROWS) -> int:
+    """Rows in a pack of pictures of `shape`, by their area: a table, never the free memory, so that bytes repeat."""
+    rows, size = table.get(device.type, 8), math.isqrt(math.prod(shape))
     while size > 640 and rows > 1:
         size, rows = size * 5 // 7, rows // 2
     return rows

@@ -15,6 +15,11 @@ import torch
 from torch import Tensor, nn
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says that a device or the machine has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 class Room:
     """How many bytes of gradients may be held at a time; by default any number."""
 

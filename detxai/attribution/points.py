@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -139,6 +139,21 @@ class Point:
         return self.path.slope(product) if self.combine is None else product.new_zeros((), dtype=torch.float64)
 
 
+class Row(NamedTuple):
+    """A point, and which of its targets, by number, are computed together."""
+
+    point: Point
+    ks: tuple[int, ...]
+
+
+class Ran(NamedTuple):
+    """What a pack of rows gives, their targets in turn: F and f, (targets, rows), and what is held of ∇F."""
+
+    values: Tensor
+    slopes: Tensor
+    held: list[list[Held | None]]
+
+
 @dataclass(frozen=True, eq=False)
 class Reply:
     """What came of a point, target by target: F and, where wanted, f and what is kept of ∇F (None: had no room)."""
@@ -146,6 +161,18 @@ class Reply:
     values: list[float]
     slopes: list[float] = field(default_factory=list)
     held: list[Held | None] = field(default_factory=list)
+
+    @classmethod
+    def to(cls, point: Point) -> Reply:
+        """A reply to `point` in which nothing stands yet."""
+        count = len(point.targets)
+        return cls([0.0] * count, *([[0.0] * count, [None] * count] if point.gradient else ()))
+
+    def tell(self, k: int, value: float, slope: float, held: Held | None) -> None:
+        """What was found at target `k`."""
+        self.values[k] = value
+        if self.slopes:
+            self.slopes[k], self.held[k] = slope, held
 
     def product(self, k: int) -> Tensor:
         """What is kept of ∇F of target `k`, of a point that needs it."""

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from detxai.attribution.points import Point, Segment
+from detxai.attribution.memory import Held, Room
+from detxai.attribution.points import Point, Ran, Row, Segment
 from detxai.values import InputShape, Target
 
 #: Calls before a graph is captured: libraries choose and allocate in them.
@@ -146,10 +147,6 @@ class Ends:
         return self.x[slots] - self.b[slots]
 
 
-#: One row: a point and the number of one of its targets.
-Row = tuple[Point, int]
-
-
 @dataclass
 class Programs:
     """Runs rows of points as programs of `rows` rows. `network_of`: the network in an arithmetic, if it has one."""
@@ -166,13 +163,32 @@ class Programs:
         plain = point.layer is None and point.channels is None and point.hidden is None
         return plain and point.field in ("value", "entered") and self.network_of(point.dtype) is not None
 
-    def shape(self, row: Row) -> Shape:
+    def split(self, point: Point) -> list[Row]:
+        """A row a target."""
+        return [Row(point, (k,)) for k in range(len(point.targets))]
+
+    def kind(self, row: Row) -> Hashable:
+        """What all rows of a pack have in common."""
+        return self._shape(row), row.point.combine is None, row.point.picture is None
+
+    def rows_of(self, row: Row) -> int:
+        """Rows of a pack: always the same."""
+        return self.rows
+
+    def _shape(self, row: Row) -> Shape:
         """The program that `row` goes into."""
-        point, k = row
-        network = self.network_of(point.dtype)
-        assert network is not None
-        kind, index = network.address(point.targets[k], point.path.shape)
+        point, network = row.point, self._network(row.point.dtype)
+        kind, index = network.address(point.targets[row.ks[0]], point.path.shape)
         return Shape(point.field, kind, len(index), point.gradient, point.dtype, point.path.x.shape)
+
+    def _network(self, dtype: torch.dtype) -> Network:
+        network = self.network_of(dtype)
+        assert network is not None
+        return network
+
+    def halve(self) -> None:
+        """Go on with half the rows."""
+        self.forget(self.rows // 2)
 
     def forget(self, rows: int) -> None:
         """Free all programs, and make the next ones with `rows` rows."""
@@ -183,44 +199,51 @@ class Programs:
         """Why programs could not be captured as graphs, on a device that has them."""
         return [program.refused for program in self.made.values() if program.refused]
 
-    def make(self, shape: Shape) -> tuple[Network, Program]:
-        """The program of a `shape`, made unless it has been, and the network that it runs."""
+    def prepare(self, row: Row) -> None:
+        """Make the program that `row` goes into, unless it has been."""
+        shape = self._shape(row)
         if self._pool is None and self.device.type == "cuda":
             self._pool = torch.cuda.graph_pool_handle()
-        network = self.network_of(shape.dtype)
-        assert network is not None
         if shape not in self.made:
-            self.made[shape] = Program(network, shape, self.rows, self.device, self._pool)
-        return network, self.made[shape]
+            self.made[shape] = Program(self._network(shape.dtype), shape, self.rows, self.device, self._pool)
 
-    def launch(self, shape: Shape, pack: Sequence[Row]) -> tuple[Tensor, Tensor | None, Tensor]:
-        """(rows,) values, gradients (rows, …) and path ends (rows,) of `pack`, all of one `shape`, on their way.
-
-        Gradients hold until the program runs again.
-        """
-        network, program = self.make(shape)
+    def run(self, pack: Sequence[Row], room: Room) -> Ran:
+        """Values, slopes and gradients of a `pack`, all for one program that has been made, on their way."""
+        shape, first = self._shape(pack[0]), pack[0].point
         ends = self._ends.setdefault(shape.place, Ends())
+        values, gradients, slots = self._launched(self.made[shape], ends, pack)
+        slopes = torch.zeros_like(values, dtype=torch.float64)
+        held: list[Held | None] = [None] * len(pack)
+        if gradients is not None:
+            gradients = gradients.float()
+            if first.combine is None:
+                differences = ends.differences(slots)
+                kept: Any = first.path.products(gradients, differences)
+                slopes = first.path.slopes(kept, differences)
+            else:
+                kept = [row.point.kept(one) for row, one in zip(pack, gradients, strict=False)]
+            held = [room.hold(one, needed=row.point.needed) for one, row in zip(kept, pack, strict=False)]
+        return Ran(values[None, : len(pack)], slopes[None, : len(pack)], [held])
+
+    def _launched(self, program: Program, ends: Ends, pack: Sequence[Row]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(rows,) values, gradients (rows, …), which hold until the program runs again, and path ends (rows,)."""
         full = [*pack, *[pack[0]] * (self.rows - len(pack))]
-        targets = [point.targets[k] for point, k in full]
+        points, targets = [row.point for row in full], [row.point.targets[row.ks[0]] for row in full]
         numbers = [
-            (ends.slot(point.path), *network.address(target, point.path.shape)[1])
-            for (point, _), target in zip(full, targets, strict=True)
+            (ends.slot(point.path), *program.network.address(target, point.path.shape)[1])
+            for point, target in zip(points, targets, strict=True)
         ]
-        reals = [(point.alpha, target.scale, target.offset) for (point, _), target in zip(full, targets, strict=True)]
+        reals = [(point.alpha, target.scale, target.offset) for point, target in zip(points, targets, strict=True)]
         whole, parts = self._sent(torch.tensor(numbers)), self._sent(torch.tensor(reals, dtype=torch.float32))
         slots = whole[:, 0]
-        if any(point.picture is not None for point, _ in pack):
-            program.x.copy_(torch.stack([point.place() for point, _ in full]))
+        if any(point.picture is not None for point in points):
+            program.x.copy_(torch.stack([point.place() for point in points]))
         else:
             program.x.copy_(ends.places(slots, parts[:, 0]))
         program.index.copy_(whole[:, 1:])
         program.unit.copy_(parts[:, 1:])
         values, *gradients = program()
         return values.clone(), gradients[0] if gradients else None, slots
-
-    def differences(self, shape: Shape, slots: Tensor) -> Tensor:
-        """x − b of the paths in `slots`."""
-        return self._ends[shape.place].differences(slots)
 
     def _sent(self, table: Tensor) -> Tensor:
         if self.device.type != "cuda":

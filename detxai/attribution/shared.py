@@ -1,4 +1,4 @@
-"""Packs whose rows share a forward pass among all their targets: for what no program takes, and where Python is cheap."""
+"""Packs of points that share a forward pass among all their targets: what no program takes, and all on a CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Field(Protocol):
     """F: the pinned scalars of a batch, differentiable in it."""
 
     def __call__(self, x: Tensor, pins: Sequence[tuple[int, Target]], /) -> Tensor:
-        """(len(pins),) values for x (rows, 3, size, size); a pin is (row, target)."""
+        """(len(pins),) values for x (rows, 3, height, width); a pin is (row, target)."""
         ...
 
 
@@ -54,7 +54,7 @@ class Shared:
     rows: int
     parchgrad: ModifiedGradient | None
     tap: Tap | None
-    over: Callable[[], bool]
+    over: Callable[[], bool] = lambda: False
 
     def split(self, point: Point) -> list[Row]:
         """One row."""
@@ -63,7 +63,7 @@ class Shared:
     def kind(self, row: Row) -> Hashable:
         """What all points of a pack have in common."""
         point = row.point
-        return point.gradient, point.dtype, point.field, point.layer, point.channels is None
+        return point.gradient, point.dtype, point.field, point.layer, point.channels is None, point.path.shape
 
     def rows_of(self, row: Row) -> int:
         """Rows of a pack. Values at baselines and layers come one an image: small packs waste none."""
@@ -130,7 +130,7 @@ class Shared:
 
 
 def _layer_maps(points: Sequence[Point], k: int, values: Tensor, tapped: Sequence[Tensor], more: bool) -> list[Tensor]:
-    """(size, size): maps of target `k` of every point at the tapped layer; zero where it does not matter."""
+    """(rows, columns): maps of target `k` of every point at the tapped layer; zero where it does not matter."""
     if not tapped or not values.requires_grad:
         return [values.new_zeros(p.path.x.shape[1:]) for p in points]
     output = tapped[0]

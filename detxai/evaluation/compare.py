@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detxai.attribution.engine import out_of_memory, rows_for
+from detxai.attribution.devices import rows_for
+from detxai.attribution.memory import out_of_memory
 from detxai.config.settings import RunConfig
 from detxai.errors import DeviceError, ImageError, ModelError, UsageError
 from detxai.evaluation import disturbed, priors

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from detxai.attribution.engine import PROGRAM_ROWS, Engine
+from detxai.attribution.devices import PROGRAM_ROWS
+from detxai.attribution.engine import Engine
 from detxai.attribution.integral import integrated_gradients
 from detxai.attribution.points import Segment, TargetMap
 from detxai.attribution.programs import Programs

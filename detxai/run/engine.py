@@ -7,7 +7,8 @@ from functools import partial
 
 import torch
 
-from detxai.attribution.engine import PROGRAM_ROWS, Engine, rows_for
+from detxai.attribution.devices import PROGRAM_ROWS, rows_for
+from detxai.attribution.engine import Engine
 from detxai.attribution.memory import Room
 from detxai.attribution.programs import Programs
 from detxai.models import detectors
@@ -37,7 +38,7 @@ def engine(plan: Plan, programs: Programs | None = None) -> Engine:
         parchgrad=None if plan.parchgrad is None else plan.parchgrad.hooks,
         tap=network.trunk.tap,
         room=Room(plan.budget.room),
-        programs=_alone(programs or _programs(plan, network), rows_for(device, plan.shape, PROGRAM_ROWS)) if device.type in PROGRAM_ROWS else None,
+        programs=_alone(programs or _programs(plan, network), plan) if device.type in PROGRAM_ROWS else None,
     )
 
 
@@ -49,12 +50,13 @@ def _programs(plan: Plan, network: Differentiable) -> Programs:
     return Programs(networks.get, plan.device, rows_for(plan.device, plan.shape, PROGRAM_ROWS))
 
 
-def _alone(programs: Programs, rows: int) -> Programs:
-    """`programs` with all their `rows`, and those of any other run freed."""
+def _alone(programs: Programs, plan: Plan) -> Programs:
+    """`programs` with all rows that `plan` gives them, and those of any other run freed."""
     for other in (known() for known in _latest):
         if other is not None and other is not programs:
             other.forget(other.rows)
     _latest[:] = [weakref.ref(programs)]
+    rows = rows_for(plan.device, plan.shape, PROGRAM_ROWS)
     if programs.rows != rows:  # halved, where memory ran out
         programs.forget(rows)
     return programs

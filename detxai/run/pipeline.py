@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from detxai.attribution.baselines import picture
-from detxai.attribution.engine import Engine, out_of_memory
+from detxai.attribution.engine import Engine
+from detxai.attribution.memory import out_of_memory
 from detxai.attribution.methods import METHODS
 from detxai.attribution.points import Segment, TargetMap
 from detxai.attribution.programs import Programs

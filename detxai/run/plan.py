@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from detxai.attribution.engine import PROGRAM_ROWS, ROWS, rows_for
+from detxai.attribution.devices import PROGRAM_ROWS, ROWS, rows_for
 from detxai.attribution.memory import saved_bytes
 from detxai.attribution.methods import Settings
 from detxai.config.selectors import class_ids

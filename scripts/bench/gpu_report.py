@@ -40,7 +40,8 @@ from machine import machine, say, seeded
 from quality import criteria
 from timing import equal, tuned
 
-from detxai.attribution.engine import PROGRAM_ROWS, ROWS, Engine, rows_for
+from detxai.attribution.devices import PROGRAM_ROWS, ROWS, rows_for
+from detxai.attribution.engine import Engine
 from detxai.attribution.methods import METHODS
 from detxai.attribution.points import TargetMap
 from detxai.attribution.programs import Program, Shape

@@ -30,7 +30,7 @@ from machine import machine, say
 from detxai.attribution import ablation, baselines
 from detxai.config.settings import RunConfig
 from detxai.inputs import decode, sources
-from detxai.output import overlays, overview, records, store
+from detxai.output import overlays, overview, recording, store
 from detxai.run import assess, pipeline, prepare, publish
 from detxai.run.pipeline import Explainer
 from detxai.run.plan import Plan
@@ -50,7 +50,7 @@ A_DETECTION: dict[str, tuple[tuple[Any, str], ...]] = {
     "map to source pixels": ((publish, "map_to_source"),),
     "sums of the map": ((publish, "map_sums"),),
     "evidence": ((publish, "ground_mask"), (assess, "evidence")),
-    "record": ((records, "attribution_record"), (records, "detection_record")),
+    "record": ((recording, "attribution_record"), (recording, "detection_record")),
     "painting": ((overlays, "draw"), (overlays, "draw_edges"), (overview, "draw"), (overview, "stamp")),
     "encoding": ((overlays, "encode"),),
     "writing": ((store.Store, "write_image"),),
