@@ -217,6 +217,33 @@ def test_fingerprint_follows_what_changes_files_and_nothing_else(tmp_path: Path)
     assert fingerprint(cfg, "image", "model", "other") != plain
 
 
+def test_files_that_decide_pictures_count_by_their_bytes(tmp_path: Path) -> None:
+    (grounds := tmp_path / "grounds").mkdir()
+    for name in ("a", "b"):
+        (grounds / name).write_bytes(name.encode())
+    (layers := tmp_path / "layers").mkdir()
+    for file in (tmp_path / "font.ttf", layers / "own.py"):
+        file.write_bytes(b"one")
+
+    def of(*more: Any, **options: Any) -> str:
+        return fingerprint(settings.load(options=options), "image", "model", "schema", *more)
+
+    counted = (
+        {"baseline": str(grounds)},
+        {"font": str(tmp_path / "font.ttf")},
+        {"module_path": str(layers), "trust_pickle": True, "model": "a.pt"},
+    )
+    for options, file in zip(counted, (grounds / "b", tmp_path / "font.ttf", layers / "own.py"), strict=True):
+        before = of(**options)
+        file.write_bytes(b"two, and longer")
+        assert of(**options) != before, options
+    assert of(gradient="parchgrad-cls", parchgrad_alpha=0.01) != of(gradient="parchgrad-cls")
+    assert of(parchgrad_alpha=0.01) == of(), "what ParchGrad does not use does not count"
+    drawn, calibrated, fitted = of(["labels"]), of([], ["statistics"]), of([], [], "stretch")
+    assert len({of(), drawn, calibrated, fitted}) == 4
+    assert of([None]) == of()
+
+
 def test_shipped_files_load_and_the_default_is_generated() -> None:
     text = (CONFIGS / "default.yaml").read_text(encoding="utf-8")
     assert text == settings.to_yaml(), "regenerate configs/default.yaml from config.to_yaml()"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import FAST, ROOT, Command, Inside, explain, files
 
 sys.path.insert(0, str(ROOT / "scripts" / "checks"))
@@ -25,11 +26,14 @@ sys.path.insert(0, str(ROOT / "scripts" / "checks"))
 import damaged_files
 import fault_inputs
 
+from detxai import Explainer
+from detxai.errors import DeviceError, ImageError
 from detxai.inputs import decode
 from detxai.models import converted
 from detxai.output import records
 from detxai.output.store import Store
 from detxai.run.explain import ExplainRun
+from detxai.run.publish import Publisher
 from detxai.values import Image, ImageRef
 
 TORCH_SAYS = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
@@ -142,6 +146,47 @@ def test_a_reader_that_breaks_over_one_picture_is_one_failed_record(
     failed = [line for line in lines if line["status"] == "failed"]
     assert [(line["image"]["path"], line["error"]["code"]) for line in failed] == [("b.png", "internal")]
     assert len(lines) == 6
+
+
+@pytest.mark.slow
+def test_what_fails_behind_the_device_fails_one_picture(
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, image = tmp_path / "in", Publisher.image
+    shutil.copytree(pictures, folder)
+    (folder / "b.png").rename(folder / f"{'n' * 246}.png")  # a name with room for a record, and for no picture
+    raised = {"a.png": ImageError("not_finite", "odd"), "b.jpg": MemoryError(), "gray one.png": TypeError("odd")}
+
+    def fails(self: Publisher, prepared: Any, *more: Any) -> Any:
+        if error := raised.get(prepared.ref.path):
+            raise error
+        return image(self, prepared, *more)
+
+    monkeypatch.setattr(Publisher, "image", fails)
+    assert explain(folder, "-m", tiny, "-o", tmp_path / "out", "--evidence", "none", *FAST) == 1
+    lines = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    codes = {line["image"]["path"]: line["error"]["code"] for line in lines if line["status"] == "failed"}
+    expected = {"a.png": "not_finite", "b.jpg": "memory", "gray one.png": "internal", f"{'n' * 246}.png": "bad_path"}
+    assert codes == expected
+    assert len(lines) == 6
+
+
+@pytest.mark.slow
+def test_a_device_that_fails_at_detecting(tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without memory it fails that picture; a device that is lost ends the run."""
+    explainer = Explainer(tiny, method="grad", evidence="none")
+    kind, errors = type(explainer.plan.detector), [RuntimeError("CUDA out of memory. Tried to allocate")]
+
+    def fails(*_: Any) -> Any:
+        raise errors[0]
+
+    monkeypatch.setattr(kind, "predict", fails)
+    (result,) = explainer.explain([pictures / "a.png"])
+    assert result.record.error is not None
+    assert result.record.error.code == "memory"
+    errors[0] = torch.AcceleratorError("CUDA error: unspecified launch failure")
+    with pytest.raises(DeviceError, match="cpu was lost: CUDA error"):
+        list(explainer.explain([pictures / "a.png"]))
 
 
 def test_damaged_files_of_every_format_fail_in_time_and_typed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -354,6 +355,49 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     assert failure(tmp_path / ("n" * 300)) == "unreadable"
     assert failure(Path("nul\0.jpg")) == "bad_path"
     assert failure(tmp_path / "file", "because") == "bad_path"
+
+
+@pytest.mark.parametrize(("error", "code"), [(OSError(5, "I/O"), "unreadable"), (MemoryError(), "too_large")])
+def test_a_file_that_cannot_be_read_to_its_end(tmp_path: Path, error: Exception, code: str) -> None:
+    """The disk, or the memory, gives out behind the header."""
+
+    class Failing(io.BufferedReader):
+        def read(self, *_: Any) -> bytes:
+            raise error
+
+    (tmp_path / "a").write_bytes(b"bytes")
+    with Failing(io.FileIO(tmp_path / "a")) as stream, pytest.raises(ImageError) as caught:
+        decode._content(stream)
+    assert caught.value.code == code
+
+
+def test_a_picture_for_which_there_is_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    pil.new("RGB", (9, 7)).save(tmp_path / "a.png")
+    monkeypatch.setattr(decode, "samples", full)
+    with pytest.raises(ImageError, match="no room for 9 x 7 pixels") as caught:
+        load(ImageRef("a.png", tmp_path / "a.png"))
+    assert (caught.value.code, caught.value.size) == ("too_large", (9, 7))
+    assert caught.value.sha256
+
+
+def test_a_file_far_larger_than_its_pixels_may_be_is_not_read(tmp_path: Path) -> None:
+    pil.new("RGB", (9, 7)).save(tmp_path / "a.png")
+    os.truncate(tmp_path / "a.png", 2**25)
+    with pytest.raises(ImageError, match="--max-pixels 100 allows less"):
+        load(ImageRef("a.png", tmp_path / "a.png"), max_pixels=100)
+
+
+def test_a_page_that_is_not_there_and_what_is_no_file(tmp_path: Path) -> None:
+    page = pil.new("RGB", (9, 7))
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    assert decode.pictures(ImageRef("a.tif", tmp_path / "a.tif")) == 2
+    with pytest.raises(ImageError, match="the file holds 2 pictures, not 9"):
+        load(ImageRef("a.tif", tmp_path / "a.tif", frame=9))
+    assert decode.digest(ImageRef("a", tmp_path)) is None
+    assert decode.digest(ImageRef("a", tmp_path / "a.tif")) == load(ImageRef("a", tmp_path / "a.tif")).sha256
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000"])
