@@ -19,8 +19,10 @@ from PIL import Image
 from detxai.cli.app import run
 from detxai.cli.export import NAMES
 from detxai.exports import FORMATS
+from detxai.inputs import labels
 from detxai.output import records
 from detxai.output.store import MAP_SUFFIX, decode_map, encode_map
+from detxai.values import ImageRef
 
 
 def detection(number: int, kind: str = "detection") -> records.DetectionRecord:
@@ -58,8 +60,9 @@ def test_every_format_is_named_once() -> None:
     assert tuple(FORMATS) == NAMES
 
 
-def test_coco_is_read_by_its_api(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    api: Any = pytest.importorskip("faster_coco_eval")
+@pytest.mark.parametrize("owner", ["faster_coco_eval", "pycocotools.coco"])
+def test_coco_is_read_by_its_api(tree: Path, capsys: pytest.CaptureFixture[str], owner: str) -> None:
+    api: Any = pytest.importorskip(owner)
     folder = exported(tree, "coco")
     assert "1 failed images are not in the export" in capsys.readouterr().err
     truth = api.COCO(str(folder / "instances.json"))
@@ -75,6 +78,9 @@ def test_yolo_is_read_as_labels(tree: Path) -> None:
     assert lines == ["0 0.3 0.2 0.4 0.2 0.75", "2 0.3 0.2025 0.4 0.205 0.75"]
     assert (folder / "labels/deep/b.txt").read_text() == "" and (folder / "labels/x.tif#2.txt").is_file()
     assert (folder / "classes.txt").read_text().splitlines() == ["it, em 0", "class1", "it, em 1"]
+    names = {0: "it, em 0", 1: "other", 2: "it, em 1"}
+    drawn = labels.Folder(folder / "labels", names, scored=True).read(ImageRef("a.jpg", Path("a.jpg")))
+    assert drawn and [(one.class_id, one.score) for one in drawn.at(100, 200)] == [(0, 0.75), (2, 0.75)]
     (tree / "a.png.json").write_bytes((tree / "a.jpg.json").read_bytes().replace(b'"a.jpg"', b'"a.png"'))
     assert run(["export", str(tree), "--to", "yolo", "-o", str(tree.parent / "again")]) == 2
 
@@ -142,6 +148,51 @@ def test_tables_agree(tree: Path) -> None:
     assert table.column_names == list(rows[0])
     assert [row["bottom"] for row in table.to_pylist()] == [float(row["bottom"]) for row in rows]
     assert table.to_pylist()[0]["verdict"] is None
+
+
+def test_duckdb_reads_the_tables_alike(tree: Path) -> None:
+    duckdb: Any = pytest.importorskip("duckdb")
+    pytest.importorskip("pyarrow")
+    mapped(tree)
+    wanted = 'path, class_id, class_name, score, "left", bottom, net_inside, verdict'
+    tables = [
+        duckdb.sql(f"SELECT {wanted} FROM '{exported(tree, kind)}/boxes.{kind}' ORDER BY path, class_id").fetchall()
+        for kind in ("csv", "parquet")
+    ]
+    rows = [
+        ("a.jpg", 0, "it, em 0", 0.75, 10.0, 60.0, 1.0, None),
+        ("a.jpg", 2, "it, em 1", 0.75, 10.0, 61.0, 1.0, None),
+    ]
+    assert tables == [[*rows, ("x.tif#2", 2, "it, em 1", 0.75, 10.0, 61.0, None, None)]] * 2
+
+
+def test_datumaro_reads_yolo_without_the_scores(tree: Path) -> None:
+    """Its reader takes five columns; the sixth is the score, as `yolo predict save_conf` writes it."""
+    datumaro: Any = pytest.importorskip("datumaro")
+    (tree / "x.tif#2.json").unlink()
+    folder = exported(tree, "yolo")
+    (folder / "classes.txt").rename(folder / "obj.names")
+    (folder / "images" / "deep").mkdir(parents=True)
+    for name in ("a.jpg", "deep/b.png"):
+        Image.new("RGB", (100, 200)).save(folder / "images" / name)
+    for file in (folder / "labels").rglob("*.txt"):
+        rows = [line.rsplit(" ", 1)[0] for line in file.read_text().splitlines()]
+        file.write_text("".join(f"{row}\n" for row in rows))
+    items = list(datumaro.Dataset.import_from(str(folder), "yolo"))
+    boxes = {item.id: [(a.label, *np.round(a.points)) for a in item.annotations] for item in items}
+    assert boxes["a"] == [(0, 10, 20, 50, 60), (2, 10, 20, 50, 61)] and [] in boxes.values()
+
+
+def test_label_studio_takes_its_tasks(tree: Path) -> None:
+    owner: Any = pytest.importorskip("label_studio_sdk.label_interface")
+    mapped(tree)
+    folder = exported(tree, "labelstudio")
+    interface = owner.LabelInterface((folder / "config.xml").read_text())
+    interface.validate()
+    for task in json.loads((folder / "tasks.json").read_bytes()):
+        predictions = task.pop("predictions")  # its own way to those within a task passes them nowhere
+        assert interface.validate_task(task)
+        assert all(interface.validate_prediction(prediction) for prediction in predictions)
 
 
 def test_unknown_formats_and_missing_trees(tree: Path) -> None:
