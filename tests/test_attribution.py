@@ -328,6 +328,15 @@ def test_no_ground_means_black() -> None:
     assert baselines.resolved("auto", noise, Letterbox((SIDE, SIDE), SIDE, SIDE, 1.0, 0, 0, SIDE, SIDE)) == "auto:black"
 
 
+@pytest.mark.parametrize("share", [baselines.BLUR_SIGMA, baselines.SOFT_SIGMA])
+def test_a_blur_in_bands_is_the_blur_of_the_whole(share: float) -> None:
+    picture = torch.rand(3, 200, 333, generator=torch.Generator().manual_seed(0))
+    rows, columns = (baselines._gaussian(length, share * 333, picture.device) for length in (200, 333))
+    blurred = baselines._blurred(picture, share)
+    assert blurred.std() < picture.std()
+    torch.testing.assert_close(blurred, rows @ picture @ columns.T, atol=1e-6, rtol=0)
+
+
 def test_gradients_without_room_are_computed_again_to_the_same_bits(detector: Detector, scene: Scene) -> None:
     x, targets = scene
 

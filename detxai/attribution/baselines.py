@@ -21,6 +21,8 @@ STEPS, LEVELS = 16, 16
 WHITE = (255, 255, 255)
 #: Standard deviation of the blur, as a share of the longer side.
 BLUR_SIGMA = 0.05
+#: Lines of a blurred picture made at a time, by device; a GPU makes all at once.
+BAND = {"cpu": 64}
 #: As little blur as leaves an object what it is, and takes away what only single pixels say.
 SOFT_SIGMA = 0.004
 
@@ -107,13 +109,26 @@ def _blurred(inside: Tensor, share: float = BLUR_SIGMA) -> Tensor:
     """`inside` (3, height, width) under a Gaussian, its border pixels repeated beyond it."""
     sigma = share * max(inside.shape[1:])
     rows, columns = (_gaussian(length, sigma, inside.device) for length in inside.shape[1:])
-    return rows @ inside @ columns.T
+    return _banded(columns, _banded(rows, inside, _reach(sigma)).mT, _reach(sigma)).mT
+
+
+def _banded(weights: Tensor, lines: Tensor, reach: int) -> Tensor:
+    """`weights` @ `lines` (3, length, n), passing over weights that lie more than `reach` off the diagonal: zeros."""
+    length = len(weights)
+    step = BAND.get(lines.device.type, length)
+    starts = range(0, length, step)
+    near = [slice(max(i - reach, 0), i + step + reach) for i in starts]
+    return torch.cat([weights[i : i + step, at] @ lines[:, at] for i, at in zip(starts, near, strict=True)], 1)
+
+
+def _reach(sigma: float) -> int:
+    return int(3 * sigma) + 1
 
 
 @lru_cache(maxsize=16)
 def _gaussian(length: int, sigma: float, device: torch.device) -> Tensor:
     """(length, length) float32: each row weighs the pixels of a line around one; what lies beyond counts at the end."""
-    offsets = torch.arange(-int(3 * sigma) - 1, int(3 * sigma) + 2)
+    offsets = torch.arange(-_reach(sigma), _reach(sigma) + 1)
     taps = torch.exp(-0.5 * (offsets / max(sigma, 1e-6)) ** 2)
     at = (torch.arange(length)[:, None] + offsets).clamp(0, length - 1)
     return torch.zeros(length, length).scatter_add_(1, at, (taps / taps.sum()).expand(length, -1)).to(device)
