@@ -191,11 +191,10 @@ class _Sheet:
         own = float(np.quantile(strongest, 1 - self.share)) or float(strongest.max())
         scale = common or own
         for index, part in enumerate(parts):
-            level = part / np.float32(scale)
-            if self.zoom > 1:
-                level = cv2.resize(level, self.drawn, interpolation=cv2.INTER_LINEAR)
-            np.copyto(owner, np.uint8(index), where=level > best)
-            np.maximum(best, level, out=best)
+            drawn = part if self.zoom == 1 else cv2.resize(part, self.drawn, interpolation=cv2.INTER_LINEAR)
+            np.copyto(owner, np.uint8(index), where=drawn > best)
+            np.maximum(best, drawn, out=best)
+        best /= np.float32(scale)
         whose = f"the strongest {100 * self.share:.2g} % of the picture"
         if common:
             whose = f"one scale for all boxes, of which this one reaches {100 * own / scale:.0f} %"
