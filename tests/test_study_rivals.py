@@ -157,3 +157,13 @@ def test_compositions_keep_labels_on_their_objects(tmp_path: Path) -> None:
                 )
         else:
             np.testing.assert_allclose([b.box for b in boxes], [w.box for w in whole], atol=0.01)
+
+
+def test_rivals_that_need_no_map(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    given = ["--images", SAMPLES, "--labels", SAMPLES.parent / "labels", "--conf", 0.05, "--repeats", 1, "--no-maps"]
+    study_rivals.main([str(word) for word in given])
+    said = capsys.readouterr().out
+    assert "20 right and 8 wrong boxes on 12 pictures" in said
+    assert {name for name in study_rivals.PRICES if f"| {name} |" in said} == set(study_rivals.competitors(maps=False))
+    assert "evidence" not in said

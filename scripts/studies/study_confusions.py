@@ -10,7 +10,7 @@ these only right ones within NEAR of their confusion count, so that the score kn
 *alone* where the object is not reported in its own class as well. Prints AUROC for right against confused, with 95 %
 intervals bootstrapped by photo: of the score (about 0.5 by the matching), of the margin over the runner-up, which the
 same forward gives, of the verdict, of single measures, and of what two forwards give, of the evidence and of both
-(ridge regressions cross-validated by photo, from 40 confusions on: with fewer they fall below chance).
+(ridge regressions cross-validated by photo, from 30 confusions on: with fewer they fall below chance).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from detxai.inputs import labels
 
 ALONE = ("margin", "lead_only_box", "lead_softened", "outside_share", "sufficiency", "one_sidedness")
 #: Fewer confusions than this make no regression.
-FEWEST = 40
+FEWEST = 30
 RANK = {"supported": 0.0, "unknown": -1.0, "weak": -2.0, "unsupported": -3.0}
 #: Scores of one report that were computed twice differ by less.
 SAME_SCORE = 1e-3

@@ -1,6 +1,7 @@
 """Does a verdict beat the trade's own means of doubting a report, at the same number of forwards?
 
     python scripts/studies/study_rivals.py --images DIR --labels DIR --model FILE [--tree DIR] [--json OUT]
+    python scripts/studies/study_rivals.py --images DIR --labels DIR --model FILE --no-maps      (forwards alone)
 
 Every report is explained by `detxai explain --evidence basic` (kept in `--tree`, and continued there), held against the
 labels, and then doubted by others:
@@ -29,6 +30,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ from numpy.typing import NDArray
 from rival_measures import Feature, Measured, Numbers
 
 from detxai.evidence.verdict import verdict
-from detxai.inputs import decode
+from detxai.inputs import decode, labels
 from detxai.inputs.letterbox import boxes_to_letterbox, letterboxed
 from detxai.inputs.sources import find
 from detxai.models import checkpoints, detectors
@@ -142,8 +144,13 @@ def curve(y: NDArray[np.bool_], trust: Numbers, photos: Sequence[str]) -> list[t
     return [tools.estimate(y, trust, photos, lambda r, s, w, b=b: caught(r, s, w, b)) for b in BOTHERED]
 
 
-def groups(reports: Sequence[study.Seen], doubted: Sequence[Doubted]) -> dict[str, Columns]:
-    """The columns of each competitor, class indicators among them."""
+def competitors(*, maps: bool) -> list[str]:
+    """Those that need no map, or all."""
+    return [name for name in PRICES if maps or not ("evidence" in name or "verdict" in name)]
+
+
+def groups(reports: Sequence[study.Seen], doubted: Sequence[Doubted], names: Sequence[str]) -> dict[str, Columns]:
+    """The columns of each of `names` that is fitted, class indicators among them."""
     kinds = study.one_hot([r.class_id for r in reports])
     score = np.array([[r.forwards["score"], r.forwards["logit"]] for r in reports])
     columns = {name: study.matrix([d.measures[name] for d in doubted])[1] for name in doubted[0].measures}
@@ -163,14 +170,17 @@ def groups(reports: Sequence[study.Seen], doubted: Sequence[Doubted]) -> dict[st
             return fixed
         return lambda train, _: np.column_stack([fixed, distance(train)])
 
-    return {name: together(name) for name in PRICES if "alone" not in name}
+    return {name: together(name) for name in names if "alone" not in name}
 
 
-def compare(reports: Sequence[study.Seen], doubted: Sequence[Doubted], repeats: int) -> list[dict[str, Any]]:
-    """AUROC, its differences from RULE and from the score, and the cost curve of every competitor."""
+def compare(
+    reports: Sequence[study.Seen], doubted: Sequence[Doubted], names: Sequence[str], repeats: int
+) -> list[dict[str, Any]]:
+    """AUROC, its differences from RULE and from the score, and the cost curve of each of `names`."""
     y, photos = np.array([r.right for r in reports]), [r.photo for r in reports]
     trusts = {
-        name: tools.cross_validated(columns, y, photos, repeats) for name, columns in groups(reports, doubted).items()
+        name: tools.cross_validated(columns, y, photos, repeats)
+        for name, columns in groups(reports, doubted, names).items()
     }
     severity = {word: -float(rank) for rank, word in enumerate(("supported", "unknown", "weak", "unsupported"))}
     trusts["verdict of one gradient alone"] = np.array([severity[d.verdict] for d in doubted])
@@ -186,7 +196,29 @@ def compare(reports: Sequence[study.Seen], doubted: Sequence[Doubted], repeats: 
             "caught": curve(y, trust, photos),
         }
         for name, trust in trusts.items()
+        if name in names
     ]
+
+
+def reported(args: argparse.Namespace) -> tuple[list[study.Seen], list[Doubted]]:
+    """Every report, and what its rivals say of it, without a map."""
+    doubter, files = Doubter(args.model, args.imgsz), {ref.path: ref for ref in find([str(args.images)]).refs}
+    drawn = labels.Folder(args.labels, doubter.detector.info.names)
+    reports: list[study.Seen] = []
+    doubted: list[Doubted] = []
+    for path, rows in groupby(study.reports(args, drawn), lambda row: row[0]["file_name"]):
+        own, boxes = [], []
+        for entry, m in rows if drawn.read(files[path]) is not None else ():
+            (x, y, width, height), score = entry["bbox"], entry["score"]
+            says = {"score": score, "logit": float(np.log(score) - np.log1p(-score))}
+            right = m.status == "true"
+            own.append(
+                study.Seen(path, path, "picture", right, entry["category_id"], says, {}, np.zeros(64), "unknown")
+            )
+            boxes.append((x, y, x + width, y + height))
+        reports += own
+        doubted += doubter(files[path], own, boxes)
+    return reports, doubted
 
 
 def collected(args: argparse.Namespace, tree: Path) -> tuple[list[study.Seen], list[Doubted]]:
@@ -214,17 +246,20 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=tools.REPEATS, help="splits of the cross-validation")
     parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--no-maps", action="store_true", help="explain nothing: the score and its rivals alone")
     args = study.every_report(parser, argv)
     with tempfile.TemporaryDirectory() as spare:
-        reports, doubted = collected(args, args.tree or Path(spare) / "tree")
+        tree = args.tree or Path(spare) / "tree"
+        reports, doubted = reported(args) if args.no_maps else collected(args, tree)
     right = sum(r.right for r in reports)
     print(f"{right} right and {len(reports) - right} wrong boxes on {len({r.photo for r in reports})} pictures\n")
-    words = [
-        [word, *(sum(r.verdict == word and r.right == wanted for r in reports) for wanted in (True, False))]
-        for word in VERDICTS
-    ]
-    print(tools.table(words, ("verdict", "right", "wrong")) + "\n")
-    figures = compare(reports, doubted, args.repeats)
+    if not args.no_maps:
+        words = [
+            [word, *(sum(r.verdict == word and r.right == wanted for r in reports) for wanted in (True, False))]
+            for word in VERDICTS
+        ]
+        print(tools.table(words, ("verdict", "right", "wrong")) + "\n")
+    figures = compare(reports, doubted, competitors(maps=not args.no_maps), args.repeats)
     keys = ("what", "price", "auroc", "over the rule", "over the score")
     rows = [[*(f[key] for key in keys), *f["caught"]] for f in figures]
     head = ("what", "forwards more", "AUROC", f"over {RULE}", "over the score")
