@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import struct
 import time
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,8 @@ TICK = 2.0
 
 #: Bytes, nanoseconds of the last change, and the SHA-256 that the file had then.
 Entry = tuple[int, int, str]
+#: An entry as it is kept: a million of them take 150 MB less than as numbers and text.
+PACKED = struct.Struct("<Qq32s")
 
 
 class Seen:
@@ -29,7 +32,7 @@ class Seen:
 
     def __init__(self, output: Place) -> None:
         self._file = output / FILE if isinstance(output, Path) else None
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, bytes] = {}
         self._loaded = False
         self._begun: dict[str, tuple[int, int]] = {}
         self._stream: BinaryIO | None = None
@@ -41,22 +44,26 @@ class Seen:
             return
         with contextlib.suppress(FileNotFoundError), self._file.open("rb") as stream:
             for line in stream:
-                with contextlib.suppress(ValueError, TypeError):
-                    path, size, changed, sha256 = json.loads(line)
-                    self._entries[path] = (int(size), int(changed), str(sha256))
+                with contextlib.suppress(ValueError, TypeError, struct.error):
+                    path, *entry = json.loads(line)
+                    self._entries[path] = _packed(*entry)
 
     def entry(self, path: str) -> Entry | None:
         """What is known of the image `path`."""
-        return self._entries.get(path)
+        packed = self._entries.get(path)
+        if packed is None:
+            return None
+        size, changed, sha256 = PACKED.unpack(packed)
+        return size, changed, sha256.hex()
 
     def learn(self, path: str, entry: Entry | None) -> None:
         """Take the word of who has read the index."""
         if entry is not None:
-            self._entries[path] = entry
+            self._entries[path] = _packed(*entry)
 
     def trusts(self, ref: ImageRef, sha256: str | None) -> bool:
         """Whether the file of `ref` has size and time still of when it had this `sha256`; it is not opened."""
-        entry = self._entries.get(ref.path)
+        entry = self.entry(ref.path)
         return entry is not None and entry[2] == sha256 and _stat(ref) == entry[:2]
 
     def begin(self, ref: ImageRef) -> ImageRef:
@@ -79,7 +86,7 @@ class Seen:
         ):
             return
         entry = (*stat, sha256)
-        if self._entries.get(path) != entry:
+        if self.entry(path) != entry:
             if self._stream is None:
                 self._stream = self._file.open("ab")
                 self._stream.write(b"\n")  # the last line may have been cut short
@@ -90,6 +97,11 @@ class Seen:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+
+def _packed(size: int, changed: int, sha256: str) -> bytes:
+    """Raises ValueError, TypeError and struct.error for what is none."""
+    return PACKED.pack(size, changed, bytes.fromhex(sha256))
 
 
 def _stat(ref: ImageRef) -> tuple[int, int] | None:

@@ -91,7 +91,8 @@ class RayPool:
         except (ConnectionError, ValueError, RuntimeError) as error:
             said = str(error).strip().partition("\n")[0]
             raise UsageError(
-                f"No Ray cluster answers at {address}: {said}", "Check RAY_ADDRESS, or unset it."
+                f"No Ray cluster answers at {address}: {said}",
+                "Check RAY_ADDRESS, or unset it; where `ray start` spoke of a token, set RAY_AUTH_MODE=token.",
             ) from error
 
     def _start(self) -> None:

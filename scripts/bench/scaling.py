@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,7 @@ def ways(options: argparse.Namespace, images: Path, out: Path) -> Iterator[tuple
     """Name and commands of each way: local and Ray, by number of workers."""
     start = [sys.executable, str(Path(__file__).resolve()), CHILD, str(options.pack_ms / 1e3)]
     line = [*start, "explain", str(images), "--imgsz", str(options.imgsz), "--method", options.method, "--json", "-q"]
-    line += ["--evidence", "none", "--max-evaluations", "8", "--max-det", "2"]
+    line += ["--evidence", "none", "--max-evaluations", "8", "--conf", "0", "--max-det", "1"]  # a box each
     line += ["-m", options.model] if options.model else []
     line += ["--labels", str(options.labels)] if options.labels else []
     for workers in options.workers:
@@ -195,9 +196,11 @@ def measure(options: argparse.Namespace) -> dict[str, list[Spent]]:
     with tempfile.TemporaryDirectory() as folder:
         images = chosen(options, Path(folder))
         for turn in range(options.repeat):
-            for name, commands in ways(options, images, Path(folder) / f"turn-{turn}"):
-                taken.setdefault(name, []).append(spent(watched(commands), options.count))
-                print(f"{name}: {taken[name][-1]}", file=sys.stderr, flush=True)
+            named = dict(ways(options, images, Path(folder) / f"turn-{turn}"))
+            with ThreadPoolExecutor(len(named) if options.together else 1) as pool:
+                for name, watch in zip(named, pool.map(watched, named.values()), strict=True):
+                    taken.setdefault(name, []).append(spent(watch, options.count))
+                    print(f"{name}: {taken[name][-1]}", file=sys.stderr, flush=True)
     return taken
 
 
@@ -228,6 +231,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pack-ms", type=float, default=1000, help="what a pack waits (default: 1000)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--ray-cpus", type=float, default=1, help="of a worker, as for detxai explain")
+    together = "all ways at a time: where packs wait long, they meet the same hours of a busy machine"
+    parser.add_argument("--together", action="store_true", help=together)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args(argv)
