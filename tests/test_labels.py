@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from detxai.errors import ImageError, UsageError
 from detxai.inputs import labels
+from detxai.run.calibrate import Labelled
 from detxai.values import Box, ImageRef, Label
 
 NAMES = {0: "gun", 1: "knife", 2: "pliers"}
@@ -296,3 +298,13 @@ def test_where_nothing_overlaps_the_nearest_centre_counts() -> None:
     assert labels.nearest([shifted(90), shifted(20), shifted(-30)], [0.9, 0.1, 0.5], ITEM) == (1, 0.0)
     with pytest.raises(ValueError, match="no prediction"):
         labels.nearest([], [], ITEM)
+
+
+def test_a_calibration_passes_over_pictures_without_a_label_file(tmp_path: Path) -> None:
+    """Unread; one with a malformed file is not among them, and fails by itself."""
+    folder(tmp_path, "no numbers", "c.txt")
+    plan: Any = SimpleNamespace(labels=folder(tmp_path, "0 0.5 0.5 0.1 0.1"))
+    refs = Labelled(plan, [ref(f"bags/{name}.jpg") for name in "abc"])
+    assert [one.path for one in refs] == ["bags/a.jpg", "bags/c.jpg"] and refs.passed_over == 1
+    plan.labels = None
+    assert len(list(refs)) == 3

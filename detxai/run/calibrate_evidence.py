@@ -15,7 +15,7 @@ from detxai.inputs.sources import ImageSource
 from detxai.output import ranking, reliability
 from detxai.output.records import ErrorInfo, Record
 from detxai.run.calibrate import calibrate
-from detxai.run.calibrated import evidence_beside, gives_verdicts
+from detxai.run.calibration_lookup import evidence_beside, gives_verdicts
 from detxai.run.console import Console
 from detxai.run.pipeline import Explainer
 from detxai.run.promise import promised

@@ -29,7 +29,7 @@ from detxai.parchgrad import statistics
 from detxai.parchgrad.session import ParchGradSession
 from detxai.run import checks
 from detxai.run.budget import Budget, budget
-from detxai.run.calibrated import calibration_of, promise_of
+from detxai.run.calibration_lookup import calibration_of, promise_of
 from detxai.values import Checkpoint, ImageRef, InputShape, Letterbox, Pixels, Target, as_imgsz, written
 from detxai.vocabulary import BASELINES, BLACK_BOX_METHODS, LAYER_METHODS
 

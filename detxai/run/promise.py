@@ -9,7 +9,7 @@ import torch
 
 from detxai.attribution.baselines import picture
 from detxai.evidence.promise import FLOOR, Promise, threshold
-from detxai.run.calibrated import box_settings
+from detxai.run.calibration_lookup import box_settings
 from detxai.run.plan import Plan
 from detxai.run.prepare import prepared_image
 from detxai.run.results import PreparedImage
