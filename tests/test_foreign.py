@@ -256,6 +256,19 @@ def test_yolov9_reports_with_its_main_branch(tmp_path: Path, repository: Make) -
     layers += [block.SPPELAN(16, 16, 8)]
     wired(layers, [-1, 0, 1, 2, 3, 4, 5, 6, 7])
     layers = [lively(layer) for layer in layers]
+    head, parts = dual(repository, [4, 8, 5, 8])
+    x = picture()
+    boxes, scores = distances(outputs(layers, x), parts)
+    silence = repository("common", "Silence")
+    silence.i, silence.f = 0, -1
+    file = save(tmp_path / "v9.pt", repository, [silence, *layers[1:]], head, "DetectionModel")
+    with torch.enable_grad():
+        checkpoint = same(file, boxes, scores, x)
+    assert checkpoint.family == "yolov9"
+
+
+def dual(repository: Make, feeds: list[int]) -> tuple[Any, dict[str, nn.ModuleList]]:
+    """A DualDDetect whose main branch reads the last two of four `feeds`, and its parts."""
     parts = {
         name: nn.ModuleList(
             lively(nn.Sequential(conv.Conv(16, 16, 3), conv.Conv(16, 16, 3, g=4 if last == 64 else 1),
@@ -263,27 +276,113 @@ def test_yolov9_reports_with_its_main_branch(tmp_path: Path, repository: Make) -
         )
         for name, last in (("cv2", 64), ("cv3", 2), ("cv4", 64), ("cv5", 2))
     }  # fmt: skip
-    head = repository("yolo", "DualDDetect", nc=2, nl=2, reg_max=16, no=66, inplace=True, f=[4, 8, 5, 8])
+    head = repository("yolo", "DualDDetect", nc=2, nl=2, reg_max=16, no=66, inplace=True, f=feeds)
     head.stride = torch.tensor(STRIDES).float()
     for name, part in parts.items():
         setattr(head, name, relabelled(part, repository))
     head.dfl, head.dfl2 = (relabelled(block.DFL(16), repository) for _ in range(2))
-    x = picture()
-    made = outputs(layers, x)
+    return head, parts
+
+
+def distances(made: Sequence[Tensor], parts: dict[str, nn.ModuleList], feeds: Sequence[int] = (5, 8)) -> Any:
+    """Boxes and scores of the main branch of a `dual` head over the outputs `made`, in plain torch."""
     boxes, scores = [], []
-    for box_part, class_part, feed, stride in zip(parts["cv4"], parts["cv5"], (5, 8), STRIDES, strict=True):
+    for box_part, class_part, feed, stride in zip(parts["cv4"], parts["cv5"], feeds, STRIDES, strict=True):
         edges = box_part(made[feed])[0].unflatten(0, (4, 16)).softmax(1)
         height, width = edges.shape[2:]
         near = (edges * torch.arange(16.0).view(1, 16, 1, 1)).sum(1).permute(1, 2, 0)
         centre = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), -1) + 0.5
         boxes.append((torch.cat([centre - near[..., :2], centre + near[..., 2:]], -1) * stride).flatten(0, 1))
         scores.append(class_part(made[feed])[0].sigmoid().permute(1, 2, 0).flatten(0, 1))
+    return torch.cat(boxes), torch.cat(scores)
+
+
+@torch.no_grad()
+def test_yolov9_e_has_columns_that_are_added_up(tmp_path: Path, repository: Make) -> None:
+    """CBLinear splits maps, CBFuse adds the parts to a second column, which begins at the picture; SPPELAN of SP."""
+    torch.manual_seed(0)
     silence = repository("common", "Silence")
-    silence.i, silence.f = 0, -1
-    file = save(tmp_path / "v9.pt", repository, [silence, *layers[1:]], head, "DetectionModel")
+    first = [lively(conv.Conv(*a)) for a in ((3, 8, 3, 2), (8, 16, 3, 2), (16, 16, 3, 2), (16, 16, 3, 2))]
+    splits = [nn.Conv2d(16, width, 1) for width in (8, 24)]
+    second = [lively(conv.Conv(*a)) for a in ((3, 8, 3, 2), (8, 16, 3, 2), (16, 16, 3, 2), (16, 16, 3, 2))]
+    pyramid = [lively(conv.Conv(*a)) for a in ((16, 8), (32, 16))]
+    linear = [
+        repository("common", "CBLinear", c2s=c2s, conv=split) for c2s, split in zip(([8], [8, 16]), splits, strict=True)
+    ]
+    fuse = [repository("common", "CBFuse", idx=idx) for idx in ([0, 0], [1])]
+    pool = repository("common", "SPPELAN", c=8, cv1=relabelled(pyramid[0], repository))
+    for name in ("cv2", "cv3", "cv4"):
+        setattr(pool, name, repository("common", "SP", m=nn.MaxPool2d(5, 1, 2)))
+    pool.cv5 = relabelled(pyramid[1], repository)
+    layers = [silence, *first, *linear, second[0], fuse[0], *second[1:3], fuse[1], second[3], pool]
+    wired(layers, [-1, 0, 1, 2, 3, 2, 4, 0, [5, 6, 7], -1, -1, [6, 10], -1, -1])
+    head, parts = dual(repository, [3, 4, 11, 13])
+    x = picture()
+    column = x
+    made = [column := layer(column) for layer in first]
+    near, (far, farther) = splits[0](made[1]), splits[1](made[3]).split([8, 16], 1)
+    y = second[0](x)
+    y = y + sum(nn.functional.interpolate(part, y.shape[2:], mode="nearest") for part in (near, far))
+    y = second[2](second[1](y))
+    fine = y + nn.functional.interpolate(farther, y.shape[2:], mode="nearest")
+    pooled = [pyramid[0](second[3](fine))]
+    for _ in range(3):
+        pooled.append(nn.functional.max_pool2d(pooled[-1], 5, 1, 2))
+    boxes, scores = distances([fine, pyramid[1](torch.cat(pooled, 1))], parts, (0, 1))
+    file = save(tmp_path / "v9e.pt", repository, layers, head, "DetectionModel")
     with torch.enable_grad():
-        checkpoint = same(file, torch.cat(boxes), torch.cat(scores), x)
-    assert checkpoint.family == "yolov9"
+        assert same(file, boxes, scores, x).family == "yolov9"
+
+
+@torch.no_grad()
+def test_yolov7_with_an_auxiliary_head(tmp_path: Path, repository: Make) -> None:
+    """IAuxDetect reports with `m`, behind what `ia` adds and `im` multiplies; `m2` is for training. DownC, Shortcut."""
+    torch.manual_seed(0)
+    convs = [lively(conv.Conv(*a)) for a in ((12, 8, 3, 1), (8, 16, 3, 2), (16, 16, 3, 1))]
+    downs = [[lively(conv.Conv(*a)) for a in ((16, 16, 1), (16, 8, 3, 2), (16, 8, 1))] for _ in range(2)]
+    made = []
+    for down in downs:
+        made.append(repository("common", "DownC", mp=nn.MaxPool2d(2, 2)))
+        for i, part in enumerate(down, 1):
+            setattr(made[-1], f"cv{i}", relabelled(part, repository))
+    layers = [repository("common", "ReOrg"), convs[0], convs[1], made[0], convs[2],
+              repository("common", "Shortcut", d=0), made[1]]  # fmt: skip
+    wired(layers, [-1, -1, -1, -1, -1, [-1, -2], -1])
+    head = anchored(repository, [5, 6, 4, 3], [16, 16], "IAuxDetect")
+    head.m2 = nn.ModuleList(nn.Conv2d(16, 14, 1) for _ in STRIDES)
+    head.register_buffer("anchor_grid", (ANCHORS * torch.tensor(STRIDES).view(2, 1, 1)).view(2, 1, 2, 1, 1, 2))
+    head.ia, head.im = (
+        nn.ModuleList(
+            repository("common", name, implicit=nn.Parameter(start + 0.3 * torch.randn(1, width, 1, 1)))
+            for _ in STRIDES
+        )
+        for name, width, start in (("ImplicitA", 16, 0), ("ImplicitM", 14, 1))
+    )
+    x = picture()
+
+    def down(parts: list[Any], y: Tensor) -> Tensor:
+        return torch.cat([parts[1](parts[0](y)), parts[2](nn.functional.max_pool2d(y, 2))], 1)
+
+    y = convs[1](convs[0](torch.cat([x[..., a::2, b::2] for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))], 1)))
+    y = down(downs[0], y)
+    near = convs[2](y) + y
+    raws = [
+        im.implicit * m(ia.implicit + f)
+        for m, ia, im, f in zip(head.m, head.ia, head.im, (near, down(downs[1], near)), strict=True)
+    ]
+    boxes, scores = decoded(raws)
+    file = save(tmp_path / "v7-w6.pt", repository, layers, head)
+    with torch.enable_grad():
+        assert same(file, boxes, scores, x).kind == "legacy"
+
+
+@pytest.mark.parametrize("name", ["IKeypoint", "IBin", "DualDSegment"])
+def test_heads_that_report_something_else_are_refused_by_name(tmp_path: Path, repository: Make, name: str) -> None:
+    head = repository("yolo", name, nc=2, nl=2, f=[3, 4], cv2=nn.ModuleList([nn.Conv2d(16, 64, 1)]))
+    file = save(tmp_path / "other.pt", repository, v3_layers(), head)
+    with pytest.raises(ModelError, match=rf"it ends in a {name} head of its own repository") as caught:
+        checkpoints.load(file)
+    assert "ONNX" in caught.value.hint
 
 
 def small(yaml: str, width: float = 0.125) -> Any:

@@ -41,7 +41,7 @@ def read(name: str, digest: str, data: bytes) -> Checkpoint:
 
     try:
         about = metadata(data)
-        tensors = {key: value.float() for key, value in load_tensors(data).items()}
+        tensors = load_tensors(data)
     except SafetensorError as error:
         raise ValueError(error) from error
     if about.get("format") != FORMAT:

@@ -49,8 +49,11 @@ MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, Runtime
 
 
 @sound_if_it_had_room()
-def build(checkpoint: Checkpoint, branch: str | None = None) -> Detector:
-    """The detector for `checkpoint`. Raises ModelError for a head that cannot be explained, DeviceError."""
+def build(checkpoint: Checkpoint, branch: str | None = None, *, keep: bool = True) -> Detector:
+    """The detector for `checkpoint`, whose network stays as it is; not `keep`: it becomes the detector's own.
+
+    Then nothing is in memory twice. Raises ModelError for a head that cannot be explained, DeviceError.
+    """
     if checkpoint.kind == "ultralytics":
         layers = getattr(checkpoint.module, "model", None)
         head = type(layers[-1]).__name__ if layers is not None else type(checkpoint.module).__name__
@@ -62,27 +65,28 @@ def build(checkpoint: Checkpoint, branch: str | None = None) -> Detector:
             f"Supported: {', '.join(HEADS)}.",
         )
     try:
-        return HEADS[head](_in_colour(checkpoint), branch)
+        own = replace(checkpoint, module=copy.deepcopy(checkpoint.module)) if keep else checkpoint
+        _see_colour(own)
+        return HEADS[head](own, branch)
     except MISFITS as error:
         raise ModelError(f"{checkpoint.name}: its {head} head is not built as expected: {error!s:.200}") from error
 
 
-def _in_colour(checkpoint: Checkpoint) -> Checkpoint:
-    """`checkpoint` with a network that reads RGB. Raises ModelError for one of other bands than gray and colour."""
+def _see_colour(checkpoint: Checkpoint) -> None:
+    """Make its network read RGB, in place. Raises ModelError for one of other bands than gray and colour."""
     if checkpoint.kind not in ("ultralytics", "legacy"):
-        return checkpoint
-    kept: Any = checkpoint.module
-    channels = channels_of((kept.model if checkpoint.kind == "ultralytics" else kept.layers)[0])
+        return
+    network: Any = checkpoint.module
+    first = (network.model if checkpoint.kind == "ultralytics" else network.layers)[0]
+    channels = channels_of(first)
     if channels in (3, None):
-        return checkpoint
+        return
     if channels != 1:
         raise ModelError(
             f"{checkpoint.name} reads pictures of {channels} channels; detxai reads colour and gray ones.",
             "Give a model that was trained on 3 channels, or on 1 (`channels:` in its data YAML).",
         )
-    module = copy.deepcopy(kept)
-    read_colour((module.model if checkpoint.kind == "ultralytics" else module.layers)[0])
-    return replace(checkpoint, module=module)
+    read_colour(first)
 
 
 def contrasting(values: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor]) -> Callable[..., Tensor]:

@@ -66,7 +66,6 @@ class Reader:
         self.memo: dict[int, Any] = {}
         self.copied = 0
         self.names: set[str] = set()
-        self.steps = {code: getattr(self, f"_{name}") for code, name in _STEPS.items()}
 
     def load(self) -> Any:
         """The object that the stream describes.
@@ -80,9 +79,9 @@ class Reader:
             self.at += 1
             if code == STOP:
                 return self.stack.pop()
-            if code not in self.steps:
+            if code not in STEPS:
                 raise Refused(f"its pickle has an instruction that torch does not write ({code:#04x})")
-            self.steps[code]()
+            STEPS[code](self)
         raise ValueError(f"its pickle has more than {MOST_STEPS} steps")
 
     def count(self, copied: int) -> None:
@@ -304,8 +303,8 @@ class Reader:
         self.stack.append(self.persistent(self.stack.pop()))
 
 
-#: The instructions that torch's pickles are made of (protocols 2 to 5); all others are refused.
-_STEPS = {
+#: The instructions that torch's pickles are made of (protocols 2 to 5), by name; all others are refused.
+_NAMES = {
     PROTO: "proto", 0x95: "frame", 0x28: "mark", PERSISTENT: "persistent",
     0x4E: "none", 0x88: "true", 0x89: "false",
     0x4B: "byte", 0x4D: "short", 0x4A: "int", 0x8A: "long", 0x8B: "long4", 0x47: "float",
@@ -317,3 +316,5 @@ _STEPS = {
     0x71: "put1", 0x72: "put4", 0x94: "memoize", 0x68: "get1", 0x6A: "get4",
     0x63: "global", 0x93: "stack_global", 0x81: "new", 0x92: "new_with_keywords", 0x52: "reduce", 0x62: "build",
 }  # fmt: skip
+#: Functions of the class, not methods of a reader: that would hold itself, and all that it has read, until it is found.
+STEPS: dict[int, Callable[[Reader], None]] = {code: getattr(Reader, f"_{name}") for code, name in _NAMES.items()}

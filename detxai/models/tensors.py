@@ -122,11 +122,12 @@ class _Archive:
         return bytes(self.view[slice(*self.span(name))])
 
     def numbers(self, name: str, dtype: torch.dtype) -> Tensor:
-        """(n,) of an entry; where they are copies, its own bytes are let go."""
+        """(n,) of an entry; where its bytes can be let go, they are, and the numbers are a copy."""
         start, end = self.span(name)
         numbers = _numbers(self.view[start:end], dtype)
-        copied = dtype.is_floating_point and dtype != torch.float32
-        if copied and isinstance(self.data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        if isinstance(self.data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            if numbers.dtype == dtype:
+                numbers = numbers.clone()
             first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
             if last > first:
                 self.data.madvise(mmap.MADV_DONTNEED, first, last - first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from detxai.models.windows import KNOWN, MapShape, Reach, Windows, around, reach
 from detxai.values import InputShape
 
+#: Bytes that are worth giving back to the system.
+LARGE = 1 << 19
 #: Shares of red, green and blue in gray (ITU-R BT.601), as OpenCV has them.
 LUMA = (0.299, 0.587, 0.114)
 
@@ -206,7 +209,17 @@ def freeze(module: nn.Module) -> nn.Module:
             part.inplace = False
     for parameter in module.parameters():
         parameter.requires_grad_(False)
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+            return_pages(parameter.nbytes)
     return module.to(memory_format=torch.channels_last)
+
+
+def return_pages(freed: int = LARGE) -> None:
+    """Give `freed` bytes back to the system, if they are many: glibc keeps holes that the next tensor does not fit."""
+    if freed >= LARGE:
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def fuse(module: nn.Module) -> nn.Module:
@@ -227,6 +240,7 @@ def fuse(module: nn.Module) -> nn.Module:
             if isinstance(part, Conv2):
                 part.fuse_convs()
             part.conv = fuse_conv_and_bn(part.conv, part.bn)
+            return_pages(part.conv.weight.nbytes)
             del part.bn
             part.forward = part.forward_fuse
         elif isinstance(part, ConvTranspose) and hasattr(part, "bn"):

@@ -61,7 +61,7 @@ def model(
     yield "sha256", checkpoint.sha256
     if checkpoint.trusted:
         yield "pickle", "was run in full (--trust-pickle)"
-    detector = detectors.build(checkpoint)
+    detector = detectors.build(checkpoint, keep=False)
     info, where = detector.info, device_of(device)
     yield "family", info.family
     yield "targets", ", ".join(info.targets)

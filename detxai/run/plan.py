@@ -291,7 +291,7 @@ def _detector(model: ModelConfig, checkpoint: Checkpoint | None) -> Detector:
         module_path=model.module_path,
         names=model.names,
     )
-    return detectors.build(loaded, None if model.head == "auto" else model.head)
+    return detectors.build(loaded, None if model.head == "auto" else model.head, keep=checkpoint is not None)
 
 
 def _gray(shape: InputShape, device: torch.device) -> torch.Tensor:

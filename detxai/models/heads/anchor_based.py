@@ -208,8 +208,8 @@ def _scalar(pin: Pin, box: Tensor, objectness: Tensor, classes: Tensor) -> Tenso
 
 
 def _with_heads(checkpoint: Checkpoint) -> nn.Module:
-    """Our own copy of the network of a Darknet or legacy checkpoint, with its heads."""
-    network: Any = copy.deepcopy(checkpoint.module)
+    """The network of a Darknet or legacy checkpoint, with its heads."""
+    network: Any = checkpoint.module
     network.heads = [
         AnchorHead(s.feed, s.conv, s.anchors, s.stride, s.scale_xy, exponential=not s.new_coords)
         for s in network.scales

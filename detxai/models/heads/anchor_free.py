@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from detxai.errors import ModelError
 from detxai.models.bounds import Bounds
 from detxai.models.detector import Address, Candidates, DetectorInfo, Pin, at_pins, levels_of, scaled
-from detxai.models.trunk import Trunk, freeze, fuse
+from detxai.models.trunk import Trunk, freeze, fuse, return_pages
 from detxai.models.windows import Windows
 from detxai.values import Checkpoint, InputShape, Target
 from detxai.vocabulary import EDGES
@@ -41,7 +42,7 @@ class AnchorFree:
     """
 
     def __init__(self, checkpoint: Checkpoint, branch: str | None = None) -> None:
-        self.module = freeze(fuse(self.prepared(copy.deepcopy(checkpoint.module))))
+        self.module = freeze(fuse(self.prepared(checkpoint.module)))
         *layers, head = self.module.model  # type: ignore[misc]
         self.head: Any = head
         self.branch = branch or _own(head)
@@ -65,11 +66,11 @@ class AnchorFree:
         side, like = max(self.strides) * SPARE_CELLS, torch.zeros(1)
         kinds = [kind for kind, part in self.parts.items() if part is not None]
         with self.trunk.whole(), Bounds(name, side**2):
-            return all(
-                self.trunk.around(feed, self.parts[kind][level], (side, side), like)
-                for kind in kinds
-                for level, feed in enumerate(self.feeds)
-            )
+            for kind, level in itertools.product(kinds, range(len(self.feeds))):
+                if not self.trunk.around(self.feeds[level], self.parts[kind][level], (side, side), like):
+                    return False
+                return_pages()
+        return True
 
     def _windows(self, kind: str, level: int, shape: InputShape, like: Tensor) -> Windows:
         windows = self.trunk.around(self.feeds[level], self.parts[kind][level], shape, like)
@@ -78,7 +79,7 @@ class AnchorFree:
 
     @staticmethod
     def prepared(model: Any) -> nn.Module:
-        """Our own copy of the model, before it is fused: where a family needs another shape, this is the place."""
+        """The model before it is fused: where a family needs another shape, this is the place."""
         return model  # type: ignore[no-any-return]
 
     def _heads(self, branch: str) -> tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList | None]:

@@ -6,7 +6,6 @@ image. `Candidates.context` holds the cells picked on the image; targets carry t
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +31,7 @@ class RTDETR:
     def __init__(self, checkpoint: Checkpoint, branch: str | None = None) -> None:
         if branch not in (None, self.branch):
             raise ModelError(f"RT-DETR has no {branch} branch.", "Leave --head out.")
-        self.module = freeze(fuse(copy.deepcopy(checkpoint.module)))
+        self.module = freeze(fuse(checkpoint.module))
         *layers, head = self.module.model  # type: ignore[misc]
         self.head: Any = head
         self.trunk = Trunk(layers)
