@@ -49,7 +49,7 @@ def test_nothing_of_twenty_thousand_programs_executes(watch: Watch) -> None:
 @pytest.mark.parametrize("name", BYPASSES)
 def test_known_bypasses_end_in_a_sentence(name: str, watch: Watch, tmp_path: Path) -> None:
     (tmp_path / "evil.pt").write_bytes(archive(b"\x80\x02" + BYPASSES[name]))
-    start = time.perf_counter()
+    start = time.process_time()
     watch.seen.clear()
     watch.on = True
     try:
@@ -58,7 +58,7 @@ def test_known_bypasses_end_in_a_sentence(name: str, watch: Watch, tmp_path: Pat
     finally:
         watch.on = False
     assert not watch.seen
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_an_attribute_of_an_allowed_class_is_never_called(tmp_path: Path, watch: Watch) -> None:
