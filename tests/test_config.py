@@ -92,6 +92,9 @@ def test_values_as_people_type_them() -> None:
         ({"options": {"shard": "5/4"}}, ["1 <= I <= N"]),
         ({"options": {"max_evaluations": True}}, ["must not be true or false"]),
         ({"options": {"max_seconds": float("nan")}}, ["--max-seconds"]),
+        ({"options": {"window": "wide"}}, ["--window", "LOW,HIGH"]),
+        ({"options": {"imgsz": "wide"}}, ["--imgsz", "ROWS,COLUMNS"]),
+        ({"options": {"method": ""}}, ["--method", "at least one"]),
         ({"options": {"device": "tpu"}}, ["cuda:N"]),
     ],
 )

@@ -152,9 +152,8 @@ def test_a_reader_that_breaks_over_one_picture_is_one_failed_record(
 def test_what_fails_behind_the_device_fails_one_picture(
     tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, image = tmp_path / "in", Publisher.image
-    shutil.copytree(pictures, folder)
-    (folder / "b.png").rename(folder / f"{'n' * 246}.png")  # a name with room for a record, and for no picture
+    image = Publisher.image
+    (tmp_path / "out" / "b.png.json").mkdir(parents=True)  # in the way of a record
     raised = {"a.png": ImageError("not_finite", "odd"), "b.jpg": MemoryError(), "gray one.png": TypeError("odd")}
 
     def fails(self: Publisher, prepared: Any, *more: Any) -> Any:
@@ -163,10 +162,10 @@ def test_what_fails_behind_the_device_fails_one_picture(
         return image(self, prepared, *more)
 
     monkeypatch.setattr(Publisher, "image", fails)
-    assert explain(folder, "-m", tiny, "-o", tmp_path / "out", "--evidence", "none", *FAST) == 1
+    assert explain(pictures, "-m", tiny, "-o", tmp_path / "out", "--evidence", "none", *FAST) == 1
     lines = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
     codes = {line["image"]["path"]: line["error"]["code"] for line in lines if line["status"] == "failed"}
-    expected = {"a.png": "not_finite", "b.jpg": "memory", "gray one.png": "internal", f"{'n' * 246}.png": "bad_path"}
+    expected = {"a.png": "not_finite", "b.jpg": "memory", "gray one.png": "internal", "b.png": "bad_path"}
     assert codes == expected
     assert len(lines) == 6
 
@@ -175,7 +174,7 @@ def test_what_fails_behind_the_device_fails_one_picture(
 def test_a_device_that_fails_at_detecting(tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without memory it fails that picture; a device that is lost ends the run."""
     explainer = Explainer(tiny, method="grad", evidence="none")
-    kind, errors = type(explainer.plan.detector), [RuntimeError("CUDA out of memory. Tried to allocate")]
+    kind, errors = type(explainer.plan.detector), [RuntimeError(f"{TORCH_SAYS} allocate 4096 bytes.")]
 
     def fails(*_: Any) -> Any:
         raise errors[0]

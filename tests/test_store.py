@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import subprocess
@@ -288,6 +289,38 @@ def test_a_name_that_somebody_took_is_never_written_through(tmp_path: Path, monk
     assert not files(tmp_path / "out")
 
 
+def test_a_folder_of_the_tree_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(tmp_path) as tree:
+        write(tree, "bags/a.jpg", 1)
+    scan = os.scandir
+
+    def fails(folder: str) -> Any:
+        if str(folder).endswith("bags"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", fails)
+    with pytest.raises(OutputError, match="Check the disk"), Store(tmp_path):
+        pass
+
+
+def test_a_worker_takes_the_word_of_who_holds_the_lock(tmp_path: Path) -> None:
+    """It has not walked the tree, and still removes what its record supersedes."""
+    with Store(tmp_path) as tree:
+        write(tree, "a.jpg", 2)
+        worker, stamp = Store(tmp_path), tree.stamp("a.jpg")
+        worker.learn("a.jpg", tree.known("a.jpg"))
+        worker.look("a.jpg")
+        digests = {name: hashlib.sha256(f"f {name}".encode()).hexdigest() for name in ("a.jpg.d00.ig.png",)}
+        assert worker.holds("a.jpg", digests)
+        assert not worker.holds("a.jpg", {"a.jpg.d09.ig.png": "0"})
+        write(worker, "a.jpg", 1, "g")
+        assert not worker.holds("a.jpg", digests)
+        assert set(files(tmp_path)) == {"a.jpg.json", "a.jpg.d00.ig.png"}
+        assert tree.stamp("a.jpg") not in (stamp, "")
+        assert tree.stamp("none.jpg") == tree.stamp("../a.jpg") == ""
+
+
 def test_the_second_of_two_processes_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from detxai.output.store import Store\n"
@@ -406,10 +439,12 @@ def test_maps_are_stable_and_read_back() -> None:
     assert raw == store.encode_map(values, "npz")
     with np.load(io.BytesIO(raw)) as archive:
         assert np.array_equal(archive["map"], values)
+    assert np.array_equal(store.decode_map(raw, "a.npz"), values)
     raw = store.encode_map(values, "png")
     assert raw == store.encode_map(values, "png")
     with Image.open(io.BytesIO(raw)) as picture:
         scale = float(picture.info["detxai-scale"])
         grey = np.asarray(picture).astype(np.float64)
     assert np.allclose((grey - 32768) / 32767 * scale, values, atol=scale / 32767)
+    assert np.allclose(store.decode_map(raw, "a.map.png"), values, atol=scale / 32767)
     assert store.encode_map(np.zeros((2, 2), np.float32), "png")
