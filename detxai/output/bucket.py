@@ -94,13 +94,13 @@ class Bucket:
     def put(self, chunks: Iterable[bytes]) -> None:
         """One object of `chunks`; those of a stream are all there before the put begins."""
         if isinstance(chunks, Sequence):
-            with self._told():
+            with self._told(putting=True):
                 self._files.pipe_file(self._path, b"".join(chunks))
             return
         with tempfile.NamedTemporaryFile() as spool:
             spool.writelines(chunks)
             spool.flush()
-            with self._told():
+            with self._told(putting=True):
                 self._files.put_file(spool.name, self._path)
 
     def glob(self, pattern: str) -> Iterator[Bucket]:
@@ -132,13 +132,18 @@ class Bucket:
             yield prefix, names
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Each store has errors of its own, whose words may hold what is nobody's business."""
+    def _told(self, *, putting: bool = False) -> Iterator[None]:
+        """Each store has errors of its own, whose words may hold what is nobody's business.
+
+        `putting`: what is not found then is the bucket.
+        """
         try:
             yield
-        except (FileNotFoundError, UnicodeEncodeError):
+        except UnicodeEncodeError:
             raise
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and not putting:
+                raise
             raise OutputError(
                 f"The output {self.url} cannot be read or written: {type(error).__name__}.",
                 "Check the address, and what the environment says of its store and credentials.",
