@@ -92,7 +92,8 @@ class Window:
 class Image:
     """A decoded image. `pixels`: (height, width, 3) uint8 RGB, upright, alpha composed on white.
 
-    `sha256` of the file's bytes, `pair_sha256` of the high-energy half's.
+    `sha256` of the file's bytes, `pair_sha256` of the high-energy half's. `bands`: (height, width, n) uint8 of a
+    picture of other channels, for a network that reads so many; `pixels` show those in `shown`, counted from 1.
     """
 
     ref: ImageRef
@@ -101,6 +102,13 @@ class Image:
     window: Window | None = None
     notes: tuple[str, ...] = ()
     pair_sha256: str | None = None
+    bands: Pixels | None = None
+    shown: tuple[int, ...] = ()
+
+    @property
+    def seen(self) -> Pixels:
+        """(height, width, channels) uint8: what a network reads."""
+        return self.pixels if self.bands is None else self.bands
 
     @property
     def digest(self) -> str:

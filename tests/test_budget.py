@@ -25,7 +25,7 @@ GIB = 2**30
 
 
 def planned(memory: int | None, in_flight: int | None = None, gradient: int = 4 * 640**2) -> Budget:
-    return budget(memory, CPU, shape=(640, 640), pack=GIB // 2, gradient=gradient, in_flight=in_flight, targets=16)
+    return budget(memory, CPU, picture=(3, 640, 640), pack=GIB // 2, gradient=gradient, in_flight=in_flight, targets=16)
 
 
 def test_as_much_at_once_as_fits() -> None:

@@ -360,10 +360,16 @@ def test_a_gray_model_sees_the_gray_of_a_picture(tmp_path: Path) -> None:
     assert module.model[0].conv.in_channels == 1
 
 
-def test_a_model_of_many_bands_is_refused_by_its_number() -> None:
-    with pytest.raises(ModelError, match=r"some\.pt reads pictures of 4 channels") as caught:
-        build(checkpoint(banded(4)))
-    assert "trained on 3 channels" in caught.value.hint
+def test_a_model_of_many_bands_reads_so_many(tmp_path: Path) -> None:
+    torch.save({"model": banded(4), "train_args": {"imgsz": 128}}, tmp_path / "some.pt")
+    loaded = checkpoints.load(str(tmp_path / "some.pt"))
+    checkpoints.save(loaded, tmp_path / "some.safetensors")
+    detectors = [build(loaded), build(checkpoints.load(str(tmp_path / "some.safetensors")))]
+    x = photos(128, 0.4)[:, [0, 1, 2, 0]]
+    one, other = (detector.predict(x)[0].logits for detector in detectors)
+    torch.testing.assert_close(one, other)
+    assert [(detector.info.channels, detector.info.sparse) for detector in detectors] == [(4, True)] * 2
+    assert self_test(detectors[0], x[:1]) > 0
 
 
 # -- broken models ----------------------------------------------------------------------------------

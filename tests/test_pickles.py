@@ -23,7 +23,7 @@ from ultralytics.nn.modules import Conv
 
 from detxai.cli.app import run
 from detxai.errors import ModelError
-from detxai.models import checkpoints, tensors
+from detxai.models import checkpoints, detectors, tensors
 
 
 @pytest.fixture(scope="module")
@@ -210,13 +210,15 @@ def test_convert_writes_the_same_model_or_nothing(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
 
 
-def test_converting_a_model_of_four_bands_says_why_not(tmp_path: Path) -> None:
+def test_a_model_of_more_bands_than_its_yaml_says_is_the_same_converted(tmp_path: Path) -> None:
     module = tasks_model()
     module.model[0].conv = nn.Conv2d(4, module.model[0].conv.out_channels, 3, 2, 1, bias=False)
     torch.save({"model": module}, tmp_path / "a.pt")
-    with pytest.raises(ModelError, match="pictures of 4 channels") as caught:
-        checkpoints.save(checkpoints.load(str(tmp_path / "a.pt")), tmp_path / "a.safetensors")
-    assert "as it is" not in caught.value.hint, "the .pt cannot be explained either"
+    checkpoints.save(checkpoints.load(str(tmp_path / "a.pt")), tmp_path / "a.safetensors")
+    both = [detectors.build(checkpoints.load(str(tmp_path / f"a.{suffix}"))) for suffix in ("pt", "safetensors")]
+    assert [detector.info.channels for detector in both] == [4, 4]
+    x = torch.rand(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(*(detector.predict(x)[0].logits for detector in both))
 
 
 def test_layers_of_ones_own_need_trust_and_the_folder_of_their_code(

@@ -151,21 +151,29 @@ def test_windows_on_rectangles_are_the_whole_map(yaml: str) -> None:
 
 
 @pytest.mark.slow
-def test_programs_of_two_shapes_make_the_maps_of_shared_packs(checkpoint: Path) -> None:
+def test_programs_of_many_shapes_make_the_maps_of_shared_packs(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there is room for those of one shape alone."""
     from test_programs import engines, near, run, strongest
 
+    from detxai.attribution import programs
     from detxai.attribution.methods import METHODS, Settings
     from detxai.attribution.points import Segment
 
+    monkeypatch.setattr(programs, "MOST_PLACES", 2)
     detector = detectors.build(checkpoints.load(str(checkpoint)))
     asked = []
-    for shape in ((64, 128), (128, 96)):
+    for shape in ((64, 128), (128, 96), (64, 64)):
         x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(2))
         asked.append((Segment(x, torch.ones_like(x)), strongest(detector, x)))
     options = Settings(max_evaluations=16, stem=detector.trunk.stem)
-    shared, programs = (run(e, [METHODS["ig"]([p], t, options) for p, t in asked]) for e in engines(detector))
-    for one, other in zip([m for maps in shared for m in maps], [m for maps in programs for m in maps], strict=True):
+    both = engines(detector)
+    shared, own = (run(engine, [METHODS["ig"]([p], t, options) for p, t in asked]) for engine in both)
+    for one, other in zip([m for maps in shared for m in maps], [m for maps in own for m in maps], strict=True):
         assert near(one, other) <= 1e-5
+    assert both[1].programs is not None
+    assert len({shape.place for shape in both[1].programs.made}) <= 2
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ GROUND_SHARE, GROUND_SHARE_PALE = 0.4, 0.18
 PALE, CHROMA = 170, 28
 #: Colours are counted in this many steps a channel, of LEVELS levels each.
 STEPS, LEVELS = 16, 16
-WHITE = (255, 255, 255)
+WHITE = 255
 #: Standard deviation of the blur, as a share of the longer side.
 BLUR_SIGMA = 0.05
 #: Lines of a blurred picture made at a time, by device; a GPU makes all at once.
@@ -28,7 +28,7 @@ SOFT_SIGMA = 0.004
 
 
 def picture(canvas: Pixels, device: torch.device | None = None) -> Tensor:
-    """A letterboxed image (rows, columns, 3) uint8 as (3, rows, columns) float32 in [0, 1] on `device`."""
+    """A letterboxed image (rows, columns, c) uint8 as (c, rows, columns) float32 in [0, 1] on `device`."""
     return torch.from_numpy(canvas).to(device).permute(2, 0, 1).contiguous().float() / 255
 
 
@@ -37,11 +37,11 @@ def resolved(name: str, canvas: Pixels, box: Letterbox) -> str:
     if name != "auto":
         return name
     colour = ground(canvas[inner(box)])
-    return "auto:black" if colour is None else "auto:#{:02x}{:02x}{:02x}".format(*colour)
+    return "auto:black" if colour is None else f"auto:#{bytes(colour).hex()}"
 
 
 def baseline(name: str, x: Tensor, box: Letterbox, file: Tensor | None = None) -> Tensor:
-    """The baseline `name` (see `resolved`) of the letterboxed image `x`, both (3, rows, columns) float32 in [0, 1].
+    """The baseline `name` (see `resolved`) of the letterboxed image `x`, both (c, rows, columns) float32 in [0, 1].
 
     `file`: a letterboxed picture like `x`, for a baseline image.
     """
@@ -56,13 +56,13 @@ def baseline(name: str, x: Tensor, box: Letterbox, file: Tensor | None = None) -
     elif name in COLOURS:
         result[at] = COLOURS[name]
     else:
-        colour = torch.tensor(ground_of(name) or (0, 0, 0), dtype=torch.float64) / 255
+        colour = torch.tensor(ground_of(name) or (0,) * len(x), dtype=torch.float64) / 255
         result[at] = colour.float()[:, None, None].to(x.device)
     return result
 
 
 def softened(x: Tensor, box: Letterbox) -> Tensor:
-    """The image `x` (3, rows, columns) under a slight Gaussian; its padding stays."""
+    """The image `x` (channels, rows, columns) under a slight Gaussian; its padding stays."""
     result, at = x.clone(), (slice(None), *inner(box))
     result[at] = _blurred(x[at], SOFT_SIGMA)
     return result
@@ -73,29 +73,42 @@ def inner(box: Letterbox) -> tuple[slice, slice]:
     return slice(box.top, box.top + box.inner_height), slice(box.left, box.left + box.inner_width)
 
 
-def ground_of(name: str) -> tuple[int, int, int] | None:
+def ground_of(name: str) -> tuple[int, ...] | None:
     """The colour in a name that `resolved` gave; None for `auto:black`."""
     if name == "auto:black":
         return None
-    red, green, blue = bytes.fromhex(name.removeprefix("auto:#"))
-    return red, green, blue
+    return tuple(bytes.fromhex(name.removeprefix("auto:#")))
 
 
-def ground(pixels: Pixels) -> tuple[int, int, int] | None:
-    """The colour of the empty ground of a picture (height, width, 3), or None where no colour dominates."""
+def ground(pixels: Pixels) -> tuple[int, ...] | None:
+    """The colour of the empty ground of a picture (height, width, channels), or None where no colour dominates."""
+    near = _near_the_mode(pixels) if pixels.shape[2] == 3 else _near_all_modes(pixels)
+    colour = np.array([_median(pixels, channel, near) for channel in range(pixels.shape[2])]).round().astype(int)
+    pale = colour.mean() > PALE
+    if cv2.countNonZero(near) / near.size < (GROUND_SHARE_PALE if pale else GROUND_SHARE):
+        return None
+    if np.ptp(colour) >= CHROMA:  # the thin stuff of a bag that fills the picture: its ground is the tunnel's
+        return (WHITE,) * len(colour) if pale else None
+    return tuple(map(int, colour))
+
+
+def _near_the_mode(pixels: Pixels) -> Pixels:
+    """(height, width): not 0 where a colour picture has about its most common colour."""
     count = np.pad(cv2.calcHist([pixels], [0, 1, 2], None, [STEPS] * 3, [0, 256] * 3), 1)
     for axis in range(3):  # a colour counts with its neighbours: grounds are noisy
         count = count + np.roll(count, 1, axis) + np.roll(count, -1, axis)
     mode = np.array(np.unravel_index(count.argmax(), count.shape)) - 1
-    near = cv2.inRange(pixels, LEVELS * np.maximum(mode - 1.0, 0), LEVELS * (mode + 2.0) - 1)
-    colour = np.array([_median(pixels, channel, near) for channel in range(3)]).round().astype(int)
-    pale = colour.mean() > PALE
-    if cv2.countNonZero(near) / near.size < (GROUND_SHARE_PALE if pale else GROUND_SHARE):
-        return None
-    if np.ptp(colour) >= CHROMA:
-        return WHITE if pale else None  # the thin stuff of a bag that fills the picture: its ground is the tunnel's
-    red, green, blue = colour
-    return int(red), int(green), int(blue)
+    return np.asarray(cv2.inRange(pixels, LEVELS * np.maximum(mode - 1.0, 0), LEVELS * (mode + 2.0) - 1), np.uint8)
+
+
+def _near_all_modes(pixels: Pixels) -> Pixels:
+    """The same where every channel of many has about its own most common level: colours of many are not counted."""
+    near = np.full(pixels.shape[:2], 255, np.uint8)
+    for channel in np.moveaxis(pixels, 2, 0):
+        count = np.pad(np.bincount(channel.ravel() // LEVELS, minlength=STEPS), 1)
+        mode = int((count[:-2] + count[1:-1] + count[2:]).argmax())
+        near[(channel < LEVELS * max(mode - 1, 0)) | (channel > LEVELS * (mode + 2) - 1)] = 0
+    return near
 
 
 def _median(pixels: Pixels, channel: int, mask: Pixels) -> float:
@@ -106,7 +119,7 @@ def _median(pixels: Pixels, channel: int, mask: Pixels) -> float:
 
 
 def _blurred(inside: Tensor, share: float = BLUR_SIGMA) -> Tensor:
-    """`inside` (3, height, width) under a Gaussian, its border pixels repeated beyond it."""
+    """`inside` (channels, height, width) under a Gaussian, its border pixels repeated beyond it."""
     sigma = share * max(inside.shape[1:])
     rows, columns = (_gaussian(length, sigma, inside.device) for length in inside.shape[1:])
     return _banded(columns, _banded(rows, inside, _reach(sigma)).mT, _reach(sigma)).mT

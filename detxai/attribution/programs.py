@@ -23,6 +23,9 @@ from detxai.values import InputShape, Target
 WARM_UP = 3
 #: Path ends that a bank begins with.
 FEWEST_ENDS = 16
+#: Shapes of places whose programs are kept; each holds memory of its own. Pictures of one shape have two, that of the
+#: picture and that behind the first convolution.
+MOST_PLACES = 8
 
 
 class Network(Protocol):
@@ -205,6 +208,7 @@ class Programs:
         if self._pool is None and self.device.type == "cuda":
             self._pool = torch.cuda.graph_pool_handle()
         if shape not in self.made:
+            self._make_room(shape.place)
             self.made[shape] = Program(self._network(shape.dtype), shape, self.rows, self.device, self._pool)
 
     def run(self, pack: Sequence[Row], room: Room) -> Ran:
@@ -244,6 +248,13 @@ class Programs:
         program.unit.copy_(parts[:, 1:])
         values, *gradients = program()
         return values.clone(), gradients[0] if gradients else None, slots
+
+    def _make_room(self, place: torch.Size) -> None:
+        """Free the programs whose place was new longest ago, where there are MOST_PLACES other than `place`."""
+        others = list(dict.fromkeys(known.place for known in self.made if known.place != place))
+        for old in others[: max(0, len(others) + 1 - MOST_PLACES)]:
+            for known in [known for known in self.made if known.place == old]:
+                del self.made[known]
 
     def _sent(self, table: Tensor) -> Tensor:
         if self.device.type != "cuda":

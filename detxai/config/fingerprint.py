@@ -42,6 +42,8 @@ def fingerprint_keys(cfg: RunConfig) -> dict[str, Any]:
     }
     if cfg.images.pair:
         keys["images.energy_colors"] = cfg.images.energy_colors
+    if cfg.images.band:
+        keys["images.band"] = list(cfg.images.band)
     if cfg.images.views:
         keys["images.views"] = cfg.images.views
     if cfg.model.module_path:

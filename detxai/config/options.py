@@ -275,6 +275,13 @@ ROWS: tuple[Option, ...] = (
         "ONE,OTHER",
     ),
     Option(
+        "images.band",
+        None,
+        "for models of other channels than 3: the band that pictures show as gray, counted from 1, or three as red,"
+        " green and blue; null: the first",
+        "N[,N,N]",
+    ),
+    Option(
         "output.dir",
         Path("runs/explain"),
         "folder of the output tree, or s3://, gs://, az://",

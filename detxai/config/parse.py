@@ -144,6 +144,13 @@ def energies(value: str) -> str:
         raise ValueError(f"{error}, or {BANDS} where one file holds both") from error
 
 
+def one_or_three(value: tuple[int, ...]) -> tuple[int, ...]:
+    """One band as gray, or three as colours."""
+    if len(value) not in (1, 3):
+        raise ValueError("must be one band, shown as gray, or three as red, green and blue, as 4,3,2")
+    return value
+
+
 def pair(value: str) -> str:
     """`ONE,OTHER`: two texts of which neither holds the other."""
     low, comma, high = value.partition(",")

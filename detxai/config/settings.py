@@ -62,6 +62,9 @@ Files = Annotated[tuple[FilePath, ...], BeforeValidator(parse.items), AfterValid
 
 
 Side = Annotated[int, Field(ge=32, le=8192)]
+Bands = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=512)], ...], BeforeValidator(parse.items), AfterValidator(parse.one_or_three)
+]
 
 #: Keys that were a plain yes or no in older configs, and take it still.
 ONCE_SWITCHES = {"overlays"}
@@ -160,6 +163,7 @@ class ImagesConfig(_Section):
     pair: Annotated[str, AfterValidator(parse.energies)] | None = _field("pair")
     energy_colors: Literal["materials", "channels"] = _field("energy_colors")
     views: Annotated[str, AfterValidator(parse.pair)] | None = _field("views")
+    band: Bands | None = _field("band")
 
     @property
     def paired(self) -> tuple[str, str, str] | None:

@@ -46,7 +46,7 @@ def noisy(detector: Differentiable, shape: InputShape, seed: int) -> Differentia
     """A copy of `detector` that sees seeded noise on top of every picture of `shape` (rows, columns)."""
     result = copy.deepcopy(detector)
     first = next(m for m in result.module.modules() if isinstance(m, nn.Conv2d))
-    noise = NOISE * torch.randn(3, *shape, generator=torch.Generator().manual_seed(seed))
+    noise = NOISE * torch.randn(detector.info.channels, *shape, generator=torch.Generator().manual_seed(seed))
 
     def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return inputs[0] + noise.to(inputs[0]), *inputs[1:]

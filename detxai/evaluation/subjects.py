@@ -107,7 +107,7 @@ def opened(result: Result, letterboxed: Callable[[Pixels], tuple[Pixels, Letterb
     """The image of a `result` that did not fail, its detections without any labels yet."""
     image, record = result.image, result.record
     assert image is not None and record.detections is not None
-    canvas, box = letterboxed(image.pixels)
+    canvas, box = letterboxed(image.seen)
     targets = {e.detection: e.attribution.target for e in result.explanations}
     subjects = [
         Subject(

@@ -22,13 +22,15 @@ TINY = 1e-3
 RIVALS = 4
 
 
-def ground_mask(pixels: Pixels, colour: tuple[int, int, int] | None) -> NDArray[np.bool_] | None:
+def ground_mask(pixels: Pixels, colour: tuple[int, ...] | None) -> NDArray[np.bool_] | None:
     """(height, width): where a picture shows its empty ground; None for a picture without one."""
     if colour is None:
         return None
     import cv2
 
     low, high = (np.clip(np.array(colour, float) + by, 0, 255) for by in (-GROUND_NEAR, GROUND_NEAR))
+    if len(colour) > 3:  # than OpenCV compares
+        return np.asarray(((pixels >= low) & (pixels <= high)).all(2))
     return np.asarray(cv2.inRange(pixels, low, high)) > 0
 
 

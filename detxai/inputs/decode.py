@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
 import stat
@@ -26,7 +27,7 @@ import numpy as np
 import PIL.Image
 
 from detxai.errors import ImageError
-from detxai.inputs import bands, dicom, energies, frames, remote
+from detxai.inputs import bands, dicom, energies, frames, multispectral, remote
 from detxai.inputs.complete import ended_early
 from detxai.inputs.samples import Samples, has_bands, samples
 from detxai.inputs.window import Method, parse_window, ramp, window_of
@@ -72,8 +73,12 @@ def load(
     window: str = "auto",
     max_pixels: int = MAX_PIXELS,
     admit: Callable[[int], None] = lambda size: None,
+    channels: int = 3,
+    band: tuple[int, ...] = (1,),
 ) -> Image:
     """The picture of the file: (height, width, 3) uint8 RGB, upright, alpha put on white.
+
+    `channels` that the network reads: where they are not 3, the picture has so many `bands`, and shows some: `band`.
 
     `window`: `auto` (the nominal range where the data fill at least half of it, else their
     percentiles 0.5 to 99.5), `full` (the nominal range), `LOW,HIGH` or `percentile P,Q`.
@@ -84,10 +89,16 @@ def load(
     method = parse_window(window)
     _prepare_pillow(max_pixels)
     if ref.pair is not None:
+        if channels != 3:
+            raise ImageError(
+                "channels", f"--pair makes colours of two energies, and the model reads {channels} channels"
+            )
         read = _banded if ref.pair.file == ref.file else _dual
         return read(ref, ref.pair, method, max_pixels, admit)
     with _opened(ref, max_pixels) as stream:
         try:
+            if channels != 3 or multispectral.is_array(stream):
+                return _multispectral(ref, stream, method, max_pixels, admit, channels, band)
             scan = _scan(ref, stream, max_pixels)
             header = scan or _header(ref, stream, max_pixels)
             size = _upright_size(header)
@@ -302,6 +313,43 @@ def _decoded(ref: ImageRef, data: bytes, digest: str, method: Method, max_pixels
     except _DAMAGE as error:
         raise ImageError("truncated", f"the data are damaged or cut short: {error}") from error
     return Image(ref, pixels, digest, used, (*said, *stored.notes, *more, *notes))
+
+
+def _multispectral(
+    ref: ImageRef,
+    stream: BufferedReader,
+    method: Method,
+    max_pixels: int,
+    admit: Callable[[int], None],
+    channels: int,
+    band: tuple[int, ...],
+) -> Image:
+    """A picture of bands, or an array."""
+    if ref.frame is not None and channels != 3:
+        raise ImageError("channels", "--frames all takes pages apart, and the model reads them together: leave it out")
+    length = os.fstat(stream.fileno()).st_size
+    header, size = multispectral.announced(stream, channels, length), (0, 0)
+    if header is None:
+        whole = _header(ref, stream, max_pixels)
+        size, needed = (whole.width, whole.height), _needed(whole)
+    else:
+        size, needed = header.size, 4 * header.bytes
+    if math.prod(size) > max_pixels or needed > 4 * _most_bytes(max_pixels):
+        raise ImageError("too_large", f"{math.prod(size)} pixels; the limit is {max_pixels} (--max-pixels)")
+    admit(needed + length)
+    data = _content(stream)
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        if header is None:
+            _stored(_header(ref, BytesIO(data), max_pixels), None, data, max_pixels)
+        values, used = multispectral.decoded(data, channels, method, header)
+    except MemoryError as error:
+        raise ImageError("too_large", f"no room for {size[0]} x {size[1]} pixels") from error
+    except _DAMAGE as error:
+        raise ImageError("truncated", f"the data are damaged or cut short: {error}") from error
+    if channels == 3:
+        return Image(ref, values, digest, used)
+    return Image(ref, multispectral.shown(values, band), digest, used, bands=values, shown=band)
 
 
 def _stored(image: PIL.Image.Image, frame: int | None, data: bytes, max_pixels: int) -> Samples:

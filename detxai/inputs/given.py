@@ -29,7 +29,8 @@ def refs(
     """References to `images`: a path (file, folder, glob), a Pillow image, an array, or an iterable of these.
 
     `frames`, `pair`, `views`: as `find` has them. Arrays are (height, width, 3) uint8 in RGB (OpenCV has
-    BGR: `array[..., ::-1]`). Raises UsageError for anything else, and NoInputError for paths without an image.
+    BGR: `array[..., ::-1]`), or (height, width, n) for a model of n channels. Raises UsageError for anything else, and
+    NoInputError for paths without an image.
     """
     number = 0
     for are_paths, group in groupby(_flat(images), lambda item: isinstance(item, str | Path)):
@@ -70,11 +71,15 @@ def _of_paths(
 def _encoded(item: Any) -> bytes:
     """An image in memory as a file would hold it, without loss."""
     if isinstance(item, np.ndarray):
-        if item.ndim != 3 or item.shape[2] != 3 or item.dtype != np.uint8 or not item.size:
+        if item.ndim != 3 or item.dtype != np.uint8 or not item.size:
             raise UsageError(
                 f"An array is (height, width, 3) uint8 in RGB, and this one is {item.shape} {item.dtype}.",
                 "Deeper pictures are read from files: give a path.",
             )
+        if item.shape[2] != 3:  # for a model of so many channels
+            buffer = io.BytesIO()
+            np.save(buffer, item, allow_pickle=False)
+            return buffer.getvalue()
         item = PIL.Image.fromarray(np.ascontiguousarray(item))
     if not isinstance(item, PIL.Image.Image):
         raise UsageError(

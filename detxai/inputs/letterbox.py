@@ -21,7 +21,7 @@ FITS = ("letterbox", "stretch", "darknet")
 def letterboxed(
     pixels: Pixels, shape: InputShape, fit: str = "letterbox", stride: int | None = None
 ) -> tuple[Pixels, Letterbox]:
-    """`pixels` (height, width, 3) on grey of `shape` (rows, columns), in one of the ways `FITS`.
+    """`pixels` (height, width, channels) on grey of `shape` (rows, columns), in one of the ways `FITS`.
 
     `stride`: of a network that takes any whole number of cells; then there is no more grey than fills the last ones, as
     ultralytics does by default (`rect=True`).
@@ -38,7 +38,7 @@ def letterboxed(
     inner = pixels
     if (inner_height, inner_width) != (height, width):
         inner = (_corner_to_corner if fit == "darknet" else _bilinear)(pixels, inner_width, inner_height)
-    canvas = np.full((rows, columns, 3), PADDING, np.uint8)
+    canvas = np.full((rows, columns, pixels.shape[2]), PADDING, np.uint8)
     canvas[top : top + inner_height, left : left + inner_width] = inner
     return canvas, Letterbox((rows, columns), width, height, gain, left, top, inner_width, inner_height)
 
@@ -62,9 +62,10 @@ def _corner_to_corner(pixels: Pixels, width: int, height: int) -> Pixels:
 
 def fitted(pixels: Pixels, lb: Letterbox) -> Pixels:
     """`pixels` stretched to the picture's place in the letterbox `lb`: a baseline image on the same padding."""
-    canvas = np.full((*lb.shape, 3), PADDING, np.uint8)
-    bilinear = PIL.Image.Resampling.BILINEAR  # Pillow's averages when it shrinks
-    inner = np.asarray(PIL.Image.fromarray(pixels).resize((lb.inner_width, lb.inner_height), bilinear))
+    canvas = np.full((*lb.shape, pixels.shape[2]), PADDING, np.uint8)
+    size, bilinear = (lb.inner_width, lb.inner_height), PIL.Image.Resampling.BILINEAR  # it averages when it shrinks
+    bands = [PIL.Image.fromarray(band).resize(size, bilinear) for band in np.moveaxis(pixels, 2, 0)]
+    inner = np.stack([np.asarray(band) for band in bands], 2)
     canvas[lb.top : lb.top + lb.inner_height, lb.left : lb.left + lb.inner_width] = inner
     return canvas
 

@@ -236,9 +236,10 @@ def _compare(checkpoint: Checkpoint, data: bytes) -> None:
     from detxai.models import detectors
 
     hint = "Nothing was written. detxai explains the .pt as it is; ONNX is another form without a pickle."
-    picture = torch.rand(1, 3, PICTURE // 8, PICTURE // 8, generator=torch.Generator().manual_seed(0))
+    built = detectors.build(checkpoint)
+    picture = torch.rand(1, built.info.channels, PICTURE // 8, PICTURE // 8, generator=torch.Generator().manual_seed(0))
     picture = nn.functional.interpolate(picture, scale_factor=8, mode="bilinear")
-    own = detectors.sound(detectors.build(checkpoint), picture)
+    own = detectors.sound(built, picture)
     try:
         other = detectors.sound(detectors.build(read(checkpoint.name, "", data)), picture)
     except (ModelError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError) as error:

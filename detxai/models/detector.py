@@ -31,7 +31,7 @@ class DetectorInfo:
 
     `fit`: how its own code makes its input of a picture (see `detxai.inputs.letterbox.FITS`). `stride`: of its
     coarsest map, in pixels; rows and columns are multiples. `rotated`: its boxes are. `shape`: (rows, columns) that it
-    was made for, where they are no square of `imgsz`; `fixed`: it reads no other.
+    was made for, where they are no square of `imgsz`; `fixed`: it reads no other. `channels` of the pictures it reads.
     """
 
     name: str
@@ -48,6 +48,7 @@ class DetectorInfo:
     rotated: bool = False
     shape: InputShape | None = None
     fixed: bool = False
+    channels: int = 3
 
     @property
     def own_shape(self) -> InputShape:

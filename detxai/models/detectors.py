@@ -73,20 +73,13 @@ def build(checkpoint: Checkpoint, branch: str | None = None, *, keep: bool = Tru
 
 
 def _see_colour(checkpoint: Checkpoint) -> None:
-    """Make its network read RGB, in place. Raises ModelError for one of other bands than gray and colour."""
+    """Make its network read RGB where it reads gray, in place; one of more channels stays as it is."""
     if checkpoint.kind not in ("ultralytics", "legacy"):
         return
     network: Any = checkpoint.module
     first = (network.model if checkpoint.kind == "ultralytics" else network.layers)[0]
-    channels = channels_of(first)
-    if channels in (3, None):
-        return
-    if channels != 1:
-        raise ModelError(
-            f"{checkpoint.name} reads pictures of {channels} channels; detxai reads colour and gray ones.",
-            "Give a model that was trained on 3 channels, or on 1 (`channels:` in its data YAML).",
-        )
-    read_colour(first)
+    if channels_of(first) == 1:
+        read_colour(first)
 
 
 def contrasting(values: Callable[[Tensor, Sequence[tuple[int, Target]]], Tensor]) -> Callable[..., Tensor]:

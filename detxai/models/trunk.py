@@ -33,6 +33,7 @@ class Trunk:
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         self.layers: list[Any] = list(layers)
+        self.channels = channels_of(self.layers[0]) or 3
         self.sources: list[tuple[int, ...]] = []
         self.ancestors: list[frozenset[int]] = []
         self._tap: tuple[int, list[Tensor]] | None = None
@@ -88,7 +89,7 @@ class Trunk:
         """(channels, height, width) of the maps of all layers."""
         if shape not in self._maps:
             tap, self._tap = self._tap, None
-            outputs = self(like.new_zeros(1, 3, *shape), range(len(self.layers)))
+            outputs = self(like.new_zeros(1, self.channels, *shape), range(len(self.layers)))
             self._tap = tap
             maps = {i: y for i, y in outputs.items() if isinstance(y, Tensor) and y.dim() == 4}
             self._maps[shape] = {i: (y.shape[1], y.shape[2], y.shape[3]) for i, y in maps.items()}

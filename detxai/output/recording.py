@@ -41,6 +41,7 @@ def image_info(image: Image) -> ImageInfo:
         window=WindowInfo(method=window.method, low=window.low, high=window.high) if window else None,
         pair=PairInfo(path=pair.path, sha256=str(image.pair_sha256), colors=pair.colors) if pair else None,
         view=ViewInfo(**vars(image.ref.view)) if image.ref.view else None,
+        bands=image.shown or None,
         notes=image.notes or None,
     )
 

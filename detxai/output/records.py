@@ -64,13 +64,14 @@ class ViewInfo(Part):
 class ImageInfo(Part):
     """The picture."""
 
-    left_out = frozenset({"window", "pair", "view", "notes"})
+    left_out = frozenset({"window", "pair", "view", "notes", "bands"})
 
     path: Text = Field(description="POSIX path in the output tree")
     sha256: str | None = Field(default=None, description="of the file's bytes; null if unreadable")
     width: int | None = Field(default=None, description="pixels, after EXIF rotation")
     height: int | None = Field(default=None, description="pixels, after EXIF rotation")
     window: WindowInfo | None = Field(default=None, description="16-bit and float images only")
+    bands: tuple[int, ...] | None = Field(default=None, description="of a picture of many: those shown, counted from 1")
     pair: PairInfo | None = Field(default=None, description="dual energy only: the other half of the picture")
     view: ViewInfo | None = Field(default=None, description="only with --views: which view of which bag it is")
     notes: tuple[Text, ...] | None = Field(default=None, description="what is special in this file")
@@ -79,13 +80,14 @@ class ImageInfo(Part):
 class ModelInfo(Part):
     """The detector."""
 
-    left_out = frozenset({"letterbox", "shape"})
+    left_out = frozenset({"letterbox", "shape", "channels"})
 
     name: Text = Field(description="file name of the model")
     sha256: str = Field(description="of the model's bytes")
     family: Text = Field(description="kind of detector, such as yolov8")
     head: Text = Field(description="the head that is explained, such as one2many")
     imgsz: int = Field(description="longer side of the network's input in pixels, as it was asked for")
+    channels: int | None = Field(default=None, description="of the pictures that it reads; absent: 3")
     shape: InputShape | None = Field(default=None, description="rows and columns of that input; absent: a square")
     letterbox: Text | None = Field(default=None, description=_LETTERBOX)
 

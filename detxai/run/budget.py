@@ -11,7 +11,7 @@ import torch
 
 from detxai.attribution.integral import AT_ONCE
 from detxai.errors import UsageError
-from detxai.values import InputShape, written
+from detxai.values import written
 
 #: Share of the memory of a machine, and of a GPU, that a run takes under `memory: auto`.
 SHARE = {"cuda": 0.5}
@@ -22,7 +22,7 @@ CONTAINER = Path("/sys/fs/cgroup/memory.max")
 IN_FLIGHT = {"cpu": 6, "mps": 6, "cuda": 64}
 #: Nodes of a target for which there should be room: most need no more.
 NODES = 16
-#: Float pictures (3, rows, columns) an image in flight: image, baselines, fills, read ahead and on the device.
+#: Float pictures (channels, rows, columns) an image in flight: image, baselines, fills, read ahead and on the device.
 PICTURES = 16
 #: Path ends of an image in flight, as large as its gradients.
 ENDS = 3
@@ -56,7 +56,7 @@ def budget(
     device: torch.device,
     share: float = 1.0,
     *,
-    shape: InputShape,
+    picture: tuple[int, int, int],
     pack: int,
     gradient: int,
     in_flight: int | None,
@@ -67,14 +67,14 @@ def budget(
     None takes its `share` of what `memory_of` the device gives, or what one image needs; as many images in flight as
     fit, at most IN_FLIGHT. Raises UsageError where what is asked for does not fit.
     """
-    image = PICTURES * 12 * math.prod(shape) + (ENDS + AT_ONCE) * gradient
+    image = PICTURES * 4 * math.prod(picture) + (ENDS + AT_ONCE) * gradient
     always = AT_WORK + int(BACKWARD * pack)
     least = always + image * (in_flight or 1)
     total = max(int(share * memory_of(device)), least) if memory is None else memory
     if least > total:
         raise UsageError(
             f"--memory: {total >> 20} MiB are less than the {least >> 20} MiB that {in_flight or 1} images in flight"
-            f" at {written(shape)} pixels need.",
+            f" at {written(picture[1:])} pixels need.",
             "Give more, or use a smaller --imgsz or --batch.",
         )
     left = total - always

@@ -44,7 +44,7 @@ class ChannelPass:
                 f"({self.plan.info.family})."
             )
         layers = convolutions(self.plan.network.trunk)
-        gray = torch.full((1, 3, *self.plan.shape), 0.5, device=self.plan.device)
+        gray = torch.full((1, self.plan.info.channels, *self.plan.shape), 0.5, device=self.plan.device)
         with torch.no_grad():
             self.convolutions = in_order(layers, lambda: self.plan.detector.predict(gray))
         self.classes = sorted(self.plan.info.names)

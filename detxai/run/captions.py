@@ -72,7 +72,7 @@ def _compared(a: Attribution | AttributionRecord) -> str:
 
 def _ground(name: str) -> str:
     """A baseline in words."""
-    if re.fullmatch(r"auto:#[0-9a-f]{6}", name):
+    if re.fullmatch(r"auto:#([0-9a-f]{2})+", name):
         return f"the empty ground {name.removeprefix('auto:')}"
     plain = name.removeprefix("auto:")
     if plain in COLOURS:

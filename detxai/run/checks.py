@@ -69,6 +69,16 @@ def check_boxes(config: DetectionConfig) -> None:
         raise UsageError(f"--candidates {config.candidates:g} must be below --conf {config.conf:g}.")
 
 
+def check_inputs(config: RunConfig, info: DetectorInfo) -> None:
+    """Raise UsageError as `check_boxes` does, and for bands to show that pictures of the model do not have."""
+    check_boxes(config.detection)
+    band = config.images.band
+    if band and info.channels == 3:
+        raise UsageError(f"--band chooses among many, and {info.name} reads pictures of 3 channels.", "Leave it out.")
+    if band and max(band) > info.channels:
+        raise UsageError(f"--band {max(band)}: {info.name} reads pictures of {info.channels} channels, counted from 1.")
+
+
 def check_methods(methods: Sequence[str], targets: Sequence[str], info: DetectorInfo, *, black_box: bool) -> None:
     """Raise UsageError for methods that make no sense for the model or the targets."""
     for name in methods:

@@ -67,8 +67,8 @@ def model(
     yield "targets", ", ".join(info.targets)
     some = list(info.names.values())[:8]
     yield "classes", f"{len(info.names)}: {', '.join(some)}{', …' if len(info.names) > 8 else ''}"
-    yield "image size", f"{written(info.own_shape)} px"
-    x = torch.rand(1, 3, *info.own_shape, generator=torch.Generator().manual_seed(0))
+    yield "image size", f"{written(info.own_shape)} px" + (f", {info.channels} channels" if info.channels != 3 else "")
+    x = torch.rand(1, info.channels, *info.own_shape, generator=torch.Generator().manual_seed(0))
     if isinstance(detector, Differentiable):
         detector.module.to(where)
         yield from _gradients(detector, x.to(where))

@@ -256,7 +256,7 @@ class Explainer:
         held = 0
         try:
             ready = prepared_image(self.plan, ref, tree, partial(budget.take, number))
-            held = ready.image.pixels.nbytes if isinstance(ready, PreparedImage) else 0
+            held = ready.image.pixels.nbytes + ready.image.seen.nbytes if isinstance(ready, PreparedImage) else 0
             return ready
         except (Exception, SystemExit) as error:
             if isinstance(error, DetxaiError) or memory_refused(error):

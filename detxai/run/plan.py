@@ -30,7 +30,7 @@ from detxai.parchgrad.session import ParchGradSession
 from detxai.run import checks
 from detxai.run.budget import Budget, budget
 from detxai.run.calibration_lookup import calibration_of, promise_of
-from detxai.values import Checkpoint, ImageRef, InputShape, Letterbox, Pixels, Target, as_imgsz, written
+from detxai.values import Checkpoint, Image, ImageRef, InputShape, Letterbox, Pixels, Target, as_imgsz, written
 from detxai.vocabulary import BASELINES, BLACK_BOX_METHODS, LAYER_METHODS
 
 #: A gradient behind the first convolution is kept where it has no more numbers than this times the picture's pixels.
@@ -81,8 +81,14 @@ class Plan:
     budget: Budget
 
     def letterboxed(self, pixels: Pixels) -> tuple[Pixels, Letterbox]:
-        """What the network sees of `pixels` (height, width, 3)."""
+        """What the network sees of `pixels` (height, width, channels)."""
         return letterboxed(pixels, self.shape, self.fit, self.info.stride if self.rect else None)
+
+    def load(self, ref: ImageRef, admit: Callable[[int], None] = lambda size: None) -> Image:
+        """The picture of `ref`, with as many channels as the network reads; see `decode.load`."""
+        settings = self.config.images
+        band = settings.band or (1,)
+        return decode.load(ref, settings.window, settings.max_pixels, admit, self.info.channels, band)
 
     @property
     def rect(self) -> bool:
@@ -148,7 +154,7 @@ def make_plan(
     classes = class_ids(config.detection.classes or (), info.names, "--classes")
     as_class = class_ids(a.as_class, info.names, "--as-class")
     targets = checks.target_kinds(a.target, info)
-    checks.check_boxes(config.detection)
+    checks.check_inputs(config, info)
     drawn, given = _readers(config, info)
     checks.check_gate(config, targets)
     calibration, warnings = calibration_of(config, info, as_imgsz(shape))
@@ -177,9 +183,9 @@ def make_plan(
         promise=promise,
         warnings=rounded + warnings + unkept + whole,
         parchgrad=parchgrad,
-        baseline_images=_baseline_images(a.baseline),
+        baseline_images=_baseline_images(a.baseline, info.channels),
         settings=settings,
-        budget=_budget(config, device, settings, memory_share, shape=shape, activations=activations, numbers=numbers),
+        budget=_budget(config, device, settings, memory_share, (info.channels, *shape), activations, numbers),
     )
 
 
@@ -188,18 +194,17 @@ def _budget(
     device: torch.device,
     settings: Settings,
     share: float,
-    *,
-    shape: InputShape,
+    picture: tuple[int, int, int],
     activations: int,
     numbers: int,
 ) -> Budget:
-    """The memory of the run, and what fits into it: `activations` bytes a picture, `numbers` of a gradient kept."""
-    rows = rows_for(device, shape, PROGRAM_ROWS if device.type in PROGRAM_ROWS else ROWS)
+    """The memory of the run, and what fits into it: `activations` bytes a `picture`, `numbers` of a gradient kept."""
+    rows = rows_for(device, picture[1:], PROGRAM_ROWS if device.type in PROGRAM_ROWS else ROWS)
     return budget(
         None if config.run.memory == "auto" else config.run.memory,
         device,
         share,
-        shape=shape,
+        picture=picture,
         pack=activations * settings.dtype.itemsize // 4 * rows,
         gradient=4 * numbers,
         in_flight=None if config.run.batch == "auto" else int(config.run.batch),
@@ -254,7 +259,10 @@ def _tested(
     """
     methods, asked = config.attribution.method, config.detection.imgsz is not None
     # Noise: on a picture of one colour a layer that is off by some cells gives what it should.
-    noise, *more = (torch.rand(1, 3, *s, generator=torch.Generator().manual_seed(SEED)).to(device) for s in shapes)
+    noise, *more = (
+        torch.rand(1, detector.info.channels, *s, generator=torch.Generator().manual_seed(SEED)).to(device)
+        for s in shapes
+    )
     network, sparse = _network(detector), detector.info.sparse
     if network is None or all(name in BLACK_BOX_METHODS for name in methods):
         detectors.sound(detector, noise, asked=asked)
@@ -294,8 +302,8 @@ def _detector(model: ModelConfig, checkpoint: Checkpoint | None) -> Detector:
     return detectors.build(loaded, None if model.head == "auto" else model.head, keep=checkpoint is not None)
 
 
-def _gray(shape: InputShape, device: torch.device) -> torch.Tensor:
-    return torch.full((1, 3, *shape), 0.5, device=device)
+def _gray(network: Differentiable, shape: InputShape, device: torch.device) -> torch.Tensor:
+    return torch.full((1, network.info.channels, *shape), 0.5, device=device)
 
 
 def _full_evidence(a: AttributionConfig, info: DetectorInfo) -> bool:
@@ -372,7 +380,7 @@ def _layers(
         return None, {}
     if not any(name in LAYER_METHODS for name in a.method):
         return network.layer_of, {}
-    gray = _gray(shape, device)
+    gray = _gray(network, shape, device)
     if wanted is None:
         return network.layer_of, network.trunk.early(gray)
     with network.trunk.tap(wanted) as tapped:
@@ -385,7 +393,7 @@ def _layers(
     return lambda _: wanted, {}
 
 
-def _baseline_images(name: str) -> dict[str, Pixels]:
+def _baseline_images(name: str, channels: int) -> dict[str, Pixels]:
     """The picture of --baseline FILE by its name, or a seeded choice of those in --baseline FOLDER."""
     if name in BASELINES:
         return {}
@@ -397,6 +405,6 @@ def _baseline_images(name: str) -> dict[str, Pixels]:
             raise UsageError(f"--baseline {name}: the folder has no image in it.")
         files = sorted(random.Random(SEED).sample(files, min(MOST_BASELINES, len(files))))
     try:
-        return {file.name: decode.load(ImageRef(file.name, file)).pixels for file in files}
+        return {file.name: decode.load(ImageRef(file.name, file), channels=channels).seen for file in files}
     except ImageError as error:
         raise UsageError(f"--baseline {name}: {error}") from error

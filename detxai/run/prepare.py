@@ -38,9 +38,8 @@ def prepared_image(
         digests = [None if drawn is None else drawn.digest for drawn in boxes]
         if tree is not None and not plan.config.run.force and (done := _done(plan, ref, tree, digests)):
             return Result(ref, done, skipped=True)
-        settings = plan.config.images
-        image = decode.load(ref, settings.window, settings.max_pixels, admit)
-        canvas, box = plan.letterboxed(image.pixels)
+        image = plan.load(ref, admit)
+        canvas, box = plan.letterboxed(image.seen)
         compared = _baselines(plan, canvas, box)
         labels, given = (None if drawn is None else drawn.at(image.width, image.height) for drawn in boxes)
         key = _fingerprint(plan, image.digest, digests)
@@ -101,17 +100,18 @@ def _baselines(plan: Plan, canvas: Pixels, box: Letterbox) -> dict[str, Pixels |
     return made
 
 
-def _ground(level: EvidenceLevel, canvas: Pixels, box: Letterbox, name: str) -> tuple[int, int, int] | None:
+def _ground(level: EvidenceLevel, canvas: Pixels, box: Letterbox, name: str) -> tuple[int, ...] | None:
     """The colour of the picture's empty ground, for its evidence; `auto` in the `name` of its baseline has looked."""
     if level is EvidenceLevel.NONE:
         return None
-    return baselines.ground_of(name) if name.startswith("auto:") else baselines.ground(canvas[baselines.inner(box)])
+    own = name.startswith("auto:")
+    return baselines.ground_of(name) if own else baselines.ground(canvas[baselines.inner(box)])
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Of an image on the device, (3, rows, columns) float32 in [0, 1]: itself as `x`, its `baselines`, and what trials
-    show: `fills` by name, and itself `softened`."""
+    """Of an image on the device, (channels, rows, columns) float32 in [0, 1]: itself as `x`, its `baselines`, and what
+    trials show: `fills` by name, and itself `softened`."""
 
     x: torch.Tensor
     baselines: dict[str, torch.Tensor]

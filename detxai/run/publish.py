@@ -64,7 +64,7 @@ class Publisher:
         Raises ImageError where a map is not finite, LeftUnfinished.
         """
         p, kept = group.prepared, PublishedGroup(scales=self._scales(group))
-        ground = None if self.level is EvidenceLevel.NONE else ground_mask(p.image.pixels, p.ground)
+        ground = None if self.level is EvidenceLevel.NONE else ground_mask(p.image.seen, p.ground)
         for number, indices in groupby(range(len(group.wanted)), lambda j: group.wanted[j].detection):
             if self.left():
                 raise LeftUnfinished

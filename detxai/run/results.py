@@ -22,7 +22,7 @@ from detxai.values import Attribution, Detection, Image, ImageRef, InputShape, L
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """An image as the device gets it: `canvas` (rows, columns, 3) uint8, the letterboxed picture.
+    """An image as the device gets it: `canvas` (rows, columns, channels) uint8, the letterboxed picture.
 
     `baselines`: by name, the one asked for first; letterboxed like `canvas` where a file is one. `ground`: the colour
     of its empty ground; `labels`, `given`: boxes in source pixels, None where there are none. `parts`: what an earlier
@@ -37,7 +37,7 @@ class PreparedImage:
     fingerprint: str
     labels: tuple[Label, ...] | None = None
     given: tuple[Label, ...] | None = None
-    ground: tuple[int, int, int] | None = None
+    ground: tuple[int, ...] | None = None
     parts: dict[int, bytes] = field(default_factory=dict)
 
 
@@ -144,6 +144,7 @@ def model_record(info: DetectorInfo, imgsz: int, shape: InputShape, fit: str) ->
         family=info.family,
         head=info.head,
         imgsz=imgsz,
+        channels=None if info.channels == 3 else info.channels,
         shape=None if shape == (imgsz, imgsz) else shape,
         letterbox=None if fit == "letterbox" else fit,
     )

@@ -80,6 +80,7 @@ class AnchorBased:
             sparse=True,
             fit="darknet" if checkpoint.kind == "darknet" else "letterbox",
             stride=max(head.stride for head in self.heads),
+            channels=self.trunk.channels,
         )
 
     def _maps(self, x: Tensor, levels: Sequence[int]) -> dict[int, Tensor]:

@@ -59,6 +59,7 @@ class AnchorFree:
             sparse=self._sparse(checkpoint.name),
             stride=max(32, *self.strides),
             rotated=bool(self.angle_heads),
+            channels=self.trunk.channels,
         )
 
     def _sparse(self, name: str) -> bool:

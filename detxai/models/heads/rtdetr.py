@@ -42,6 +42,7 @@ class RTDETR:
             ("class", *EDGES),
             sparse=False,
             fit="stretch",
+            channels=self.trunk.channels,
         )
 
     def predict(self, x: Tensor) -> list[Candidates]:
