@@ -39,6 +39,8 @@ MAX_PIXELS = 178_956_970  # where Pillow itself refuses
 #: Bytes a pixel at the height of decoding, beside the file's own: measured with files of every format.
 PLAIN, TRANSPARENT, DEEP = 24, 32, 48
 
+Admit = Callable[[int], None]
+Bands = tuple[int, ...]
 #: What tells the size of a picture before it is decoded.
 Announced = PIL.Image.Image | dicom.Header | bands.Header
 
@@ -316,13 +318,7 @@ def _decoded(ref: ImageRef, data: bytes, digest: str, method: Method, max_pixels
 
 
 def _multispectral(
-    ref: ImageRef,
-    stream: BufferedReader,
-    method: Method,
-    max_pixels: int,
-    admit: Callable[[int], None],
-    channels: int,
-    band: tuple[int, ...],
+    ref: ImageRef, stream: BufferedReader, method: Method, max_pixels: int, admit: Admit, channels: int, band: Bands
 ) -> Image:
     """A picture of bands, or an array."""
     if ref.frame is not None and channels != 3:
@@ -338,7 +334,6 @@ def _multispectral(
         raise ImageError("too_large", f"{math.prod(size)} pixels; the limit is {max_pixels} (--max-pixels)")
     admit(needed + length)
     data = _content(stream)
-    digest = hashlib.sha256(data).hexdigest()
     try:
         if header is None:
             _stored(_header(ref, BytesIO(data), max_pixels), None, data, max_pixels)
@@ -347,9 +342,7 @@ def _multispectral(
         raise ImageError("too_large", f"no room for {size[0]} x {size[1]} pixels") from error
     except _DAMAGE as error:
         raise ImageError("truncated", f"the data are damaged or cut short: {error}") from error
-    if channels == 3:
-        return Image(ref, values, digest, used)
-    return Image(ref, multispectral.shown(values, band), digest, used, bands=values, shown=band)
+    return multispectral.image(Image(ref, values, hashlib.sha256(data).hexdigest(), used), band)
 
 
 def _stored(image: PIL.Image.Image, frame: int | None, data: bytes, max_pixels: int) -> Samples:

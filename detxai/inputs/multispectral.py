@@ -8,6 +8,7 @@ the order in which a network of other than 3 channels was trained.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from io import BufferedReader, BytesIO
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from detxai.errors import ImageError
 from detxai.inputs.window import Method, ramp, window_of
-from detxai.values import Pixels, Window
+from detxai.values import Image, Pixels, Window
 
 _NPY, _TIFF = b"\x93NUMPY", (b"II", b"MM")
 #: Pages of a TIFF that are looked at, at most.
@@ -172,7 +173,10 @@ def _nominal(dtype: np.dtype[Any], finite: NDArray[Any]) -> tuple[float, float]:
     return 0.0, next((top for top in (1.0, 255.0, 65535.0) if low >= 0 and high <= top), high)
 
 
-def shown(bands: Pixels, chosen: tuple[int, ...]) -> Pixels:
-    """(height, width, 3) for people: one of the `bands`, counted from 1, as gray, or three as red, green and blue."""
-    picked = bands[..., [band - 1 for band in chosen]]
-    return np.require(np.repeat(picked, 3, 2) if len(chosen) == 1 else picked, np.uint8, ["C", "W"])
+def image(read: Image, band: tuple[int, ...]) -> Image:
+    """`read` for people: of other than 3 channels one `band`, counted from 1, as gray, or three as red, green, blue."""
+    if read.pixels.shape[2] == 3:
+        return read
+    picked = read.pixels[..., [number - 1 for number in band]]
+    pixels = np.require(np.repeat(picked, 3, 2) if len(band) == 1 else picked, np.uint8, ["C", "W"])
+    return replace(read, pixels=pixels, bands=read.pixels, shown=band)
