@@ -332,7 +332,8 @@ def test_noise_is_small_and_seeded(detector: Any) -> None:
     anchor = int(detector.predict(x)[0].scores.amax(1).argmax())
     pin = (0, Target(anchor, int(detector.predict(x)[0].levels[anchor]), class_id=0))
     plain, one, again, two = (
-        float(d.values(x, [pin])[0]) for d in (detector, *(disturbed.noisy(detector, SIZE, seed) for seed in (1, 1, 2)))
+        float(d.values(x, [pin])[0])
+        for d in (detector, *(disturbed.noisy(detector, (SIZE, SIZE), seed) for seed in (1, 1, 2)))
     )
     assert one == again
     assert len({plain, one, two}) == 3

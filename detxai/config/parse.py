@@ -110,6 +110,8 @@ def given(value: Any) -> Any:
 
 def place(value: Any) -> Path | str:
     """Where an output tree lies: a folder, or the address of a place in an object store, without credentials."""
+    if not isinstance(value, str | Path):
+        raise ValueError("must be a folder or the address of a place in an object store")
     match = _TREE.fullmatch(str(value))
     if match is None:
         return Path(given(value))
