@@ -397,6 +397,7 @@ def test_a_job_that_does_not_fit_fails_alone() -> None:
 GOOD_BOUND = 0.5
 
 
+@pytest.mark.slow
 def test_the_map_error_follows_the_distance_to_a_dense_map(detector: Detector, scene: Scene) -> None:
     """Within a factor of ten on a real network where the integral is any good, and falling with it, at no gradient."""
     x, targets = scene

@@ -50,7 +50,14 @@ def test_neither_device_nor_batch_nor_place_is_a_reason_to_run_again(
     assert stamps(tree) == when
 
 
-@pytest.mark.parametrize("option", [("--tolerance", 0.5), ("--conf", 0.3), ("--no-overlays",), ("--force",)])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--tolerance", 0.5),
+        ("--force",),
+        *(pytest.param(o, marks=pytest.mark.slow) for o in (("--conf", 0.3), ("--no-overlays",))),
+    ],
+)
 def test_what_changes_a_file_runs_again(
     finished: Callable[[], Path], pictures: Path, tiny: Path, option: tuple[object, ...]
 ) -> None:

@@ -285,7 +285,7 @@ STREAMS: dict[str, tuple[list[str], dict[int, str | None], int]] = {
 }
 
 
-QUICK_STREAMS = ("stderr full", "stdout full, and asked for", "help for nobody")
+QUICK_STREAMS = ("stdout full, and asked for", "help for nobody")
 
 
 @pytest.mark.parametrize(

@@ -479,7 +479,7 @@ def reported_head(module: Any) -> str:
     return "one2one" if predictor.model.end2end else "one2many"
 
 
-@pytest.mark.parametrize("name", ["v10", "26"])
+@pytest.mark.parametrize("name", [pytest.param("v10", marks=pytest.mark.slow), "26"])
 def test_the_head_that_made_the_detection_and_the_other_on_request(name: str) -> None:
     module = network(FAMILIES[name])
     x = photo("bus.jpg", 128)[None]
@@ -499,6 +499,7 @@ def test_the_head_that_made_the_detection_and_the_other_on_request(name: str) ->
         build(checkpoint(module), "sideways")
 
 
+@pytest.mark.slow
 def test_a_model_that_ultralytics_fused_still_reports() -> None:
     """Fusing an end-to-end model removes the branch that is not its own."""
     for name, left, gone in (("26", "one2one", "one2many"), ("v10", "one2one", "one2many")):

@@ -429,6 +429,7 @@ def test_the_whole_command_and_again(machine: Inside, monkeypatch: pytest.Monkey
         assert said in machine.captured.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_baselines_and_nothing_detected(machine: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     common = ("evaluate", "images", "--limit", "1", "--steps", "2", "-o", "out")
     plain = ("-m", "tiny.safetensors", "--method", "grad,inputxgrad", "--no-baselines", "--max-det", "1")

@@ -180,6 +180,7 @@ def test_which_pictures_are_written(tiny: Path, tmp_path: Path) -> None:
     assert [bool(name) for name in pictured["look"]] == asks and any(asks)
 
 
+@pytest.mark.slow
 def test_overlays_are_of_the_type_that_was_asked_for(tiny: Path, tmp_path: Path) -> None:
     """Names and records follow, another type is another run, and what it replaces is swept; raw maps stay PNG."""
     line = (SAMPLES / "bag-01.jpg", "-m", tiny, "-o", tmp_path, "--maps", "png", "--evidence", "none", *FAST)

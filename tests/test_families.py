@@ -33,7 +33,7 @@ ENOUGH = 0.3
 #: One family of each kind of head; with the others, what takes long is a slow test.
 HEADS = ("v8", "v10", "26", "11-obb", "world", "rtdetr-v8")
 #: The families of the quick suite; CI runs all.
-QUICK = (*HEADS, "v3u-tiny", "v5u", "v6", "v9", "12")
+QUICK = (*HEADS, "v3u-tiny", "12")
 ONE_OF_EACH = [pytest.param(name, marks=() if name in HEADS else pytest.mark.slow) for name in FAMILIES]
 
 

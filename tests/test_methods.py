@@ -187,7 +187,7 @@ def check(target: str, model: File, picture: File) -> None:
         assert (a.completeness_error is None) == (a.method not in ("ig", "expected"))
 
 
-@pytest.mark.parametrize("target", ["class", "contrast", "left", "box"])
+@pytest.mark.parametrize("target", ["class", "contrast", "left", pytest.param("box", marks=pytest.mark.slow)])
 def test_every_method_with_every_target(target: str, tiny: File, pictures: File) -> None:
     check(target, tiny, pictures / "a.png")
 
