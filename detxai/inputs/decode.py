@@ -201,8 +201,9 @@ def _at_once(name: str, flags: int) -> int:
 
 def _content(stream: BufferedReader) -> bytes:
     try:
+        size = stream.seek(0, os.SEEK_END)  # this also drops what was buffered of a file that may have changed since
         stream.seek(0)
-        return stream.read(os.fstat(stream.fileno()).st_size)
+        return stream.read(size)
     except OSError as error:
         raise ImageError("unreadable", f"the file cannot be read: {error.strerror}") from error
     except MemoryError as error:
