@@ -92,9 +92,7 @@ def load(
     _prepare_pillow(max_pixels)
     if ref.pair is not None:
         if channels != 3:
-            raise ImageError(
-                "channels", f"--pair makes colours of two energies, and the model reads {channels} channels"
-            )
+            raise ImageError("channels", f"--pair makes colours of two energies: the model reads {channels} channels")
         read = _banded if ref.pair.file == ref.file else _dual
         return read(ref, ref.pair, method, max_pixels, admit)
     with _opened(ref, max_pixels) as stream:
