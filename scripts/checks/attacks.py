@@ -22,6 +22,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from ultralytics.nn.modules.transformer import AIFI
 
 from detxai.cli.app import run
 from detxai.models import checkpoints
+
+#: What makes the content of a file: hundreds of attacks are listed, few are run at a time.
+Bytes = Callable[[], bytes]
 
 torch.set_num_threads(1)  # a child that is forked from several threads would wait for the others
 #: Seconds of one core beyond those of a good picture, and GiB, that an attack may take.
@@ -150,49 +154,61 @@ def lying(form: str, good: bytes, width: int, height: int) -> bytes:
     return good[:at] + struct.pack("<HH", width & 0x3FFF, height & 0x3FFF) + good[at + 4 :]
 
 
-def pictures(seed: int) -> Iterator[tuple[str, str, bytes]]:
-    """65 files: (suffix, what is wrong, bytes)."""
+def deep() -> bytes:
+    return zlib.compress(bytes(30_000_000), 9)
+
+
+def pictures(seed: int) -> Iterator[tuple[str, str, Bytes]]:
+    """65 files: (suffix, what is wrong, what makes the bytes)."""
     dice = random.Random(seed)
     small = zlib.compress(bytes(1000))
     for width, height in SIDES:
         said = f"header of {width} x {height}"
-        yield "png", said, png(width, height, small)
-        yield "bmp", said, bmp(width, height)
-        yield "tif", said, tiff(width, height)
+        yield "png", said, partial(png, width, height, small)
+        yield "bmp", said, partial(bmp, width, height)
+        yield "tif", said, partial(tiff, width, height)
         for form in ("JPEG", "GIF", "WEBP"):
-            yield {"JPEG": "jpg", "GIF": "gif"}.get(form, "webp"), said, lying(form, picture(form), width, height)
-    deep = zlib.compress(bytes(30_000_000), 9)
-    yield "png", "30 MB of zeros for 64 x 48 pixels", png(64, 48, deep)
-    yield "png", "text that unpacks to 30 MB", png(8, 8, small, more=chunk(b"zTXt", b"a\0\0" + deep) * 20)
-    yield "png", "colour profile that unpacks to 30 MB", png(8, 8, small, more=chunk(b"iCCP", b"a\0\0" + deep))
-    yield "png", "three of 9,999 rows", png(100, 9999, zlib.compress(bytes(301 * 3)))
-    yield "png", "200,000 chunks", png(8, 8, small, more=chunk(b"tEXt", b"a\0b") * 200_000)
-    yield "png", "16-bit RGBA of 9 megapixels from zeros", png(3000, 3000, zlib.compress(bytes(3000 * 24001)), 16, 6)
-    yield "gif", "5,000 frames", many("GIF", 5000)
-    yield "tif", "2,000 pages", many("TIFF", 2000)
-    yield "webp", "1,000 frames", many("WEBP", 1000)
-    yield "tif", "pages that go round", tiff(8, 8, next_page=8)
-    yield "tif", "strips of 4 GB", tiff(64, 64, strips=2**32 - 1)
-    yield "tif", "2 ** 30 bits a sample", tiff(64, 64, bits=2**30)
-    yield "ppm", "header of 10 ** 9 digits' worth", b"P6 " + b"9" * 100_000 + b" 1 255\n"
+            suffix = {"JPEG": "jpg", "GIF": "gif"}.get(form, "webp")
+            yield suffix, said, partial(lying, form, picture(form), width, height)
+    yield "png", "30 MB of zeros for 64 x 48 pixels", lambda: png(64, 48, deep())
+    yield "png", "text that unpacks to 30 MB", lambda: png(8, 8, small, more=chunk(b"zTXt", b"a\0\0" + deep()) * 20)
+    yield (
+        "png",
+        "colour profile that unpacks to 30 MB",
+        lambda: png(8, 8, small, more=chunk(b"iCCP", b"a\0\0" + deep())),
+    )
+    yield "png", "three of 9,999 rows", lambda: png(100, 9999, zlib.compress(bytes(301 * 3)))
+    yield "png", "200,000 chunks", lambda: png(8, 8, small, more=chunk(b"tEXt", b"a\0b") * 200_000)
+    yield (
+        "png",
+        "16-bit RGBA of 9 megapixels from zeros",
+        lambda: png(3000, 3000, zlib.compress(bytes(72_003_000)), 16, 6),
+    )
+    yield "gif", "5,000 frames", partial(many, "GIF", 5000)
+    yield "tif", "2,000 pages", partial(many, "TIFF", 2000)
+    yield "webp", "1,000 frames", partial(many, "WEBP", 1000)
+    yield "tif", "pages that go round", partial(tiff, 8, 8, next_page=8)
+    yield "tif", "strips of 4 GB", partial(tiff, 64, 64, strips=2**32 - 1)
+    yield "tif", "2 ** 30 bits a sample", partial(tiff, 64, 64, bits=2**30)
+    yield "ppm", "header of 10 ** 9 digits' worth", lambda: b"P6 " + b"9" * 100_000 + b" 1 255\n"
     for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"):
         whole = picture(form)
         suffix = {"JPEG": "jpg", "TIFF": "tif"}.get(form, form.lower())
-        yield suffix, "cut in its middle", whole[: len(whole) // 2]
-        yield suffix, "cut in its header", whole[:20]
+        yield suffix, "cut in its middle", partial(bytes, whole[: len(whole) // 2])
+        yield suffix, "cut in its header", partial(bytes, whole[:20])
     while True:  # the rest: bytes that are not what they were
         form = dice.choice(("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"))
         damaged = bytearray(picture(form))
         for _ in range(20):
             damaged[dice.randrange(len(damaged))] = dice.randrange(256)
-        yield {"JPEG": "jpg", "TIFF": "tif"}.get(form, form.lower()), "20 bytes changed", bytes(damaged)
+        yield {"JPEG": "jpg", "TIFF": "tif"}.get(form, form.lower()), "20 bytes changed", partial(bytes, damaged)
 
 
 def picture_attacks(seed: int) -> Iterator[Attack]:
     for number, (suffix, what, data) in zip(range(65), pictures(seed), strict=False):
 
-        def made(folder: Path, data: bytes = data, name: str = f"a{number}.{suffix}") -> list[str]:
-            (folder / name).write_bytes(data)
+        def made(folder: Path, data: Bytes = data, name: str = f"a{number}.{suffix}") -> list[str]:
+            (folder / name).write_bytes(data())
             return ["explain", str(folder / name), "-o", str(folder / "out"), *QUICK]
 
         yield Attack("pictures", f"{suffix}: {what}", made, (0, 3))
@@ -217,11 +233,11 @@ def crowd_attacks() -> Iterator[Attack]:
 # -- models -------------------------------------------------------------------------------------
 
 
-def explained(data: bytes, suffix: str = ".pt") -> Callable[[Path], list[str]]:
+def explained(data: Bytes, suffix: str = ".pt") -> Callable[[Path], list[str]]:
     """`detxai doctor` of a model file of these bytes."""
 
     def made(folder: Path) -> list[str]:
-        (folder / f"m{suffix}").write_bytes(data)
+        (folder / f"m{suffix}").write_bytes(data())
         return ["doctor", "--device", "cpu", str(folder / f"m{suffix}")]
 
     return made
@@ -271,7 +287,7 @@ def yamls() -> Iterator[tuple[str, dict[str, object]]]:
     yield "code for a layer", {"nc": 1, "backbone": [[-1, 1, "__import__('os').getcwd", []]], "head": [detect]}
 
 
-def hungry() -> Iterator[tuple[str, bytes]]:
+def hungry() -> Iterator[tuple[str, Bytes]]:
     """Checkpoints of small weights and endless maps, and of layers that do not fit together."""
 
     def stored(change: Callable[[Any], None], size: int = 320) -> bytes:
@@ -297,12 +313,12 @@ def hungry() -> Iterator[tuple[str, bytes]]:
         ("nineteen thousand layers", [nn.SiLU()] * 19_000),
         ("a thousand upsamplings, up and down", [nn.Upsample(scale_factor=8), nn.AvgPool2d(8)] * 1000),
     ):
-        yield what, stored(act(*layers))
-    yield "attention of all cells", stored(act(AIFI(16, 16, 1)))
-    yield "an odd attention", stored(act(AIFI(6, 6, 1)))
-    yield "a stride of a million", stored(lambda model: model[-1].stride.mul_(1e6))
-    yield "a size of 4,096 px and wide maps", stored(act(nn.Conv2d(16, 512, 1), nn.Conv2d(512, 16, 1)), 4096)
-    yield "layers that do not fit together", stored(act(nn.Conv2d(8, 16, 1)))
+        yield what, partial(stored, act(*layers))
+    yield "attention of all cells", partial(stored, act(AIFI(16, 16, 1)))
+    yield "an odd attention", partial(stored, act(AIFI(6, 6, 1)))
+    yield "a stride of a million", partial(stored, lambda model: model[-1].stride.mul_(1e6))
+    yield "a size of 4,096 px and wide maps", partial(stored, act(nn.Conv2d(16, 512, 1), nn.Conv2d(512, 16, 1)), 4096)
+    yield "layers that do not fit together", partial(stored, act(nn.Conv2d(8, 16, 1)))
 
 
 def headers() -> Iterator[tuple[str, bytes]]:
@@ -352,20 +368,25 @@ def places(option: str, codes: tuple[int, ...]) -> Iterator[Attack]:
 def model_attacks(seed: int) -> Iterator[Attack]:
     dice = random.Random(seed)
     for name, stream in BYPASSES.items():
-        yield Attack("models", f"pickle: {name}", explained(archive(stream)), (5,))
-        yield Attack("models", f"pickle without archive: {name}", explained(stream), (5,))
+        yield Attack("models", f"pickle: {name}", explained(partial(archive, stream)), (5,))
+        yield Attack("models", f"pickle without archive: {name}", explained(partial(bytes, stream)), (5,))
     for number in range(112):
-        yield Attack("models", f"random program {number}", explained(archive(program(dice))), (5,))
+        yield Attack("models", f"random program {number}", explained(partial(archive, program(dice))), (5,))
     for what, data in headers():
-        yield Attack("models", f"safetensors: {what}", explained(data, ".safetensors"), (5,))
+        yield Attack("models", f"safetensors: {what}", explained(partial(bytes, data), ".safetensors"), (5,))
     for what, yaml in yamls():
-        yield Attack("models", f"architecture: {what}", explained(changed(architecture=yaml), ".safetensors"), (5,))
+        yield Attack(
+            "models", f"architecture: {what}", explained(partial(changed, architecture=yaml), ".safetensors"), (5,)
+        )
     for what, data in hungry():
         yield Attack("models", f"checkpoint: {what}", explained(data), (5,))
     for imgsz in (-32, 0, 10**9, "x", 1e300):
-        yield Attack("models", f"imgsz {imgsz}", explained(changed(imgsz=imgsz), ".safetensors"), (5,))
+        yield Attack("models", f"imgsz {imgsz}", explained(partial(changed, imgsz=imgsz), ".safetensors"), (5,))
     yield Attack(
-        "models", "300,000 names", explained(changed(names={str(i): "x" for i in range(300_000)}), ".safetensors"), (5,)
+        "models",
+        "300,000 names",
+        explained(partial(changed, names={str(i): "x" for i in range(300_000)}), ".safetensors"),
+        (5,),
     )
     for size, filters, layers in (
         (8192, 64, 3),
@@ -380,9 +401,16 @@ def model_attacks(seed: int) -> Iterator[Attack]:
         weights = bytes(16 + 4 * (filters * 28 + 18 * (filters + 1))) if layers == 1 else bytes(4096)
         yield Attack("models", said, darknet(net(size, filters, layers), weights), (5,))
     for size in (0, 1, 100):
-        yield Attack("models", f"ONNX of {size} random bytes", explained(dice.randbytes(size), ".onnx"), (5,))
-    yield Attack("models", "ONNX with a length of 2 ** 60", explained(b"\x3a" + b"\xff" * 8 + b"\x0f", ".onnx"), (5,))
-    yield Attack("models", "zip of 20 x 100 MB of zeros", explained(zipped(bytes(10**8), 20)), (5,))
+        yield Attack(
+            "models", f"ONNX of {size} random bytes", explained(partial(bytes, dice.randbytes(size)), ".onnx"), (5,)
+        )
+    yield Attack(
+        "models",
+        "ONNX with a length of 2 ** 60",
+        explained(partial(bytes, b"\x3a" + b"\xff" * 8 + b"\x0f"), ".onnx"),
+        (5,),
+    )
+    yield Attack("models", "zip of 20 x 100 MB of zeros", explained(lambda: zipped(bytes(10**8), 20)), (5,))
     for option, codes in (("-m", (5,)), ("--config", (2,)), ("--names", (2, 5)), ("--predictions", (0, 2))):
         yield from places("--model" if option == "-m" else option, codes)
 
