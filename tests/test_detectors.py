@@ -302,7 +302,7 @@ def test_edges_are_in_source_pixels(v8: Case) -> None:
             assert float(found) == pytest.approx((value - offset) / gain, abs=1e-2)
 
 
-@pytest.mark.parametrize("name", ["v8", "26"])
+@pytest.mark.parametrize("name", ["v8", pytest.param("26", marks=pytest.mark.slow)])
 def test_640_and_a_picture_that_is_not_square(name: str) -> None:
     module = network(FAMILIES[name])
     detector = build(checkpoint(module))

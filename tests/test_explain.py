@@ -164,6 +164,7 @@ def test_raw_maps_as_png_can_be_read_back(tiny: Path, pictures: Path, tmp_path: 
     np.testing.assert_allclose(read, exact, rtol=0, atol=scale / 32767)
 
 
+@pytest.mark.slow
 def test_which_pictures_are_written(tiny: Path, tmp_path: Path) -> None:
     line = (SAMPLES / "bag-01.jpg", "-m", tiny, "-o", tmp_path, *FAST, "--candidates", "0.2")
     pictured: dict[str, list[str | None]] = {}

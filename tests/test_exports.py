@@ -150,6 +150,7 @@ def test_tables_agree(tree: Path) -> None:
     assert table.to_pylist()[0]["verdict"] is None
 
 
+@pytest.mark.slow
 def test_duckdb_reads_the_tables_alike(tree: Path) -> None:
     duckdb: Any = pytest.importorskip("duckdb")
     pytest.importorskip("pyarrow")

@@ -478,6 +478,7 @@ def calibrated(tiny: FilePath, tmp_path_factory: pytest.TempPathFactory) -> File
     return folder
 
 
+@pytest.mark.slow
 def test_calibrate_counts_what_the_labels_say(tiny: FilePath, tmp_path: FilePath, capsys: Any) -> None:
     (drawn := tmp_path / "labels").mkdir()
     (drawn / "bag-01.txt").write_text("0 0.5 0.5 0.2 0.2\n1 0.3 0.3 0.1 0.1\n")
@@ -502,6 +503,7 @@ def test_calibrate_counts_what_the_labels_say(tiny: FilePath, tmp_path: FilePath
     assert before != file.read_bytes()
 
 
+@pytest.mark.slow
 def test_gradients_side_by_side(calibrated: FilePath, pictures: FilePath, tmp_path: FilePath) -> None:
     """One detection pass, every method with every gradient, names and records that say so."""
     line = (pictures / "b.jpg", "-m", calibrated / "tiny.safetensors", "--max-det", 1, "--maps", "npz")

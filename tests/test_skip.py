@@ -31,6 +31,7 @@ def counts(tree: Path) -> tuple[int, int]:
     return images["ok"], images["skipped"]
 
 
+@pytest.mark.slow
 def test_size_and_time_suffice_where_they_are_asked_for(
     scans: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

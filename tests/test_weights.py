@@ -87,7 +87,9 @@ def test_a_checkpoint_loads_without_running_its_pickle(good: Path) -> None:
     torch.testing.assert_close(ours.scores, theirs[0, 4:].T, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("yaml", ["yolov8n.yaml", "yolo11n.yaml", "yolov10n.yaml"])
+@pytest.mark.parametrize(
+    "yaml", ["yolov8n.yaml", *(pytest.param(f"yolo{v}n.yaml", marks=pytest.mark.slow) for v in ("11", "v10"))]
+)
 def test_safetensors_hold_the_same_model(tmp_path: Path, yaml: str) -> None:
     module = network(yaml)
     before = Checkpoint("a.pt", "0" * 64, "ultralytics", module, "yolov8", NAMES, 320)
