@@ -24,9 +24,15 @@ def main() -> None:
     from detxai.run.streams import install
 
     install()
-    from detxai.cli.app import run
-    from detxai.errors import ExitCode
+    from detxai.errors import ExitCode, missing_package
 
+    try:
+        from detxai.cli.app import run
+    except ImportError as error:
+        if (missing := missing_package(error)) is None:
+            raise
+        print(f"error: {missing}", file=sys.stderr)
+        sys.exit(missing.exit_code)
     code = run(sys.argv[1:])
     if code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED, ExitCode.OUT_OF_TIME):
         for stream in (sys.stdout, sys.stderr):

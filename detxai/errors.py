@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import re
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -114,6 +117,17 @@ def no_memory(error: BaseException) -> DeviceError:
     if "thread" in said:
         return DeviceError(f"The system refused a thread: {said}.", "Raise the limit of this user (ulimit -u).")
     return DeviceError(f"The system refused memory: {said}.", "Make room (see ulimit -v), or try a smaller --memory.")
+
+
+def missing_package(error: BaseException) -> UsageError | None:
+    """What an `error` is to the user that says that a package is missing or broken here; None for any other."""
+    if not isinstance(error, ImportError) or (error.name or "detxai").partition(".")[0] == "detxai":
+        return None
+    said = f"detxai needs a package that cannot be imported: {error}."
+    checkout = Path(__file__).parents[1]
+    package = str(checkout) if (checkout / "pyproject.toml").is_file() else "detxai"
+    install = shlex.join([sys.executable, "-m", "pip", "install", package])
+    return UsageError(said, f"Install it with all that it needs: {install}")
 
 
 @contextmanager

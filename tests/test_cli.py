@@ -347,6 +347,22 @@ def test_version_names_what_decides_a_result(detxai: Command) -> None:
     assert subprocess.run([sys.executable, "-c", code], env=detxai.env, capture_output=True).returncode == 0
 
 
+def test_a_missing_package_is_no_bug(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that says how to install it: where nothing is there, and where one that is imported late is not."""
+    bare = [sys.executable, "-S", "-m", "detxai", "--help"]  # without site-packages
+    done = subprocess.run(bare, env=inside.env | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert f"'typer'. Install it with all that it needs: {sys.executable} -m pip install {ROOT}" in done.stderr
+    monkeypatch.delitem(sys.modules, "detxai.review.report", raising=False)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    (inside.cwd / "tree").mkdir()
+    outcome = inside("report", "tree")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+    assert "jinja2" in outcome.err and "pip install" in outcome.err
+    monkeypatch.setitem(sys.modules, "detxai.review.report", None)
+    assert inside("report", "tree").code == 1, "a module of ours that is missing is a bug"
+
+
 def test_settings_are_shown_and_checked(inside: Inside) -> None:
     shown = inside("config", "show", "--conf", "0.3", "--set", "attribution.as_class=[no]")
     assert (shown.code, shown.err) == (0, "")

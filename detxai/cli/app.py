@@ -18,7 +18,7 @@ from detxai.cli.merge import merge
 from detxai.cli.options import ModulePath, Null, Sources, TrustPickle, configured, images_of
 from detxai.cli.review import diff, list_, report
 from detxai.cli.versions import show as show_versions
-from detxai.errors import DetxaiError, ExitCode, UsageError, memory_refused, no_memory
+from detxai.errors import DetxaiError, ExitCode, UsageError, memory_refused, missing_package, no_memory
 from detxai.run.console import Console, Stopped
 from detxai.run.streams import ReaderGone
 from detxai.text import printable
@@ -70,9 +70,10 @@ def run(arguments: Sequence[str]) -> int:
     except (ReaderGone, BrokenPipeError):
         return int(ExitCode.READER_GONE)
     except Exception as error:
-        if memory_refused(error):
-            _console(arguments).error(no_memory(error))
-            return int(ExitCode.DEVICE)
+        known = no_memory(error) if memory_refused(error) else missing_package(error)
+        if known is not None:
+            _console(arguments).error(known)
+            return int(known.exit_code)
         if "-vv" in arguments or os.environ.get("DETXAI_VERBOSITY") == "2":
             raise
         said = f"a bug: {type(error).__name__}: {error} (-vv shows where)"
