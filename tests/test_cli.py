@@ -374,9 +374,17 @@ def test_settings_are_shown_and_checked(inside: Inside) -> None:
     assert "did you mean 'detection.conf'" in outcome.err
 
 
+@pytest.mark.parametrize("line", ["", "calibrate", "config"])
+def test_without_a_command_the_help_is_all(inside: Inside, line: str) -> None:
+    outcome = inside(*line.split())
+    assert (outcome.code, outcome.err) == (2, "")
+    assert "Usage: detxai" in outcome.out
+
+
 def test_the_manual_has_every_option(inside: Inside) -> None:
     page = inside("man").out
     assert page.startswith(".TH DETXAI 1")
+    assert ".B detxai explain\n[OPTIONS] SOURCE...\n" in page
     assert all(row.flag.replace("-", "\\-") in page for row in ROWS)
     assert all(f".B {int(code)}\n" in page for code in ExitCode)
 

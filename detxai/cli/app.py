@@ -84,7 +84,8 @@ def run(arguments: Sequence[str]) -> int:
 def _refused(error: Any, arguments: Sequence[str]) -> int:
     """A command line that does not parse: what is wrong in one line, and where the help is."""
     path = error.ctx.command_path if getattr(error, "ctx", None) else "detxai"
-    _console(arguments).error(UsageError(error.format_message(), f"See {path} --help."))
+    if said := error.format_message():  # nothing where no command was named: the help is shown by then
+        _console(arguments).error(UsageError(said, f"See {path} --help."))
     return int(ExitCode.USAGE)
 
 
@@ -147,7 +148,7 @@ app.add_typer(config, name="config")
 
 @app.command()
 def schema(
-    kind: Annotated[str, typer.Argument(metavar="[record|summary|config]", help="Which schema.")] = "record",
+    kind: Annotated[str, typer.Argument(metavar="record|summary|config", help="Which schema.")] = "record",
     form: Annotated[str, typer.Option("--format", metavar="json|md", help="JSON Schema, or a table to read.")] = "json",
 ) -> None:
     """JSON Schema of what detxai writes and reads, on stdout."""
@@ -172,7 +173,7 @@ def schema(
 def doctor(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="Models to test; default: the bundled one.", show_default=False),
+        typer.Argument(metavar="MODEL", help="Models to test; default: the bundled one.", show_default=False),
     ] = None,
     model: Annotated[list[str] | None, typer.Option("-m", "--model", help="a model to test", metavar="PATH")] = None,
     names: Annotated[

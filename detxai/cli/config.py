@@ -31,7 +31,7 @@ def show(settings: "RunConfig") -> int:
 
 @config.command()
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML run configs.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="YAML run configs.", show_default=False)],
 ) -> int:
     """Whether these files are right; each that is not has its reasons on stderr, and the exit code is 2."""
     from detxai.config.settings import load

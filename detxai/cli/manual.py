@@ -47,7 +47,12 @@ def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _arguments(command: Any) -> str:
-    return " ".join(p.metavar or p.name.upper() for p in command.params if p.param_type_name == "argument")
+    return " ".join(_argument(p) for p in command.params if p.param_type_name == "argument")
+
+
+def _argument(parameter: Any) -> str:
+    name = parameter.metavar or parameter.name.upper()
+    return (name if parameter.required else f"[{name}]") + "..." * (parameter.nargs != 1)
 
 
 def _options(command: Any) -> Iterator[str]:

@@ -13,7 +13,7 @@ from detxai.text import printable
 
 
 def merge(
-    trees: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Output trees of shards or workers.")],
+    trees: Annotated[list[Path], typer.Argument(metavar="OUT", help="Output trees of shards or workers.")],
     output: Annotated[Path, option("-o", "--output", panel=OUTPUT, help="the tree of all of them", metavar="DIR")],
 ) -> int:
     """Several output trees as one; leaves with 3 where some of their images had failed."""

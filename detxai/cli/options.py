@@ -42,7 +42,7 @@ def option(*flags: str, panel: str, help: str, **more: Any) -> Any:
 
 Sources = Annotated[
     list[str],
-    typer.Argument(metavar="SOURCE...", help="File, folder (recursive), 'glob', or - for paths on stdin."),
+    typer.Argument(metavar="SOURCE", help="File, folder (recursive), 'glob', or - for paths on stdin."),
 ]
 Null = Annotated[bool, option("-0", "--null", panel=INPUT, help="paths on stdin end in NUL")]
 Limit = Annotated[int | None, option("--limit", panel=INPUT, help="only the first N images", metavar="N", min=1)]
@@ -113,7 +113,7 @@ def _parameters(row: Option) -> Iterator[tuple[str, Any]]:
         yield row.option, Annotated[list[str] | None, each] if row.repeats else Annotated[str | None, each]
     for short in row.shorthands:
         counted = short.value is None
-        each = option(*short.flags, panel=panel, help=short.about, count=counted)
+        each = option(*short.flags, panel=panel, help=short.about, count=counted, metavar="" if counted else None)
         yield _name(short.flags), Annotated[int | None, each] if counted else Annotated[bool | None, each]
 
 
