@@ -64,7 +64,7 @@ REFUSED: dict[str, tuple[str, int, list[str]]] = {
     "glob without match": ("explain pics/*.gif", 4, ["No image"]),
     "nothing on stdin": ("explain -", 4, ["No image"]),
     "typo in YAML": ("explain pics -c typo.yaml", 2, ["typo.yaml", "detection.cnf", "did you mean 'detection.conf'"]),
-    "no such YAML": ("explain pics -c none.yaml", 2, ["none.yaml", "No such file"]),
+    "no such YAML": ("explain pics -c none.yaml", 2, ["none.yaml", "No such file", "Check its path"]),
     "typo in --set": ("explain pics --set run.bath=3", 2, ["run.bath", "did you mean 'run.batch'"]),
     "unknown method": ("explain pics --method igg", 2, ["igg", "did you mean 'ig'"]),
     "unknown target": ("explain pics --target centre", 2, ["centre", "objectness"]),

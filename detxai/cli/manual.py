@@ -52,7 +52,7 @@ def _arguments(command: Any) -> str:
 
 def _argument(parameter: Any) -> str:
     name = parameter.metavar or parameter.name.upper()
-    return (name if parameter.required else f"[{name}]") + "..." * (parameter.nargs != 1)
+    return (name if parameter.required else f"[{name}]") + ("" if parameter.nargs == 1 else "...")
 
 
 def _options(command: Any) -> Iterator[str]:

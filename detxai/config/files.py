@@ -12,6 +12,7 @@ from detxai.errors import UsageError
 
 #: A file of settings has a few kilobytes.
 MAX_BYTES = 1_000_000
+_SHOW, _CHECK = "`detxai config show` prints what is right.", "Check its path."
 #: What PyYAML raises for damaged or hostile documents beside its own errors.
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
@@ -51,11 +52,11 @@ def parse(text: str, origin: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{origin}{line}: malformed YAML: {error.problem}.") from error
+        raise UsageError(f"{origin}{line}: malformed YAML: {error.problem}.", _SHOW) from error
     except RecursionError as error:
-        raise UsageError(f"{origin}: malformed YAML: it is nested too deeply.") from error
+        raise UsageError(f"{origin}: malformed YAML: it is nested too deeply.", _SHOW) from error
     except (yaml.YAMLError, *_DAMAGE) as error:
-        raise UsageError(f"{origin}: malformed YAML: {str(error).splitlines()[0]}.") from error
+        raise UsageError(f"{origin}: malformed YAML: {str(error).splitlines()[0]}.", _SHOW) from error
 
 
 def read(file: Path) -> str:
@@ -63,10 +64,10 @@ def read(file: Path) -> str:
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"Cannot read the config file {file}: it is no regular file.")
+            raise UsageError(f"Cannot read the config file {file}: it is no regular file.", _CHECK)
         if status.st_size > MAX_BYTES:
-            raise UsageError(f"Cannot read the config file {file}: it is larger than {MAX_BYTES:,} bytes.")
+            raise UsageError(f"Cannot read the config file {file}: it is larger than {MAX_BYTES:,} bytes.", _CHECK)
         return file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"Cannot read the config file {str(file)[:200]}: {reason}.") from error
+        raise UsageError(f"Cannot read the config file {str(file)[:200]}: {reason}.", _CHECK) from error

@@ -142,14 +142,14 @@ def _read(path: Path, read: Callable[[Path], Any] = Path.read_bytes) -> Any:
     try:
         kind = path.stat()
         if not stat.S_ISREG(kind.st_mode):
-            raise ModelError(f"{path} is not a file.", "Check --model; leave it out for the bundled detector.")
+            raise ModelError(f"{path} is not a file.", "Check --model.")
         if kind.st_size > MOST_BYTES:
             raise ModelError(f"{path} has {kind.st_size} bytes: no detector is that large.")
         return read(path)
     except FileNotFoundError:
         if path.suffix == ".weights":
             raise ModelError(f"A Darknet model needs its weights beside the cfg: no {path}.") from None
-        raise ModelError(f"No model at {path}.", "Check --model; leave it out for the bundled detector.") from None
+        raise ModelError(f"No model at {path}.", "Check the spelling of --model.") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"Cannot read the model {str(path)[:500]!r}: {first_line(error)}.") from None
 
