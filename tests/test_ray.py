@@ -19,6 +19,7 @@ from PIL import Image
 from detxai.config import settings
 from detxai.output import records
 from detxai.run.board import Board, Given
+from detxai.run.ledger import in_groups
 from detxai.run.worker import Worker
 from detxai.values import ImageRef
 
@@ -63,6 +64,29 @@ def test_only_the_image_that_a_worker_dies_over_is_blamed(tiny: Path, pictures: 
     a, b = [row[1] for row in worker.rows(0, images)]
     assert a is not None and a[1], "done already"
     assert b is not None and records.load(b[0]).error.code == "worker_died"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("count", [0, 5, 12, 13, 60, 500, 5000])
+def test_groups_are_small_at_first_and_at_last(count: int) -> None:
+    read, given = 0, 0
+
+    def listed() -> Iterator[ImageRef]:
+        nonlocal read
+        while read < count:
+            read += 1
+            yield ImageRef(str(read), Path(str(read)))
+
+    groups = []
+    for group in in_groups(listed(), 2, 6):
+        groups.append(group)
+        given += len(group)
+        assert read <= given + 4 * 96, "what is listed is not waited for"
+    assert [ref.path for group in groups for ref in group] == [str(n + 1) for n in range(count)]
+    sizes = [len(group) for group in groups]
+    assert sizes[:1] == [min(12, count)][:count]
+    assert all(size <= 12 for size in sizes[-2:])
+    assert max(sizes, default=0) == (96 if count >= 500 else min(12, count))
+    assert len(sizes) <= count / 96 + 14
 
 
 @needs_ray

@@ -6,6 +6,7 @@ import contextlib
 import pickle
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
 from typing import Any, Protocol
@@ -19,8 +20,9 @@ from detxai.run.results import Result
 from detxai.run.worker import Row
 from detxai.values import ImageRef
 
-#: Images in a group, for each that a worker has on its device at a time.
-GROUP = 2
+#: Images in a group, for each that a worker has on its device at a time: at least, and while many are left. Between
+#: two groups a worker has neither pictures to decode nor maps to paint beside its device.
+GROUP = (2, 16)
 #: Seconds between looks at what is new.
 LOOK_EVERY = 0.1
 
@@ -41,6 +43,19 @@ class Pool(Protocol):
 
     def leave(self) -> None:
         """End the workers, as often as it is called."""
+
+
+def in_groups(refs: Iterable[ImageRef], workers: int, in_flight: int) -> Iterator[list[ImageRef]]:
+    """`refs` in groups: small at first, so that all workers begin soon, and at last, so that all end at a time."""
+    least, most = (many * in_flight for many in GROUP)
+    source, ahead, size = iter(refs), deque[ImageRef](), least
+    while True:
+        ahead.extend(islice(source, 2 * workers * size - len(ahead)))
+        if not ahead:
+            return
+        share = max(least, min(size, len(ahead) // (2 * workers)))
+        yield [ahead.popleft() for _ in range(min(share, len(ahead)))]
+        size = min(most, 2 * size)
 
 
 class PooledExplainer:
@@ -71,16 +86,17 @@ class PooledExplainer:
 
     def explain(self, refs: Iterable[ImageRef], tree: Store, over: Callable[[], bool]) -> Iterator[Result]:
         """Results of `refs` as they come, written to `tree`, whose lock is held here; see `Explainer.explain`."""
-        source, self._tree = iter(refs), tree
+        self._tree = tree
+        groups = in_groups(refs, self._pool.workers, self.plan.in_flight)
         more, stopped = True, False
         while more or self._ledger:
             if not stopped and over():
                 self._pool.tell("stop")
                 self.cut_short, more, stopped = more, False, True
             while more and len(self._groups) <= 2 * self._pool.workers:
-                group = list(islice(source, GROUP * self.plan.in_flight))
-                more = bool(group)
-                if group:
+                group = next(groups, None)
+                more = group is not None
+                if group is not None:
                     self._give(group)
             if not more:
                 self._pool.tell("close")

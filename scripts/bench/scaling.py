@@ -41,13 +41,13 @@ def slow_down(seconds: float) -> Any:
     """While open, each pack of this process waits so long."""
     from detxai.attribution.engine import Engine
 
-    real = vars(Engine)["_evaluate"]
+    real = vars(Engine)["_launch"]
 
-    def waits(*arguments: Any) -> Any:
-        time.sleep(seconds)
-        return real(*arguments)
+    def waits(engine: Engine, packs: Sequence[Any]) -> Any:
+        time.sleep(seconds * len(packs))
+        return real(engine, packs)
 
-    return patch.object(Engine, "_evaluate", waits)
+    return patch.object(Engine, "_launch", waits)
 
 
 def child(seconds: float, line: list[str]) -> int:
