@@ -48,13 +48,30 @@ class Telling:
         return getattr(self.board, what)(*arguments)
 
 
+def at_work(tiny: Path, refs: list[ImageRef], tree: Path, ask: Telling) -> tuple[Worker, list[tuple[int, Given]]]:
+    """A worker, and a group of images for it."""
+    tree.mkdir()
+    config = settings.load(options={"model": str(tiny), "output": str(tree), "max_det": 1, "tolerance": 0.5})
+    images = [(n, Given(ref, 0, ((), ()), None, "")) for n, ref in enumerate(refs)]
+    return Worker(config.plain(), str(Path.cwd()), ask), images
+
+
+def test_a_worker_goes_on_while_nobody_takes_its_rows(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    names = [f"{number:02d}.png" for number in range(16)]  # more than are on the device at a time
+    worker, images = at_work(tiny, [ImageRef(name, pictures / "a.png") for name in names], tmp_path / "tree", Telling())
+    rows = worker.rows(0, images)
+    first = next(rows)
+    end = time.monotonic() + 60
+    while not (tmp_path / "tree" / f"{names[-1]}.json").exists():
+        assert time.monotonic() < end, "it waits until its first row was taken"
+        time.sleep(0.02)
+    assert [first[0], *(row[0] for row in rows)] == list(range(16))
+
+
 def test_only_the_image_that_a_worker_dies_over_is_blamed(tiny: Path, pictures: Path, tmp_path: Path) -> None:
-    ask, where = Telling(), tmp_path / "tree"
-    where.mkdir()
-    config = settings.load(options={"model": str(tiny), "output": str(where), "max_det": 1, "tolerance": 0.5})
-    worker = Worker(config.plain(), str(Path.cwd()), ask)
+    ask = Telling()
     refs = [ImageRef(name, pictures / name) for name in ("a.png", "b.png")]
-    images = [(n, Given(ref, 0, ((), ()), None, 0)) for n, ref in enumerate(refs)]
+    worker, images = at_work(tiny, refs, tmp_path / "tree", ask)
     ask("begin", 0)
     for _ in range(4):  # it dies after a.png, four times
         told = next(worker.rows(0, images))[1]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from detxai.config.settings import RunConfig
@@ -46,7 +48,25 @@ class Worker:
         self._ask("say", Greeting(p.info, p.shape, p.side, p.fit, str(p.device), p.warnings, p.in_flight))
 
     def rows(self, number: int, images: list[tuple[int, Given]]) -> Iterator[Row]:
-        """Of the group `number`, a row an image in their order: what came of it, None where it was not done."""
+        """Of the group `number`, a row an image in their order: what came of it, None where it was not done.
+
+        Made in a thread of its own, since the device does not wait until a row was taken.
+        """
+        made: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                for row in self._rows(number, images):
+                    made.put(row)
+            finally:
+                made.put(None)
+
+        with ThreadPoolExecutor(1) as at_work:
+            ended = at_work.submit(work)
+            yield from iter(made.get, None)
+            ended.result()
+
+    def _rows(self, number: int, images: list[tuple[int, Given]]) -> Iterator[Row]:
         for _, given in images:
             self._tree.learn(given.ref.path, given.known)
             self._tree.seen.learn(given.ref.path, given.seen)
