@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: Images that a worker has at once, with Ray: groups of two for each in flight on its GPU, two groups and one spare.
-AT_ONCE = 64 * 2 * 2
+#: Images that a worker has at once: 64 on its GPU, twice as many ahead of it and as many behind.
+AT_ONCE = 64 * (1 + 2 + 1)
 #: Objects that one request lists.
 LISTED = 1000
 HOUR_MS = 3.6e6
