@@ -85,7 +85,7 @@ def test_a_file_system_without_locks(
 
 
 #: What a run does when its images are done.
-LAST_STEPS = ((Store, "gather"), (records, "dump"), (Store, "finish"), (ExplainRun, "_report"))
+LAST_STEPS = ((Store, "gather"), (records, "dump"), (Store, "finish"), (ExplainRun, "_report"), (Explainer, "close"))
 
 
 @pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["before", "after"])

@@ -81,6 +81,7 @@ class ExplainRun:
             # From here on a signal ends the work, never the account of it.
             stack.enter_context(contextlib.suppress(Stopped))
             stack.enter_context(self.signals.held())
+            stack.callback(explainer.close)  # workers have ended when the tree is given back
             with self._ending():
                 self._finish = tree.saw
                 if self.config.run.skip == "by-stat":
