@@ -69,7 +69,7 @@ def strongest(detector: Differentiable, x: Tensor) -> list[Target]:
 def engines(detector: Any, rows: int = ROWS) -> tuple[Engine, Engine]:
     """One with shared packs, one with programs."""
     values, entered = (contrasting(f) for f in (detector.values, detector.entered))
-    programs = Programs(lambda dtype: detector, CPU, rows)
+    programs = Programs({torch.float32: detector}, CPU, rows)
     return tuple(Engine(values, CPU, entered=entered, programs=p) for p in (None, programs))  # type: ignore[return-value]
 
 
@@ -128,13 +128,15 @@ def test_nothing_waits_inside_a_pack(detector: Any, x: Tensor) -> None:
     landed, launched = engine._landed, engine._launch
     rounds, counts = 0, []
 
-    def counted(packs: Any) -> Any:
+    def counted(kinds: Any) -> Any:
         nonlocal rounds
-        rounds += 1
+        before = engine.points
         with Waits() as found:
-            done = launched(packs)
+            done = launched(kinds)
         assert not found.waits
-        counts.append(found.launched / sum(map(len, packs)))
+        if kinds:
+            rounds += 1
+            counts.append(found.launched / (engine.points - before))
         return done
 
     engine._launch = counted  # type: ignore[method-assign]
@@ -209,7 +211,7 @@ def test_whole_networks_halve_too(detector: Any, x: Tensor, monkeypatch: pytest.
     monkeypatch.setattr(type(whole), "pinned", refusing)
     made = []
     for at in (0, 1, 2, 4):
-        calls, engine = 0, Engine(whole.values, CPU, programs=Programs(lambda dtype: whole, CPU, 4))
+        calls, engine = 0, Engine(whole.values, CPU, programs=Programs({torch.float32: whole}, CPU, 4))
         made.append(run(engine, [integrated_gradients(path, targets, max_evaluations=8)])[0])
         assert engine.programs is not None
         assert (engine.halved, engine.programs.rows) == ((1, 2) if at else (0, 4))
@@ -263,7 +265,7 @@ def test_half_weights_below_the_head(detector: Any, x: Tensor) -> None:
     assert next(half.trunk.layers[1].parameters()).dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in half.class_heads.parameters())
     kinds = {torch.float32: detector, torch.bfloat16: half}
-    engine = Engine(detector.values, CPU, entered=detector.entered, programs=Programs(kinds.get, CPU, ROWS))
+    engine = Engine(detector.values, CPU, entered=detector.entered, programs=Programs(kinds, CPU, ROWS))
     path, targets = Segment(x, torch.ones_like(x)), strongest(detector, x)[:1]
     exact, rough = (
         run(engine, [integrated_gradients(path, targets, tolerance=1.0, max_evaluations=8, dtype=dtype)])[0][0]

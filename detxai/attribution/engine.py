@@ -108,29 +108,26 @@ class Engine:
 
         A job of which not even one point fits into memory is thrown a MemoryError.
         """
-        source, exhausted, begun = iter(jobs), False, 0
+        source, begun = iter(jobs), 0
         self.shared.over = self.over
         while not self.over():
-            while not exhausted and begun < in_flight and not self._full():
-                if exhausted := (entry := next(source, None)) is None:
-                    break
-                begun += 1
-                for result in self._advance(_Job(*entry)):
-                    begun -= 1
-                    yield result
-            if exhausted and not begun:
+            if begun < in_flight and not self._full() and (entry := next(source, None)) is not None:
+                begun, told = begun + 1, [_Job(*entry)]
+            elif begun:
+                try:
+                    told = self._step()
+                except Over:
+                    return
+            else:
                 return
-            try:
-                done = self._step()
-            except Over:
-                return
-            for job in done:
+            for job in told:
                 for result in self._advance(job):
                     begun -= 1
                     yield result
 
-    def _full(self) -> bool:
-        return any(len(entries) >= entries[0].rows for entries in self._waiting.values())
+    def _full(self) -> list[Hashable]:
+        """The kinds of which a whole pack waits."""
+        return [kind for kind, entries in self._waiting.items() if len(entries) >= entries[0].rows]
 
     def _advance(self, job: _Job) -> list[tuple[Any, Any]]:
         """Tell the job its replies and queue what it asks next; its (tag, result) when it is done."""
@@ -153,13 +150,12 @@ class Engine:
 
     def _step(self) -> list[_Job]:
         """Run packs of the waiting points, ahead of the one look at what earlier ones found; the jobs to be told."""
-        ahead = AHEAD.get(self.device.type, 1)
-        full = [kind for kind, entries in self._waiting.items() if len(entries) >= entries[0].rows]
-        if not full and self._waiting and not self._flying:
+        ahead, kinds = AHEAD.get(self.device.type, 1), self._full()
+        if not kinds and not self._flying:
             fill = {kind: len(entries) / entries[0].rows for kind, entries in self._waiting.items()}
-            full = sorted(fill, key=lambda kind: -fill[kind])[:ahead]
-        done = self._launch([self._pack(kind) for kind in full]) if full else []
-        if self._flying and (len(self._flying) >= ahead or not full):
+            kinds = sorted(fill, key=lambda kind: -fill[kind])[:ahead]
+        done = self._launch(kinds)
+        if self._flying and (len(self._flying) >= ahead or not kinds):
             done += self._landed(self._flying.popleft())
         return done
 
@@ -176,18 +172,12 @@ class Engine:
             del self._waiting[kind]
         return pack
 
-    def _launch(self, packs: Sequence[list[_Entry]]) -> list[_Job]:
-        """Set `packs` going; what they find is looked at later, all at once. The jobs that do not fit into memory."""
+    def _launch(self, kinds: Sequence[Hashable]) -> list[_Job]:
+        """Set a pack of each of `kinds` going, to be looked at later, all at once; the jobs that do not fit."""
         flown: list[tuple[list[_Entry], list[list[Held | None]]]] = []
         tables, failed = [], []
-        for entries in packs:
-            pack = [entry for entry in entries if entry.job.fits]
-            if not pack:
-                continue
+        for pack in (self._pack(kind) for kind in kinds if kind in self._waiting):
             by, rows = pack[0].by, pack[0].rows
-            if len(pack) > rows:  # halved since it was made
-                self._wait_again(pack)
-                continue
             try:
                 by.prepare(pack[0].row)
                 with self.clock.working():
@@ -209,24 +199,17 @@ class Engine:
         return failed
 
     def _halved(self, pack: Sequence[_Entry]) -> list[_Job]:
-        """Let `pack` wait again, for packs of half the rows; its first job where there is but one."""
-        if pack[0].by.rows == 1:
-            self._wait_again(pack[1:])
-            return [self._failed(pack[0].job)]
-        pack[0].by.halve()
-        self.halved += 1
-        self._wait_again(pack)
-        return []
-
-    def _wait_again(self, pack: Sequence[_Entry]) -> None:
-        for entry in reversed(pack):
-            self._waiting.setdefault(entry.kind, deque()).appendleft(entry)
-
-    def _failed(self, job: _Job) -> _Job:
-        job.fits = False
-        kept = {kind: deque(e for e in entries if e.job is not job) for kind, entries in self._waiting.items()}
-        self._waiting = {kind: entries for kind, entries in kept.items() if entries}
-        return job
+        """Let `pack` wait again, for packs of half the rows; the job of a row that does not fit alone."""
+        first = pack[0]
+        if first.by.rows > 1:
+            first.by.halve()
+            self.halved += 1
+            self._waiting.setdefault(first.kind, deque()).extendleft(reversed(pack))
+            return []
+        first.job.fits = False
+        left = {kind: deque(e for e in entries if e.job is not first.job) for kind, entries in self._waiting.items()}
+        self._waiting = {kind: entries for kind, entries in left.items() if entries}
+        return [first.job]
 
     def _landed(self, flight: _Flight) -> list[_Job]:
         """The round's one look at what the device has found; the jobs that miss nothing any more."""

@@ -7,8 +7,7 @@ Python around its hundreds of kernels away; elsewhere the same function is calle
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,13 +15,11 @@ import torch
 from torch import Tensor
 
 from detxai.attribution.memory import Held, Room
-from detxai.attribution.points import Point, Ran, Row, Segment
+from detxai.attribution.points import Point, Ran, Row
 from detxai.values import InputShape, Target
 
 #: Calls before a graph is captured: libraries choose and allocate in them.
 WARM_UP = 3
-#: Path ends that a bank begins with.
-FEWEST_ENDS = 16
 #: Shapes of places whose programs are kept; each holds memory of its own. Pictures of one shape have two, that of the
 #: picture and that behind the first convolution.
 MOST_PLACES = 8
@@ -41,8 +38,8 @@ class Captured:
     Calls return the same tensors each time. `refused`: why there is no graph on a CUDA device, if so.
     """
 
-    def __init__(self, run: Callable[[], tuple[Tensor, ...]], device: torch.device, pool: Any = None) -> None:
-        self.run: Callable[[], tuple[Tensor, ...]] | None = run
+    def __init__(self, function: Callable[[], tuple[Tensor, ...]], device: torch.device, pool: Any = None) -> None:
+        self.function: Callable[[], tuple[Tensor, ...]] | None = function
         self.graph, self.refused = None, ""
         self.outputs: tuple[Tensor, ...] = ()
         if device.type != "cuda":
@@ -51,14 +48,14 @@ class Captured:
         stream.wait_stream(own)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
-                run()
+                function()
         own.wait_stream(stream)
         torch.cuda.synchronize(device)
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads copy finished maps meanwhile, which must not end the capture.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                self.outputs = run()
+                self.outputs = function()
         except RuntimeError as error:
             torch.cuda.set_stream(own)  # a capture that fails leaves its own in place
             torch.cuda.synchronize(device)
@@ -67,11 +64,11 @@ class Captured:
                 raise cause from None
             self.refused = str(cause).splitlines()[0]
         else:
-            self.graph, self.run = graph, None
+            self.graph, self.function = graph, None
 
     def __call__(self) -> tuple[Tensor, ...]:
-        if self.run is not None:
-            return self.run()
+        if self.function is not None:
+            return self.function()
         assert self.graph is not None
         self.graph.replay()
         return self.outputs
@@ -89,7 +86,7 @@ class Shape:
     place: torch.Size
 
 
-class Program:
+class Program(Captured):
     """F, and its gradient, at `rows` static places `x` of the static addresses `index`, in units (scale, offset)."""
 
     def __init__(self, network: Network, shape: Shape, rows: int, device: torch.device, pool: Any) -> None:
@@ -98,10 +95,9 @@ class Program:
         self.x = x.contiguous(memory_format=torch.channels_last)
         self.index = torch.zeros(rows, shape.columns, dtype=torch.int64, device=device)
         self.unit = torch.ones(rows, 2, device=device)
-        self._run = Captured(self.run, device, pool)
-        self.refused = self._run.refused
+        super().__init__(self.evaluated, device, pool)
 
-    def run(self) -> tuple[Tensor, ...]:
+    def evaluated(self) -> tuple[Tensor, ...]:
         shape = self.shape
         with torch.set_grad_enabled(shape.gradient):
             x = self.x.detach().requires_grad_(shape.gradient)
@@ -111,60 +107,21 @@ class Program:
                 return (values,)
             return values.detach(), torch.autograd.grad(values.sum(), x)[0]
 
-    def __call__(self) -> tuple[Tensor, ...]:
-        return self._run()
-
-
-class Ends:
-    """The ends of all paths in flight, (paths, c, height, width) each: places are made of them without a copy a row."""
-
-    def __init__(self) -> None:
-        self.x = self.b = torch.empty(0)
-        self._slots: weakref.WeakKeyDictionary[Segment, int] = weakref.WeakKeyDictionary()
-        self._free: list[int] = []
-
-    def slot(self, path: Segment) -> int:
-        """Where the ends of `path` lie, as long as it lives."""
-        slot = self._slots.get(path)
-        if slot is None:
-            if not self._free:
-                self._grow(path.x)
-            slot = self._slots[path] = self._free.pop()
-            self.x[slot], self.b[slot] = path.x, path.b
-            weakref.finalize(path, self._free.append, slot)
-        return slot
-
-    def _grow(self, like: Tensor) -> None:
-        old = len(self.x)
-        more = max(FEWEST_ENDS, old)
-        added = like.new_zeros(more, *like.shape).contiguous(memory_format=torch.channels_last)
-        self.x, self.b = (torch.cat([e, added]) if old else added.clone() for e in (self.x, self.b))
-        self._free += range(old, old + more)
-
-    def places(self, slots: Tensor, alpha: Tensor) -> Tensor:
-        """b + α (x − b) of each row."""
-        return torch.lerp(self.b[slots], self.x[slots], alpha[:, None, None, None])
-
-    def differences(self, slots: Tensor) -> Tensor:
-        """x − b of each row."""
-        return self.x[slots] - self.b[slots]
-
 
 @dataclass
 class Programs:
-    """Runs rows of points as programs of `rows` rows. `network_of`: the network in an arithmetic, if it has one."""
+    """Runs rows of points as programs of `rows` rows. `networks`: the network in each arithmetic that it has."""
 
-    network_of: Callable[[torch.dtype], Network | None]
+    networks: Mapping[torch.dtype, Network]
     device: torch.device
     rows: int
     made: dict[Shape, Program] = field(default_factory=dict)
-    _ends: dict[torch.Size, Ends] = field(default_factory=dict)
     _pool: Any = None
 
     def takes(self, point: Point) -> bool:
         """Whether rows of `point` can be those of a program."""
         plain = point.layer is None and point.channels is None and point.hidden is None
-        return plain and point.field in ("value", "entered") and self.network_of(point.dtype) is not None
+        return plain and point.field in ("value", "entered") and point.dtype in self.networks
 
     def split(self, point: Point) -> list[Row]:
         """A row a target."""
@@ -180,14 +137,9 @@ class Programs:
 
     def _shape(self, row: Row) -> Shape:
         """The program that `row` goes into."""
-        point, network = row.point, self._network(row.point.dtype)
-        kind, index = network.address(point.targets[row.ks[0]], point.path.shape)
+        point = row.point
+        kind, index = self.networks[point.dtype].address(point.targets[row.ks[0]], point.path.shape)
         return Shape(point.field, kind, len(index), point.gradient, point.dtype, point.path.x.shape)
-
-    def _network(self, dtype: torch.dtype) -> Network:
-        network = self.network_of(dtype)
-        assert network is not None
-        return network
 
     def halve(self) -> None:
         """Go on with half the rows."""
@@ -203,58 +155,60 @@ class Programs:
         return [program.refused for program in self.made.values() if program.refused]
 
     def prepare(self, row: Row) -> None:
-        """Make the program that `row` goes into, unless it has been."""
+        """Make the program that `row` goes into, unless it has been; of too many places, the oldest loses its own."""
         shape = self._shape(row)
+        if shape in self.made:
+            return
+        others = list(dict.fromkeys(known.place for known in self.made if known.place != shape.place))
+        if len(others) >= MOST_PLACES:
+            self.made = {known: program for known, program in self.made.items() if known.place != others[0]}
         if self._pool is None and self.device.type == "cuda":
             self._pool = torch.cuda.graph_pool_handle()
-        if shape not in self.made:
-            self._make_room(shape.place)
-            self.made[shape] = Program(self._network(shape.dtype), shape, self.rows, self.device, self._pool)
+        self.made[shape] = Program(self.networks[shape.dtype], shape, self.rows, self.device, self._pool)
 
     def run(self, pack: Sequence[Row], room: Room) -> Ran:
         """Values, slopes and gradients of a `pack`, all for one program that has been made, on their way."""
-        shape, first = self._shape(pack[0]), pack[0].point
-        ends = self._ends.setdefault(shape.place, Ends())
-        values, gradients, slots = self._launched(self.made[shape], ends, pack)
+        first, program = pack[0].point, self.made[self._shape(pack[0])]
+        x, b, own = self._fill(program, [*pack, *[pack[0]] * (self.rows - len(pack))])
+        values, *gradients = program()
+        values = values.clone()  # the program's own until it runs again
         slopes = torch.zeros_like(values, dtype=torch.float64)
         held: list[Held | None] = [None] * len(pack)
-        if gradients is not None:
-            gradients = gradients.float()
+        for gradient in gradients:
+            kept: Any
             if first.combine is None:
-                differences = ends.differences(slots)
-                kept: Any = first.path.products(gradients, differences)
+                differences = (x - b)[own]
+                kept = first.path.products(gradient.float(), differences)
                 slopes = first.path.slopes(kept, differences)
             else:
-                kept = [row.point.kept(one) for row, one in zip(pack, gradients, strict=False)]
+                kept = [row.point.kept(one.float()) for row, one in zip(pack, gradient, strict=False)]
             held = [room.hold(one, needed=row.point.needed) for one, row in zip(kept, pack, strict=False)]
         return Ran(values[None, : len(pack)], slopes[None, : len(pack)], [held])
 
-    def _launched(self, program: Program, ends: Ends, pack: Sequence[Row]) -> tuple[Tensor, Tensor | None, Tensor]:
-        """(rows,) values, gradients (rows, …), which hold until the program runs again, and path ends (rows,)."""
-        full = [*pack, *[pack[0]] * (self.rows - len(pack))]
-        points, targets = [row.point for row in full], [row.point.targets[row.ks[0]] for row in full]
-        numbers = [
-            (ends.slot(point.path), *program.network.address(target, point.path.shape)[1])
-            for point, target in zip(points, targets, strict=True)
-        ]
-        reals = [(point.alpha, target.scale, target.offset) for point, target in zip(points, targets, strict=True)]
+    def _fill(self, program: Program, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+        """Fill `rows` into `program`; the ends x, b of their paths, (paths, c, height, width), and each row's own path.
+
+        A pack has few paths: their ends are stacked, and all places made of them at once.
+        """
+        points, targets = [row.point for row in rows], [row.point.targets[row.ks[0]] for row in rows]
+        paths = {path: n for n, path in enumerate(dict.fromkeys(point.path for point in points))}
+        x, b = (
+            torch.stack(ends).contiguous(memory_format=torch.channels_last)
+            for ends in zip(*((path.x, path.b) for path in paths), strict=True)
+        )
+        numbers, reals = [], []
+        for point, target in zip(points, targets, strict=True):
+            numbers.append((paths[point.path], *program.network.address(target, point.path.shape)[1]))
+            reals.append((point.alpha, target.scale, target.offset))
         whole, parts = self._sent(torch.tensor(numbers)), self._sent(torch.tensor(reals, dtype=torch.float32))
-        slots = whole[:, 0]
-        if any(point.picture is not None for point in points):
-            program.x.copy_(torch.stack([point.place() for point in points]))
+        own, alpha = whole[:, 0], parts[:, 0, None, None, None]
+        if points[0].picture is None:
+            program.x.copy_(torch.lerp(b[own], x[own], alpha))
         else:
-            program.x.copy_(ends.places(slots, parts[:, 0]))
+            program.x.copy_(torch.stack([point.place() for point in points]))
         program.index.copy_(whole[:, 1:])
         program.unit.copy_(parts[:, 1:])
-        values, *gradients = program()
-        return values.clone(), gradients[0] if gradients else None, slots
-
-    def _make_room(self, place: torch.Size) -> None:
-        """Free the programs whose place was new longest ago, where there are MOST_PLACES other than `place`."""
-        others = list(dict.fromkeys(known.place for known in self.made if known.place != place))
-        for old in others[: max(0, len(others) + 1 - MOST_PLACES)]:
-            for known in [known for known in self.made if known.place == old]:
-                del self.made[known]
+        return x, b, own
 
     def _sent(self, table: Tensor) -> Tensor:
         if self.device.type != "cuda":

@@ -90,7 +90,7 @@ def _gradients(detector: Differentiable, x: torch.Tensor) -> Iterator[Line]:
     target = Target(anchor, int(candidates.levels[anchor]), "class", class_id, context=candidates.context)
     programs = None
     if where.type in PROGRAM_ROWS:
-        programs = Programs({torch.float32: detector}.get, where, PROGRAM_ROWS[where.type])
+        programs = Programs({torch.float32: detector}, where, PROGRAM_ROWS[where.type])
     engine = Engine(detector.values, where, programs=programs)
     ask = integrated_gradients(Segment(x[0], torch.zeros_like(x[0])), [target], tolerance=1.0)
     integrals: list[TargetMap] = []

@@ -47,7 +47,7 @@ def _programs(plan: Plan, network: Differentiable) -> Programs:
     networks = {torch.float32: network}
     if plan.dtype != torch.float32 and (half := network.in_precision(plan.dtype, plan.shape)) is not None:
         networks[plan.dtype] = half
-    return Programs(networks.get, plan.device, rows_for(plan.device, plan.shape, PROGRAM_ROWS))
+    return Programs(networks, plan.device, rows_for(plan.device, plan.shape, PROGRAM_ROWS))
 
 
 def _alone(programs: Programs, plan: Plan) -> Programs:
