@@ -188,16 +188,21 @@ def test_programs_are_made_again_with_half_the_rows_where_memory_runs_out(
     assert near(one, other) <= 1e-5
 
 
+def without_windows(detector: Any, family: str) -> Any:
+    """A detector whose whole network runs for every row."""
+    if family == "yolov8n":
+        whole = copy.copy(detector)
+        whole.info = replace(detector.info, sparse=False)
+        return whole
+    module = network(FAMILIES[family])
+    return build(Checkpoint(family, "", "ultralytics", module, "rtdetr", module.names, SIDE))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["yolov8n", "rtdetr-v8"])
 def test_whole_networks_halve_too(detector: Any, x: Tensor, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     """Families without windows run all of it for every row; memory that runs out at any pack changes no map."""
-    if family == "yolov8n":
-        whole = copy.copy(detector)
-        whole.info = replace(detector.info, sparse=False)
-    else:
-        module = network(FAMILIES[family])
-        whole = build(Checkpoint(family, "", "ultralytics", module, "rtdetr", module.names, SIDE))
+    whole = without_windows(detector, family)
     targets, path = strongest(whole, x)[:2], Segment(x, torch.ones_like(x))
     pinned, calls, at = type(whole).pinned, 0, 0
 
@@ -259,19 +264,23 @@ def test_the_whole_command_with_programs(
     ]
 
 
-def test_half_weights_below_the_head(detector: Any, x: Tensor) -> None:
-    """bfloat16 is what every CPU computes in: near the exact map, as near as its eight bits allow."""
-    half = detector.in_precision(torch.bfloat16, (SIDE, SIDE))
-    assert next(half.trunk.layers[1].parameters()).dtype == torch.bfloat16
-    assert all(p.dtype == torch.float32 for p in half.class_heads.parameters())
-    kinds = {torch.float32: detector, torch.bfloat16: half}
-    engine = Engine(detector.values, CPU, entered=detector.entered, programs=Programs(kinds, CPU, ROWS))
-    path, targets = Segment(x, torch.ones_like(x)), strongest(detector, x)[:1]
-    exact, rough = (
-        run(engine, [integrated_gradients(path, targets, tolerance=1.0, max_evaluations=8, dtype=dtype)])[0][0]
-        for dtype in kinds
-    )
-    assert 1e-4 < near(exact, rough) < 0.3
+@pytest.mark.parametrize("family", ["", *(pytest.param(f, marks=pytest.mark.slow) for f in ("yolov8n", "rtdetr-v8"))])
+def test_half_weights_below_the_head(detector: Any, x: Tensor, family: str) -> None:
+    """bfloat16 is what every CPU computes in: as near the exact map as torch's own casts of its eight bits come."""
+    own = without_windows(detector, family) if family else detector
+    half = own.in_precision(torch.bfloat16, (SIDE, SIDE))
+    assert {p.dtype for layer in half.trunk.layers for p in layer.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(a, b) for a, b in zip(half.head.parameters(), own.head.parameters(), strict=True))
+    kinds = {torch.float32: own, torch.bfloat16: half}
+    path, targets = Segment(x, torch.ones_like(x)), strongest(own, x)[:1]
+
+    def made(dtype: torch.dtype, programs: Programs | None) -> TargetMap:
+        engine = Engine(own.values, CPU, entered=own.entered, programs=programs)
+        ask = integrated_gradients(path, targets, tolerance=1.0, max_evaluations=8, dtype=dtype)
+        return run(engine, [ask])[0][0]
+
+    exact, rough = (made(dtype, Programs(kinds, CPU, ROWS)) for dtype in kinds)
+    assert 1e-4 < near(exact, rough) < 1.1 * near(exact, made(torch.bfloat16, None))
     assert rough.dtype == torch.bfloat16
 
 

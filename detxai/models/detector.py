@@ -142,8 +142,8 @@ class Differentiable(Detector, Protocol):
         """
         ...
 
-    def in_precision(self, dtype: torch.dtype, shape: InputShape) -> Differentiable | None:
-        """A copy whose layers below the head have weights of `dtype`; None where heads do not run on windows."""
+    def in_precision(self, dtype: torch.dtype, shape: InputShape) -> Differentiable:
+        """A copy whose layers below the head have weights of `dtype`, for pictures of `shape`; the head is as it is."""
         ...
 
     def full_values(self, x: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:

@@ -47,6 +47,11 @@ class Trunk:
             self.sources.append(tuple(j for j in (index + f if f < 0 else f for f in wired) if j >= 0))
             self.ancestors.append(frozenset((index,)).union(*(self.ancestors[j] for j in self.sources[index])))
 
+    def to(self, dtype: torch.dtype) -> None:
+        """Give all layers weights of `dtype`."""
+        for layer in self.layers:
+            layer.to(dtype)
+
     @contextlib.contextmanager
     def tap(self, layer: int) -> Iterator[list[Tensor]]:
         """While open, the output of `layer` is cut off from what made it; the list holds it, to be differentiated in.

@@ -45,8 +45,8 @@ def engine(plan: Plan, programs: Programs | None = None) -> Engine:
 def _programs(plan: Plan, network: Differentiable) -> Programs:
     """Packs of a fixed shape, in float32 and in the half precision of the run."""
     networks = {torch.float32: network}
-    if plan.dtype != torch.float32 and (half := network.in_precision(plan.dtype, plan.shape)) is not None:
-        networks[plan.dtype] = half
+    if plan.dtype != torch.float32:
+        networks[plan.dtype] = network.in_precision(plan.dtype, plan.shape)
     return Programs(networks, plan.device, rows_for(plan.device, plan.shape, PROGRAM_ROWS))
 
 

@@ -39,6 +39,7 @@ from contenders import Bench
 from machine import machine, say, seeded
 from quality import criteria
 from timing import equal, tuned
+from torch.autograd import DeviceType
 
 from detxai.attribution.devices import PROGRAM_ROWS, ROWS, rows_for
 from detxai.attribution.engine import Engine
@@ -52,7 +53,7 @@ from detxai.models.detector import Differentiable, differentiable
 from detxai.output.store import Store
 from detxai.run.checks import device_of
 from detxai.run.engine import engine
-from detxai.run.pipeline import Explainer
+from detxai.run.pipeline import Explainer, Timings
 from detxai.run.plan import DTYPES, Plan, make_plan
 from detxai.values import Target
 
@@ -93,7 +94,7 @@ class Report:
         yield "command", self.command
         yield "repeat", self.repeat
         yield "rows", self.rows
-        if not self.options.quick:
+        if not self.options.quick or "criteria" in (self.options.only or ()):
             yield "criteria", self.criteria
 
     def plan(self, device: torch.device | None = None, **run: Any) -> Plan:
@@ -206,6 +207,7 @@ class Report:
             explainer = Explainer(config)
             refs = list(sources.find([folder]).refs)
             list(explainer.explain(refs[: self.count("warm")]))  # programs are made
+            explainer.timings = Timings()
             start = time.perf_counter()
             with Store(config.output.dir, 0) as tree:
                 counts = [len(result.record.detections or ()) for result in explainer.explain(refs, tree)]
@@ -241,6 +243,7 @@ class Report:
     def rivals(self) -> tuple[list[Case], int, int]:
         """Pictures, and the steps a batch and detections at once that are fastest for Captum on them."""
         work = self.work(self.bench.plan, self.count("rival"))
+        self.bench.detxai(work)  # programs are made
         return work, *tuned(self.bench, work)
 
     def captum(self) -> dict[str, Any]:
@@ -286,7 +289,8 @@ def busy(run: Callable[[], Any], device: torch.device) -> float | None:
         return None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         _, seconds = timed(run, device)
-    kernels = sum(event.self_device_time_total for event in profile.key_averages())
+    seen = (event for event in profile.key_averages() if event.device_type == DeviceType.CUDA)  # not who launched it
+    kernels = sum(event.self_device_time_total for event in seen)
     return min(kernels / 1e6 / seconds, 1.0) if kernels else None
 
 
@@ -302,7 +306,7 @@ def rows_of(detector: Any, size: int, device: torch.device, repeats: int) -> dic
     with torch.no_grad():
         levels = network.predict(torch.zeros(1, 3, size, size, device=device))[0].levels
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    used = (network.in_precision(dtype, (size, size)) if dtype != torch.float32 else None) or network
+    used = network.in_precision(dtype, (size, size)) if dtype != torch.float32 else network
     like = torch.empty(rows_for(device, (size, size), PROGRAM_ROWS if device.type in PROGRAM_ROWS else ROWS), 0).to(
         device, dtype
     )
@@ -324,6 +328,7 @@ def _row(network: Differentiable, target: Target, size: int, like: torch.Tensor,
         try:
             program = Program(network, shape, rows, like.device, None)
             program.index.copy_(torch.tensor(index).expand(rows, -1))
+            program()  # what a graph needs once
             _, seconds = timed(partial(_repeated, program, repeats), like.device)
             return seconds / repeats / rows, rows
         except torch.OutOfMemoryError:

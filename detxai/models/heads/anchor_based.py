@@ -175,14 +175,12 @@ class AnchorBased:
         values = score_logit(raw[:, 4], raw[:, 5:].gather(1, channel)[:, 0])
         return values - score_logit(raw[:, 4], raw[:, 5:].gather(1, other)[:, 0]) if part == "contrast" else values
 
-    def in_precision(self, dtype: torch.dtype, shape: InputShape) -> AnchorBased | None:
+    def in_precision(self, dtype: torch.dtype, shape: InputShape) -> AnchorBased:
         twin = copy.deepcopy(self)
         like = torch.zeros(1, device=next(self.module.parameters()).device)
         for level in range(len(self.heads)):  # how far layers reach is seen in float32
             twin._windows(level, shape, like)
-        twin.module.to(dtype)
-        for head in twin.heads:
-            head.conv.float()
+        twin.trunk.to(dtype)
         return twin
 
     def _windows(self, level: int, shape: InputShape, like: Tensor) -> Windows:

@@ -133,11 +133,11 @@ class AnchorFree:
         rotated: list[Tensor | None] = []
         for level, feature in features.items():
             flat: list[Any] = [
-                None if heads is None else heads[level](feature).flatten(2).transpose(1, 2).float()
+                None if heads is None else heads[level](feature.float()).flatten(2).transpose(1, 2).float()
                 for heads in (self.class_heads, self.box_heads, self.angle_heads)
             ]
             height, width = feature.shape[-2:]
-            cells = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(feature.device)
+            cells = torch.cartesian_prod(*(torch.arange(n, device=feature.device) for n in (height, width)))
             box, turned = self._decode(flat[1], flat[2], cells, level)
             logits.append(flat[0])
             edges.append(box)
@@ -246,18 +246,14 @@ class AnchorFree:
         values = pinned.gather(1, channel)[:, 0]
         return values - pinned.gather(1, other)[:, 0] if part == "contrast" else values
 
-    def in_precision(self, dtype: torch.dtype, shape: InputShape) -> AnchorFree | None:
-        if not self.info.sparse:
-            return None
+    def in_precision(self, dtype: torch.dtype, shape: InputShape) -> AnchorFree:
         twin = copy.deepcopy(self)
-        like = torch.zeros(1, device=next(self.module.parameters()).device)
-        parts = {kind: part for kind, part in twin.parts.items() if part is not None}
-        for kind in parts:  # how far layers reach is seen in float32
-            for level in range(len(self.feeds)):
-                twin._windows(kind, level, shape, like)
-        twin.module.to(dtype)
-        for part in parts.values():
-            part.float()
+        if self.info.sparse:
+            like = torch.zeros(1, device=next(self.module.parameters()).device)
+            for kind in (kind for kind, part in self.parts.items() if part is not None):
+                for level in range(len(self.feeds)):  # how far layers reach is seen in float32
+                    twin._windows(kind, level, shape, like)
+        twin.trunk.to(dtype)
         return twin
 
     def _start(self, level: int, shape: InputShape) -> int:

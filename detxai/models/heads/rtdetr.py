@@ -6,6 +6,7 @@ image. `Candidates.context` holds the cells picked on the image; targets carry t
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -94,8 +95,10 @@ class RTDETR:
         values = pinned.gather(1, index[:, 1:2])[:, 0]
         return values - pinned.gather(1, index[:, 2:3])[:, 0] if kind[1] == "contrast" else values
 
-    def in_precision(self, dtype: torch.dtype, shape: InputShape) -> RTDETR | None:
-        return None
+    def in_precision(self, dtype: torch.dtype, shape: InputShape) -> RTDETR:
+        twin = copy.deepcopy(self)
+        twin.trunk.to(dtype)
+        return twin
 
     def _decoded(self, x: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, Q, 4) boxes in letterbox pixels, (B, Q, classes) logits and the (B, Q) cells of the queries.
@@ -103,7 +106,7 @@ class RTDETR:
         `cells`: the selection to use; None selects on x, as the model does.
         """
         head, outputs = self.head, self.trunk(x, set(self.feeds))
-        features, shapes = head._get_encoder_input([outputs[i] for i in self.feeds])
+        features, shapes = head._get_encoder_input([outputs[i].float() for i in self.feeds])
         anchors, valid = head._generate_anchors(shapes, features)
         encoded = head.enc_output(valid * features)
         if cells is None:
