@@ -28,7 +28,7 @@ class Segment:
     #: Which of the engine's functions takes its points.
     field: ClassVar[str] = "value"
 
-    @property
+    @cached_property
     def shape(self) -> InputShape:
         """Rows and columns of the pictures."""
         return self.x.shape[-2], self.x.shape[-1]
@@ -80,7 +80,7 @@ class Entered(Segment):
         super().__init__(x, b)
         self.outer, self.conv = outer, conv
 
-    @property
+    @cached_property
     def shape(self) -> InputShape:
         return self.outer.shape
 

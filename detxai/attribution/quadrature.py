@@ -59,9 +59,7 @@ class Rule:
 
     def within(self, evaluations: int) -> Rule:
         """This rule on fewer panels where it would begin with more than `evaluations` gradients."""
-        fewer = (replace(self, panels=n) for n in range(self.panels, 1, -1))
-        fits = (rule for rule in fewer if sum(Mesh(rule).missing().values()) <= evaluations)
-        return next(fits, replace(self, panels=1))
+        return _within(self, evaluations)
 
 
 class Cubic(Rule):
@@ -93,6 +91,12 @@ class Cubic(Rule):
 def cubic(*, curve: Curve = CROWDED, panels: int = 4) -> Cubic:
     """Panels with a node at each end and in the middle: every node is used again when a panel is halved."""
     return Cubic("cubic", (0.0, 0.5, 1.0), (), curve, panels)
+
+
+@lru_cache(maxsize=KNOWN)
+def _within(rule: Rule, evaluations: int) -> Rule:
+    fewer = (replace(rule, panels=n) for n in range(rule.panels, 1, -1))
+    return next((own for own in fewer if sum(Mesh(own).missing().values()) <= evaluations), replace(rule, panels=1))
 
 
 @lru_cache(maxsize=KNOWN)

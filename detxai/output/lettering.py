@@ -11,14 +11,15 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
-from detxai.values import Box
+from detxai.values import Box, Pixels
 
 RGB = tuple[int, int, int]
 Rect = tuple[int, int, int, int]
 Font = ImageFont.FreeTypeFont
-Flow = list[str | Image.Image]
+Flow = list[str | Pixels]
 
 DARK, LIGHT, WARNING = (16, 16, 20), (255, 255, 255), (255, 214, 10)
 FOOTER, TEXT = (30, 30, 36), (236, 236, 236)
@@ -86,20 +87,22 @@ class Lettering:
         """Words and pictures set in lines of `width` pixels, none of them cut; "\\n" begins a new line."""
         pad = self.em // 2
         leading, x, y = self.em + pad, pad, pad // 2
-        placed: list[tuple[Image.Image, int, int]] = []
+        placed: list[tuple[Pixels, int, int]] = []
         for item in items:
-            if item == "\n":
+            if isinstance(item, str) and item == "\n":
                 x, y = pad, y + leading
                 continue
             shown = _word(self, item, width - 2 * pad, ink, ground) if isinstance(item, str) else item
-            if x > pad and x + shown.width > width - pad:
+            if x > pad and x + shown.shape[1] > width - pad:
                 x, y = pad, y + leading
             placed.append((shown, x, y))
-            x += shown.width + self.em // 3
-        block = Image.new("RGB", (width, y + leading + pad // 2), ground)
+            x += shown.shape[1] + self.em // 3
+        block = np.full((y + leading + pad // 2, width, 3), ground, np.uint8)
         for shown, x, y in placed:
-            block.paste(shown, (x, y + (leading - shown.height) // 2))
-        return block
+            top = y + (leading - len(shown)) // 2
+            there = block[top : top + len(shown), x : x + shown.shape[1]]
+            there[:] = shown[:, : there.shape[1]]
+        return Image.fromarray(block)
 
     def marked(self, bar: Image.Image, marks: str) -> Image.Image:
         """A colour bar with `marks` spread along it."""
@@ -179,13 +182,13 @@ def _set(text: str, em: int, extra: Path | None) -> tuple[str, Font]:
 
 
 @lru_cache(maxsize=1024)
-def _word(lettering: Lettering, text: str, room: float, ink: RGB, ground: RGB) -> Image.Image:
+def _word(lettering: Lettering, text: str, room: float, ink: RGB, ground: RGB) -> Pixels:
     """A word of a footer in at most `room` pixels: most words are those of the picture before."""
     text, font = lettering.set(lettering.shortened(text, room))
     height = lettering.em + lettering.em // 2
     word = Image.new("RGB", (max(math.ceil(font.getlength(text)), 1), height), ground)
     ImageDraw.Draw(word).text((0, height / 2), text, ink, font, anchor="lm")
-    return word
+    return np.asarray(word)
 
 
 @lru_cache(maxsize=16)

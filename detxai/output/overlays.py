@@ -124,7 +124,7 @@ def draw_edges(
 def encode(image: Image.Image, kind: str = "png") -> bytes:
     """Bytes of `image` as one of FILE_TYPES: no clock, no metadata, the same bytes for the same pixels."""
     buffer, (name, options) = BytesIO(), FILE_TYPES[kind]
-    plain = image.copy()
+    plain = image.copy() if image.info else image
     plain.info = {}
     plain.save(buffer, name, **options)
     return buffer.getvalue()
@@ -136,12 +136,14 @@ def painted(
     """RGB: `scan` in gray, each pixel under the ramp of its `owner`, from clear at `level` 0 to full from 1 on."""
     table = _blends(tuple(ramps))
     steps = _steps(ramps)
-    colour = owner * steps + cv2.convertScaleAbs(np.minimum(level, 1), alpha=steps - 1)
-    pixels = table.take(colour.astype(np.uint16) << 8 | np.asarray(scan.convert("L")))  # four bytes at once
+    colour = owner * steps + np.minimum(cv2.convertScaleAbs(level, alpha=steps - 1), steps - 1)
+    at = cv2.merge([np.asarray(scan.convert("L")), colour]).view("<u2")[..., 0]  # the colour counts 256
+    pixels = table.take(at)  # four bytes at once
     return Image.fromarray(cv2.cvtColor(pixels.view(np.uint8).reshape(*pixels.shape, 4), cv2.COLOR_RGBA2RGB))
 
 
-def signed_bar(text: Lettering) -> Image.Image:
+@lru_cache(maxsize=64)
+def signed_bar(text: Lettering) -> Pixels:
     """The colours from fully against over none to fully for."""
     table = _colours((FOR, AGAINST))
     half = len(table) // 2
@@ -183,18 +185,19 @@ class _Sheet:
     ) -> tuple[Image.Image, Flow]:
         """Gray scan, each pixel under the strongest of `parts` (>= 0, `smooth`), on a `common` scale if any; legend."""
         strongest = np.maximum.reduce(parts)
-        best = np.zeros(self.drawn[::-1], np.float32)
         owner = np.zeros(self.drawn[::-1], np.uint8)
         if strongest.sum(dtype=np.float64) < NEGLIGIBLE:
             nothing = self.text.words(f"no attribution: sum of |a| below {NEGLIGIBLE:g} {unit}")
-            return painted(self.scan, owner, best, ramps), nothing
+            return painted(self.scan, owner, owner.astype(np.float32), ramps), nothing
         own = float(np.quantile(strongest, 1 - self.share)) or float(strongest.max())
         scale = common or own
-        for index, part in enumerate(parts):
-            drawn = part if self.zoom == 1 else cv2.resize(part, self.drawn, interpolation=cv2.INTER_LINEAR)
-            np.copyto(owner, np.uint8(index), where=drawn > best)
-            np.maximum(best, drawn, out=best)
-        best /= np.float32(scale)
+        if self.zoom > 1:
+            parts = [cv2.resize(part, self.drawn, interpolation=cv2.INTER_LINEAR) for part in parts]
+        best = parts[0]
+        for index, part in enumerate(parts[1:], 1):
+            np.copyto(owner, np.uint8(index), where=part > best)
+            best = np.maximum(best, part)
+        best = best / np.float32(scale)
         whose = f"the strongest {100 * self.share:.2g} % of the picture"
         if common:
             whose = f"one scale for all boxes, of which this one reaches {100 * own / scale:.0f} %"
@@ -210,8 +213,8 @@ class _Sheet:
         width, height = max(columns, MIN_PANEL[0]), max(rows, MIN_PANEL[1])
         at = (width - columns) // 2, (height - rows) // 2
         panels = [Image.new("RGB", (width, height), FOOTER) for _ in range(1 + strip)]
-        panels[0].paste(self.scan, at)
-        panels[-1].paste(overlay, at)
+        for panel, picture in zip(panels, (self.scan, overlay)[1 - strip :], strict=True):
+            panel.paste(picture, at)
         inner = self._corners(at)
         frame = outline(panels[-1], inner, tints, line, self.dash)
         enlarged = self._enlarged(overlay, tints, height)
@@ -223,8 +226,8 @@ class _Sheet:
         bottom = max(y + panel.height for panel, (_, y) in zip(panels, corners, strict=True))
         texts = [(legend, TEXT, FOOTER), (self.text.words(caption), TEXT, FOOTER),
                  (self.text.words(warning), DARK, WARNING)]  # fmt: skip
-        page = Image.new("RGB", (right, bottom), FOOTER)
-        for panel, corner in zip(panels, corners, strict=True):
+        page = panels[0] if len(panels) == 1 else Image.new("RGB", (right, bottom), FOOTER)
+        for panel, corner in zip(panels, corners, strict=True) if len(panels) > 1 else ():
             page.paste(panel, corner)
         return with_footer(page, [self.text.block(flow, right, ink, ground) for flow, ink, ground in texts if flow])
 
@@ -278,12 +281,12 @@ def _tag(panel: Image.Image, frame: Rect, tag: tuple[str, float], text: Letterin
     text.tag(panel, (x, above if above >= 0 else below if below + height <= panel.height else inside), said)
 
 
-def _bar(colours: NDArray[np.uint8], marks: str, text: Lettering) -> Image.Image:
+def _bar(colours: NDArray[np.uint8], marks: str, text: Lettering) -> Pixels:
     """A colour bar (n, 4) RGBA over mid gray, with `marks` spread along it."""
     height, width = text.em + 2, (text.em + 2) * (3 * len(marks) - 2)
     bar = Image.new("RGBA", (width, height), (sum(GROUND) // 2,) * 3 + (255,))
     bar.alpha_composite(Image.fromarray(colours[None]).resize((width, height)))
-    return text.marked(bar.convert("RGB"), marks)
+    return np.asarray(text.marked(bar.convert("RGB"), marks))
 
 
 def _steps(ramps: Sequence[Ramp]) -> int:

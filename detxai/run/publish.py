@@ -369,6 +369,8 @@ def _asked_class(d: Detection, item: Explanation) -> int | None:
 
 
 def _padding_mass(values: NDArray[Any], box: Letterbox) -> float:
+    if (box.inner_height, box.inner_width) == values.shape:
+        return 0.0
     magnitude = np.abs(values)
     inner = magnitude[box.top : box.top + box.inner_height, box.left : box.left + box.inner_width]
     return max(float(magnitude.sum()) - float(inner.sum()), 0.0)
