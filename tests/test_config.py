@@ -96,6 +96,11 @@ def test_values_as_people_type_them() -> None:
         ({"options": {"imgsz": "wide"}}, ["--imgsz", "ROWS,COLUMNS"]),
         ({"options": {"method": ""}}, ["--method", "at least one"]),
         ({"options": {"device": "tpu"}}, ["cuda:N"]),
+        ({"options": {"band": "4,3"}}, ["--band", "one band", "or three"]),
+        ({"sets": ["detection.classes={}"]}, ["detection.classes"]),
+        ({"sets": ["images.window={}"]}, ["images.window"]),
+        ({"sets": ["output.dir=3"]}, ["output.dir", "must be a folder or the address"]),
+        ({"options": {"labels": "/dev/null"}}, ["--labels"]),
     ],
 )
 def test_refusals_name_the_key_and_the_way_on(arguments: Any, words: list[str]) -> None:
@@ -191,6 +196,8 @@ def test_fingerprint_follows_what_changes_files_and_nothing_else(tmp_path: Path)
         {"model": None},
         {"json": True},
         {"strip": True, "overlays": "none"},
+        {"scale": "common", "overlays": "none"},
+        {"overlay_format": "jpg", "overlays": "none"},
     ):
         expected = of(overlays="none") if "overlays" in same else plain
         assert of(**same) == expected, same
@@ -208,6 +215,11 @@ def test_fingerprint_follows_what_changes_files_and_nothing_else(tmp_path: Path)
             {"window": "full"},
             {"baseline": str(picture)},
             {"model": "other.pt"},
+            {"band": "2"},
+            {"views": "_top,_side"},
+            {"scale": "common"},
+            {"overlay_format": "jpg"},
+            {"rect": True},
         )
     ]
     assert len({plain, *changed}) == len(changed) + 1

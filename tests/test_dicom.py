@@ -86,6 +86,20 @@ def test_windows_of_the_file_and_of_the_user(tmp_path: Path) -> None:
     assert (window.low, window.high) == (-1000, 7190)
     inverse = written(tmp_path / "i.dcm", values, "MONOCHROME1", BitsStored=12, HighBit=11)
     assert np.array_equal(picture(inverse).pixels, 255 - picture(plain).pixels)
+    curved = written(
+        tmp_path / "s.dcm",
+        values,
+        WindowCenter=1000,
+        WindowWidth=401,
+        VOILUTFunction="SIGMOID",
+        BitsStored=12,
+        HighBit=11,
+    )
+    expected = pixels.apply_voi_lut(values, pydicom.dcmread(curved))
+    expected = (expected - expected.min()) / (expected.max() - expected.min()) * 255
+    assert np.abs(picture(curved).pixels[..., 0] - expected).max() < 1
+    exact = written(tmp_path / "e.dcm", values, WindowCenter=1000, WindowWidth=400, VOILUTFunction="LINEAR_EXACT")
+    assert (picture(exact).window.low, picture(exact).window.high) == (800, 1200)
     burned = written(tmp_path / "b.dcm", values, BurnedInAnnotation="YES")
     assert "burned" in picture(burned).notes[0]
 
@@ -100,6 +114,30 @@ def test_each_frame_is_a_picture(tmp_path: Path) -> None:
     assert [ref.path for ref in sources.find([str(tmp_path)], frames="all").refs] == ["x.dcm#1", "x.dcm#2", "x.dcm#3"]
     with pytest.raises(ImageError, match="3 pictures"):
         picture(file, 4)
+
+
+def test_an_enhanced_file_says_for_each_frame_what_its_values_mean(tmp_path: Path) -> None:
+    def group(name: str, **elements: float) -> Any:
+        inner, outer = pydicom.Dataset(), pydicom.Dataset()
+        for key, value in elements.items():
+            setattr(inner, key, value)
+        setattr(outer, name, pydicom.Sequence([inner]))
+        return outer
+
+    values = RNG.integers(0, 200, (2, 8, 9), dtype=np.uint8)
+    shared = group("PixelValueTransformationSequence", RescaleSlope=2, RescaleIntercept=-10)
+    own = [group("FrameVOILUTSequence", WindowCenter=centre, WindowWidth=101) for centre in (100, 200)]
+    file = written(
+        tmp_path / "x.dcm",
+        values,
+        SharedFunctionalGroupsSequence=pydicom.Sequence([shared]),
+        PerFrameFunctionalGroupsSequence=pydicom.Sequence(own),
+    )
+    for n, low in ((1, 49.5), (2, 149.5)):
+        image = picture(file, n)
+        assert (image.window.low, image.window.high) == (low, low + 100)
+        expected = np.clip((values[n - 1] * 2.0 - 10 - low) / 100, 0, 1) * 255
+        assert np.abs(image.pixels[..., 0] - expected).max() < 1
 
 
 @pytest.mark.parametrize("name", ["palette_color", "rgb_color"])
@@ -175,6 +213,14 @@ def test_pages_and_frames_of_other_files(tmp_path: Path) -> None:
             image = picture(tmp_path / name, n)
             assert abs(int(image.pixels[4, 4, 0]) - 40 * n) <= 1 and f"{n} of 3" in image.notes[0]
     (tmp_path / "e.tif#2").write_bytes(b"")
+    (tmp_path / "f.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:20])
+    assert [r.path for r in sources.find([str(tmp_path / "f.tif")], frames="all").refs] == ["f.tif"], "cut short"
+    tifffile = pytest.importorskip("tifffile")
+    with tifffile.TiffWriter(tmp_path / "g.tif") as pages:
+        pages.write(np.full((8, 9), 40, np.uint8))
+        pages.write(np.full((4, 4), 40, np.uint8), subfiletype=1)
+    assert [r.path for r in sources.find([str(tmp_path / "g.tif")], frames="all").refs] == ["g.tif"], "a thumbnail"
+    (tmp_path / "f.tif").unlink(), (tmp_path / "g.tif").unlink()
     found = sources.find([str(tmp_path), str(tmp_path / "e.tif#2")], frames="all")
     refs = list(found.refs)
     assert len({ref.path for ref in refs}) == len(refs) == 13 and refs[-1].problem

@@ -493,6 +493,24 @@ def test_files_that_end_early_without_an_error(tmp_path: Path) -> None:
     assert all(decoded(data, tmp_path).width for data in whole), "what is plain is not cut"
 
 
+def test_a_gray_jpeg_without_an_end_mark_is_whole(tmp_path: Path) -> None:
+    """It looks like one that was filled up, and no data are left that could tell: nothing in it is missing."""
+    gray = encode(pil.new("L", (64, 64), 128), "JPEG")
+    assert gray.endswith(b"\xff\xd9")
+    assert (decoded(gray[:-2] + bytes(40), tmp_path).pixels == 128).all()
+
+
+def test_deep_colour_that_opencv_cannot_decode_is_cut_to_8_bits_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, none = png(RGB16, 2), lambda *_: None
+    whole = decoded(data, tmp_path).pixels.astype(int)
+    monkeypatch.setattr(cv2, "imdecode", none)
+    image = decoded(data, tmp_path)
+    assert any("cut to 8" in note for note in image.notes)
+    assert np.abs(image.pixels.astype(int) - whole).max() <= 1
+
+
 def test_needed_bytes_are_known_from_the_header(tmp_path: Path) -> None:
     pixels = 1000 * 1000
     for values, least in ((np.zeros((1000, 1000, 3), np.uint8), 10), (np.zeros((1000, 1000, 4), np.uint16), 40)):

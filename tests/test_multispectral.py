@@ -98,7 +98,16 @@ def test_arrays_in_either_order(tmp_path: Path) -> None:
     assert np.array_equal(shares.bands, values)
     colour = pixels("bag-02.jpg", (30, 20))
     assert np.array_equal(load(tmp_path / "c.npy", array(colour), channels=3).pixels, colour)
-    assert np.array_equal(load(tmp_path / "g.npy", array(colour[..., 0]), channels=3).pixels[..., 2], colour[..., 0])
+    for gray in (colour[..., 0], colour[..., :1]):
+        assert np.array_equal(load(tmp_path / "g.npy", array(gray), channels=3).pixels[..., 2], colour[..., 0])
+    signed = load(tmp_path / "s.npy", array((values.astype(np.int32) * 257 - 32768).astype(np.int16)), window="full")
+    assert np.array_equal(signed.bands, values) and (signed.window.low, signed.window.high) == (-32768, 32767)
+
+
+def page() -> bytes:
+    """A TIFF of one band, its pixels behind all that it says of them."""
+    Pillow.fromarray(bands()[..., 0]).save(stream := io.BytesIO(), "TIFF")
+    return stream.getvalue()
 
 
 def huge() -> bytes:
@@ -117,6 +126,7 @@ def huge() -> bytes:
         (array(bands())[:-9], "truncated", "length of the file"),
         (array(bands())[:40], "truncated", "header"),
         (tiff(bands())[:-4000], "truncated", "cut|data end|could be read"),
+        (page()[:-1000], "truncated", "data end before the last row"),
     ],
 )
 def test_what_does_not_fit_says_so(data: bytes, code: str, words: str, tmp_path: Path) -> None:
@@ -125,6 +135,12 @@ def test_what_does_not_fit_says_so(data: bytes, code: str, words: str, tmp_path:
         load(tmp_path / f"a{suffix}", data)
     assert told.value.code == code
     assert told.value.sha256
+
+
+def test_pages_of_several_sizes_are_no_bands(tmp_path: Path) -> None:
+    pages = [bands()[..., 0], bands((60, 40))[..., 0]]
+    with pytest.raises(ImageError, match="1 channels, and the model reads 5"):
+        load(tmp_path / "a.tif", bytes(cv2.imencodemulti(".tif", pages)[1]))
 
 
 def test_a_colour_picture_is_not_one_of_five_bands(tmp_path: Path) -> None:

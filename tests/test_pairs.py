@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import struct
+import sys
 import zlib
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from xraysim.physics import MU, OPEN
 from detxai.cli.app import run
 from detxai.config import settings
 from detxai.errors import ImageError
-from detxai.inputs import decode, energies, sources
+from detxai.inputs import bands, decode, energies, sources
 from detxai.inputs.samples import Samples
 from detxai.output.recording import image_info
 from detxai.output.tree import Tree
@@ -119,16 +120,16 @@ def gray_with_alpha(low: np.ndarray, high: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def two_frames(low: np.ndarray, high: np.ndarray) -> bytes:
+def frames(*parts: np.ndarray) -> bytes:
     pydicom = pytest.importorskip("pydicom")
     made = pydicom.Dataset()
     made.file_meta = pydicom.dataset.FileMetaDataset()
     made.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7.3", "1.2.3"
-    made.Rows, made.Columns, made.NumberOfFrames, made.SamplesPerPixel = *low.shape, 2, 1
+    made.Rows, made.Columns, made.NumberOfFrames, made.SamplesPerPixel = *parts[0].shape, len(parts), 1
     made.BitsAllocated = made.BitsStored = 16
     made.HighBit, made.PixelRepresentation, made.PhotometricInterpretation = 15, 0, "MONOCHROME2"
-    made.PixelData = np.stack([low, high]).astype("<u2").tobytes()
+    made.PixelData = np.stack(parts).astype("<u2").tobytes()
     buffer = io.BytesIO()
     made.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
@@ -146,7 +147,7 @@ ONE_FILE = {
     "planes.tif": partial(tiff, planarconfig="separate"),
     "pages.tif": tiff,
     "alpha.png": gray_with_alpha,
-    "frames.dcm": two_frames,
+    "frames.dcm": frames,
 }
 
 
@@ -175,7 +176,8 @@ def test_a_file_of_one_energy_is_no_pair(scans: Path, tmp_path: Path) -> None:
     assert settings.load(options={"pair": "bands"}).images.paired == ("bands", "", colors)
     low, high = (cv2.imread(str(scans / f"a_{part}.png"), cv2.IMREAD_UNCHANGED) for part in ("low", "high"))
     Image.fromarray(low).save(tmp_path / "one.tif")
-    for file in (scans / "a_low.png", tmp_path / "one.tif"):
+    (tmp_path / "one.dcm").write_bytes(frames(low))
+    for file in (scans / "a_low.png", tmp_path / "one.tif", tmp_path / "one.dcm"):
         with pytest.raises(ImageError, match="one energy, not two") as raised:
             decode.load(ImageRef(file.name, file, pair=Pair(file, file.name, colors)))
         assert raised.value.code == "unpaired"
@@ -183,6 +185,52 @@ def test_a_file_of_one_energy_is_no_pair(scans: Path, tmp_path: Path) -> None:
     file.write_bytes(gray_with_alpha(low, high))
     pair = image_info(decode.load(ImageRef("two.png", file, pair=Pair(file, "two.png", colors)))).pair
     assert pair is not None and pair.path == "two.png" and pair.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_both_energies_of_8_bits_and_of_floats(scans: Path, tmp_path: Path) -> None:
+    low, high = (cv2.imread(str(scans / f"a_{part}.png"), cv2.IMREAD_UNCHANGED) for part in ("low", "high"))
+
+    def shown(name: str, data: bytes) -> np.ndarray:
+        (tmp_path / name).write_bytes(data)
+        pair = Pair(tmp_path / name, name, "materials")
+        return decode.load(ImageRef(name, tmp_path / name, pair=pair), "full").pixels.astype(int)
+
+    deep = shown("deep.tif", tiff(low, high))
+    stream = io.BytesIO()
+    Image.merge("LA", [Image.fromarray((part >> 8).astype(np.uint8)) for part in (low, high)]).save(stream, "PNG")
+    assert np.abs(shown("eight.png", stream.getvalue()) - deep).mean() < 3
+    for most in (1.0, 65535.0):
+        floats = (part.astype(np.float32) / 65535 * most for part in (low, high))
+        assert np.abs(shown("floats.tif", tiff(*floats)) - deep).max() <= 1
+
+
+def test_damage_within_a_file_of_both_energies(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    low, high = (cv2.imread(str(scans / f"a_{part}.png"), cv2.IMREAD_UNCHANGED) for part in ("low", "high"))
+    data = tiff(low, high, planarconfig="contig", compression="zlib")
+    middle = len(data) // 2
+    with pytest.raises(ImageError, match="damaged"):
+        bands.of_tiff(data[:middle] + bytes(99) + data[middle + 99 :])
+    whole = gray_with_alpha(low, high)
+    with Image.open(io.BytesIO(whole)) as image, pytest.raises(ImageError, match="damaged"):
+        bands.of_alpha(image, whole[:60])
+    (tmp_path / "two.tif").write_bytes(data)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(ImageError, match="pip install tifffile"):
+        decode.load(ImageRef("two.tif", tmp_path / "two.tif", pair=Pair(tmp_path / "two.tif", "two.tif", "materials")))
+
+
+def test_the_beam_lies_between_the_ends_of_file_or_window() -> None:
+    values = np.linspace(0, 1000, 15).reshape(3, 5)
+    plain = Samples(values, (0, 1000))
+    passed, window = energies.transmission(plain, ("full", 0, 0))
+    assert (window.low, window.high) == (0, 1000) and np.allclose(passed, np.clip(values / 1000, energies.DARKEST, 1))
+    gray, inverted = Samples(np.stack([values] * 3, 2), (0, 1000)), Samples(1000 - values, (0, 1000), inverted=True)
+    for same in (gray, inverted):
+        assert np.allclose(energies.transmission(same, ("full", 0, 0))[0], passed)
+    assert energies.transmission(plain, ("percentile", 5, 50))[1].high == 500
+    for wrong, words in ((values * np.nan, "not-a-number"), (values * 0, "no beam; give --window")):
+        with pytest.raises(ImageError, match=words):
+            energies.transmission(Samples(wrong, (0, 1000)), ("auto", 0, 0))
 
 
 def test_one_of_two_bands_is_not_shown_in_silence(scans: Path, tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 from conftest import FAST, Command, Inside, explain, files
 
+from detxai.errors import ImageError, OutputError, UsageError
+from detxai.inputs import remote
+from detxai.output import bucket
 from detxai.output.store import Store
 
 SECRET = "topsecretkey"
@@ -105,6 +108,48 @@ def test_what_cannot_be_is_refused(inside: Inside, pictures: Path) -> None:
     outcome = inside("explain", "memory://held", "-o", "memory://held/out")
     assert outcome.code == 2 and "lies in SOURCE" in outcome.err
     assert not (inside.cwd / "s3:").exists()
+
+
+def test_what_a_store_refuses_is_said_without_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may hold credentials. What is not there is told from what cannot be read."""
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    store.pipe_file("/refused/in/a.png", b"0123")
+    (single,) = remote.Objects("memory://refused/in/a.png", "")
+    assert (single.path, single.url) == ("a.png", "memory://refused/in/a.png")
+    assert remote.read("memory://refused/in/a.png", 4) == b"0123"
+
+    def refuses(*_: Any, **__: Any) -> Any:
+        raise PermissionError(f"the key {SECRET} is not known")
+
+    def failure(url: str, most: int = 4) -> ImageError:
+        with pytest.raises(ImageError) as caught:
+            remote.read(url, most)
+        assert SECRET not in str(caught.value)
+        return caught.value
+
+    tree = bucket.place("memory://refused/out")
+    assert isinstance(tree, bucket.Bucket)
+    assert failure("memory://refused/in/a.png", 3).code == "too_large"
+    assert failure("memory://refused/in/b.png").code == "not_found"
+    with pytest.raises(FileNotFoundError):
+        (tree / "x").unlink()
+    (tree / "x").unlink(missing_ok=True)
+    for call in ("info", "cat_file", "ls", "isfile", "rm_file", "pipe_file", "put_file"):
+        monkeypatch.setattr(type(store), call, refuses)
+    assert failure("memory://refused/in/a.png").code == "unreadable"
+    with pytest.raises(UsageError, match="cannot be listed: PermissionError") as listed:
+        remote.Objects("memory://refused/in", "")
+    asked: list[Callable[[], Any]] = [
+        tree.read_bytes, tree.stamp, tree.is_file, tree.unlink, lambda: list(tree.walk()),
+        lambda: tree.put([b""]), lambda: tree.put(iter([b""])),
+    ]  # fmt: skip
+    for ask in asked:
+        with pytest.raises(OutputError, match="cannot be read or written: PermissionError") as told:
+            ask()
+        assert SECRET not in str(told.value) + str(listed.value)
+    monkeypatch.setitem(sys.modules, "fsspec.core", None)
+    with pytest.raises(UsageError, match="pip install 'detxai\\[remote\\]'"):
+        remote.Objects("memory://refused/in", "")
 
 
 @pytest.fixture
