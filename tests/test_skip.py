@@ -12,7 +12,9 @@ import pytest
 from conftest import FAST, explain, files
 
 from detxai.inputs import decode
-from detxai.output.seen import FILE
+from detxai.output import bucket
+from detxai.output.seen import FILE, Seen
+from detxai.values import ImageRef
 
 
 @pytest.fixture
@@ -63,3 +65,17 @@ def test_what_was_changed_just_now_is_not_trusted(scans: Path, tiny: Path, tmp_p
     assert explain(scans, "-m", tiny, "-o", tree, *FAST) == 0
     noted = {json.loads(line)[0] for line in (tree / FILE).read_bytes().splitlines() if line}
     assert noted == {"b.png", "b.jpg"}
+
+
+def test_what_is_not_there_any_more_is_not_trusted(tmp_path: Path) -> None:
+    ref, known = ImageRef("gone.png", tmp_path / "gone.png"), (1, 2, "00" * 32)
+    seen = Seen(tmp_path)
+    seen.load()
+    seen.learn("gone.png", known)
+    seen.learn("never.png", None)
+    assert (seen.entry("gone.png"), seen.entry("never.png")) == (known, None)
+    assert not seen.trusts(ref, known[2]) and seen.begin(ref) is ref
+    pytest.importorskip("fsspec")
+    nowhere = Seen(bucket.place("memory://seen"))  # nothing is appended to an object
+    nowhere.load()
+    assert nowhere.begin(ref) is ref and nowhere.entry("gone.png") is None

@@ -32,7 +32,7 @@ class Stopped(BaseException):
     """A signal asked the run to end; `code` is the exit code. Not an Exception: nothing may swallow it."""
 
     def __init__(self, code: int) -> None:
-        super().__init__(f"stopped by signal {code - 128}")
+        super().__init__(f"interrupted by {signal.Signals(code - 128).name}")
         self.code = code
 
 
