@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,10 @@ def test_the_image_is_built_from_the_project() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     assert all(re.search(rf"^{name} = \[", project, re.MULTILINE) for name in extras[1].split(","))
     assert "USER detxai" in lines, "not as root"
+    copied = set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+    settings = tomllib.loads(project)
+    needed = {settings["project"]["readme"], *settings["project"]["license-files"], "pyproject.toml"}
+    assert copied == needed | set(settings["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
     for line in lines:
         if line.startswith("RUN"):
             subprocess.run(["bash", "-n", "-c", line.removeprefix("RUN")], check=True)

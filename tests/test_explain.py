@@ -276,6 +276,8 @@ def test_python_takes_what_people_have(quick: Explainer, pictures: Path) -> None
     first = results[0].record.detections
     assert first and all(result.record.detections == first for result in results)
     assert {"image-0", "image-1"} < {result.ref.path for result in results}
+    (other,) = quick(np.zeros((9, 9, 5), np.uint8))
+    assert other.record.error is not None and other.record.error.code == "channels"
     with Image.open(pictures / "gray one.png") as gray:
         (found,) = quick(gray)
     assert found.record.image.width == 110

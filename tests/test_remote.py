@@ -133,6 +133,9 @@ def test_what_a_store_refuses_is_said_without_its_own_words(monkeypatch: pytest.
     assert failure("memory://refused/in/b.png").code == "not_found"
     with pytest.raises(FileNotFoundError):
         (tree / "x").unlink()
+    (tree / "a.png").put([b"0123"])
+    assert [place.name for place in tree.glob("*.png")] == ["a.png"] and (tree / "a.png").stamp()
+    assert list((tree / "none").walk()) == [("", [])], "a tree that begins now"
     (tree / "x").unlink(missing_ok=True)
     for call in ("info", "cat_file", "ls", "isfile", "rm_file", "pipe_file", "put_file"):
         monkeypatch.setattr(type(store), call, refuses)
