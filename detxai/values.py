@@ -30,6 +30,11 @@ def written(shape: InputShape) -> str:
     return str(shape[0]) if shape[0] == shape[1] else f"{shape[0]}x{shape[1]}"
 
 
+def geometry(size: int | InputShape, *, rect: bool) -> str:
+    """What pictures become, for people: `640 px`, `384x640 px`, `640 px with --rect`."""
+    return f"{written((size, size) if isinstance(size, int) else size)} px{' with --rect' if rect else ''}"
+
+
 def shared_area(a: Box, b: Box) -> float:
     """The area that two xyxy boxes have in common."""
     return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)

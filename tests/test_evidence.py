@@ -596,6 +596,39 @@ def test_a_list_with_a_promise(
 
 
 @pytest.mark.slow
+def test_a_calibration_and_its_promise_hold_for_the_shape_that_they_were_made_at(
+    labelled: tuple[Path, Path], calibrated: tuple[list[str], Path], pictures: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (model, _), (line, file), rect = labelled, calibrated, tmp_path / "rect.json"
+    assert run([*line, "--recall", "0.5", "--rect", "-o", str(rect)]) == 0
+    square, made = read_calibration(file), read_calibration(rect)
+    assert (square.rect, made.rect, square.imgsz) == (None, True, made.imgsz)
+    assert b'"rect"' not in file.read_bytes() and made.promise is not None
+
+    def explained(name: str, *more: object) -> int:
+        quick = ("--max-det", 8, "--candidates", 0.001, "--tolerance", 0.5, "--no-overlays")
+        return explain(pictures / "b.png", "-m", model, "-o", tmp_path / name, *quick, *more)
+
+    size = f"{square.imgsz} px"
+    assert explained("beside", "--rect") == 0, "what lies beside the model is not used"
+    (warning,) = json.loads((tmp_path / "beside" / "summary.json").read_bytes())["warnings"]
+    assert f"made at {size}, and this run is at {size} with --rect. It is not used" in warning
+    (record,) = read(tmp_path / "beside")
+    assert "promise" not in record and not any(d["evidence"]["calibrated"] for d in record["detections"])
+    capsys.readouterr()
+    for file_given, more, words in (
+        (file, ["--rect"], f"made at {size}, and this run is at {size} with --rect"),
+        (rect, [], f"made at {size} with --rect, and this run is at {size}."),
+        (file, ["--imgsz", "64,96"], f"made at {size}, and this run is at 64x96 px"),
+    ):
+        assert explained("refused", "--calibration", file_given, *more) == 2
+        assert words in capsys.readouterr().err
+    assert explained("own", "--rect", "--calibration", rect) == 0
+    (record,) = read(tmp_path / "own")
+    assert record["promise"]["recall"] == 0.5 and record["model"]["rect"] == [square.imgsz] * 2
+
+
+@pytest.mark.slow
 def test_calibrated_on_labels_and_found_beside_the_model(
     labelled: tuple[Path, Path],
     calibrated: tuple[list[str], Path],

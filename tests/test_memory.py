@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from ultralytics.nn.tasks import DetectionModel
 
+from detxai.models import checkpoints
+
 pytestmark = pytest.mark.slow
 SAMPLE = Path(__file__).parents[1] / "samples" / "images" / "bag-01.jpg"
 #: A map in source pixels takes 1.9 MB: 200 of them at once would be 384 MB.
@@ -61,13 +63,16 @@ print((kib("VmHWM") - before) * 1024 / os.path.getsize(sys.argv[2]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("half", [True, False])
-def test_a_model_takes_less_than_three_times_its_file(tmp_path: Path, half: bool) -> None:
+def test_a_model_takes_less_than_three_times_its_file(tmp_path: Path, half: bool, suffix: str) -> None:
     """Read and made ready to run. The weights of a file of halves are twice as large in float32."""
-    for name, yaml in (("small.pt", "yolov8n.yaml"), ("large.pt", "yolov8m.yaml")):
+    for name, yaml in (("small", "yolov8n.yaml"), ("large", "yolov8m.yaml")):
         network = DetectionModel(yaml, nc=2, verbose=False)
-        torch.save({"model": network.half() if half else network}, tmp_path / name)
-    line = [sys.executable, "-c", LOADED, str(tmp_path / "small.pt"), str(tmp_path / "large.pt")]
+        torch.save({"model": network.half() if half else network}, file := tmp_path / f"{name}.pt")
+        if suffix == ".safetensors":
+            checkpoints.save(checkpoints.load(str(file)), file.with_suffix(suffix), half=half)
+    line = [sys.executable, "-c", LOADED, *(str(tmp_path / f"{name}{suffix}") for name in ("small", "large"))]
     times = float(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
     print(f"{times:.2f} times the file")
     assert (1.5 if half else 0.8) < times < 3

@@ -194,6 +194,46 @@ def test_boxes_are_those_of_predict(checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's exporter
+def test_an_onnx_of_bands_reports_the_boxes_of_its_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    from test_exported import exported, same
+
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "a.tif").write_bytes(tiff(bands()))
+    told = []
+    for model in (
+        checkpoint,
+        exported(checkpoint, tmp_path / "m.onnx"),
+        exported(checkpoint, tmp_path / "any.onnx", dynamic=True),
+    ):
+        few = ("--method", "drise", "--max-evaluations", 2, "--evidence", "none", "--max-det", 8, "--band", "3,2,1")
+        out = tmp_path / f"out.{model.name}"
+        assert explain(tmp_path / "a.tif", "-m", model, "-o", out, *few) == 0
+        (line,) = (out / "records.jsonl").read_text().splitlines()
+        record = json.loads(line)
+        assert (record["model"]["channels"], record["image"]["bands"]) == (BANDS, [3, 2, 1])
+        assert all((out / d["attributions"][0]["overlay"]).is_file() for d in record["detections"])
+        told.append([(d["class_id"], d["score"], d["box"]) for d in record["detections"]])
+    for other in told[1:]:
+        same(other, told[0], 1e-4, 0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_gray_onnx_reports_the_boxes_of_its_checkpoint(tmp_path: Path) -> None:
+    from conftest import seeded_network
+    from test_exported import boxes, exported, same
+
+    pytest.importorskip("onnxruntime")
+    network = seeded_network("yolov8n.yaml")
+    first = network.model[0].conv
+    first.weight = torch.nn.Parameter(first.weight.sum(1, keepdim=True))
+    first.in_channels = network.yaml["channels"] = 1
+    torch.save({"model": network, "train_args": {"imgsz": SIDE}}, file := tmp_path / "gray.pt")
+    same(boxes(exported(file, tmp_path / "gray.onnx")), boxes(file), 1e-4, 0.02)
+
+
+@pytest.mark.slow
 def test_bands_are_explained_and_told(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.tif").write_bytes(tiff(bands()))

@@ -532,6 +532,30 @@ def test_gradients_side_by_side(calibrated: FilePath, pictures: FilePath, tmp_pa
     assert not list(tmp_path.glob("*parchgrad*")), "superseded pictures are gone"
 
 
+@pytest.mark.slow
+def test_statistics_hold_for_the_shape_that_they_were_made_at(
+    calibrated: FilePath, pictures: FilePath, tmp_path: FilePath, capsys: Any
+) -> None:
+    model, square, rect = (
+        calibrated / "tiny.safetensors",
+        calibrated / "tiny.parchgrad.safetensors",
+        tmp_path / "r.safetensors",
+    )
+    assert run(["calibrate", "parchgrad", str(SAMPLES), "-m", str(model), "-o", str(rect), "--rect", "-q"]) == 0
+    assert (stored.read(square).rect, stored.read(rect).rect) == (False, True)
+    line = (pictures / "b.jpg", "-m", model, "-o", tmp_path / "out", "--max-det", 1, "--no-overlays", *FAST[2:])
+    line = (*line, "--method", "grad", "--gradient", "parchgrad-cls")
+    size = f"{stored.read(square).imgsz} px"
+    for given, more, words in (
+        ((), ("--rect",), f"made at {size}, this run is at {size} with --rect"),
+        (("--calibration", rect), (), f"made at {size} with --rect, this run is at {size}."),
+        (("--calibration", square), ("--imgsz", "64,96"), f"made at {size}, this run is at 64x96 px"),
+    ):
+        assert explain(*line, *given, *more) == 2
+        assert words in capsys.readouterr().err
+    assert explain(*line, "--calibration", rect, "--rect") == 0
+
+
 def test_new_statistics_are_a_reason_to_run_again(calibrated: FilePath, pictures: FilePath, tmp_path: FilePath) -> None:
     line = (pictures / "b.jpg", "-m", calibrated / "tiny.safetensors", "-o", tmp_path / "out", "--max-det", 1)
     line = (*line, "--method", "grad", "--gradient", "parchgrad-ins", "--no-overlays", "--evidence", "none")

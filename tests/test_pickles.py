@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from conftest import seeded_network
 from pickle_programs import BYPASSES, Watch, archive, attack, inert, program
 from torch import nn
 from ultralytics.nn.modules import Conv
@@ -197,12 +198,24 @@ def test_layers_that_run_without_end_are_refused(tmp_path: Path) -> None:
         checkpoints.load(str(tmp_path / "a.pt"))
 
 
-def test_convert_writes_the_same_model_or_nothing(tmp_path: Path) -> None:
-    module = tasks_model()
+@pytest.mark.parametrize(
+    ("kind", "setting", "value"),
+    [
+        (nn.BatchNorm2d, "eps", 0.5),
+        (Conv, "act", nn.LeakyReLU(0.1)),
+        pytest.param(nn.MaxPool2d, "kernel_size", (5, 1), marks=pytest.mark.slow),
+        pytest.param(nn.Upsample, "mode", "bilinear", marks=pytest.mark.slow),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_convert_writes_the_same_model_or_nothing(tmp_path: Path, kind: Any, setting: str, value: Any) -> None:
+    """Settings that live in the modules alone, and that the yaml knows nothing of."""
+    module = seeded_network("yolov8n.yaml")
     for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.running_mean.normal_()
-            part.eps = 0.5
+        if isinstance(part, kind):
+            setattr(part, setting, value)
+            if setting == "kernel_size":
+                part.padding = (2, 0)
     torch.save({"model": module}, tmp_path / "a.pt")
     loaded = checkpoints.load(str(tmp_path / "a.pt"))
     with pytest.raises(ModelError, match="cannot be converted"):

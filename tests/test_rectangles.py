@@ -17,6 +17,10 @@ from detxai.attribution.drise import masks
 from detxai.config import settings
 from detxai.errors import UsageError
 from detxai.models import checkpoints, detectors
+from detxai.models.detector import DetectorInfo
+from detxai.output.mixture import Mixture
+from detxai.output.records import ImageInfo, Record, dump
+from detxai.run.results import model_record
 
 ROWS, COLUMNS = SIDE, 2 * SIDE
 #: Of pictures (width, height): wide, tall, nearly square, a strip.
@@ -124,6 +128,26 @@ def test_rect_gives_every_picture_its_own_shape_and_the_same_bytes_in_any_order(
     for part in (2, 1):
         assert explain(folder, "-o", tmp_path / "parts", *rect, "--batch", 1, "--shard", f"{part}/2") == 0
     assert files(tmp_path / "parts") == files(tmp_path / "all")
+
+
+def test_a_tree_of_two_shapes_is_a_mixture_and_one_of_rect_is_not() -> None:
+    def kinds(*shapes: tuple[tuple[int, int], bool]) -> Mixture:
+        lines, whole = Mixture(), Mixture()
+        for shape, rect in shapes:
+            info = DetectorInfo("m.pt", "0" * 64, "yolov8", "one2many", 640, {}, (), sparse=True)
+            model = model_record(info, max(shape), shape, "letterbox", (640, 640) if rect else None)
+            record = Record(status="ok", fingerprint="0", image=ImageInfo(path="a"), model=model, detections=())
+            lines.add_line(dump(record))
+            whole.add(record)
+        assert lines == whole
+        return whole
+
+    square, wide, other = ((640, 640), False), ((384, 640), False), ((640, 640), True)
+    assert not kinds(square, square).warnings()
+    assert not kinds(other, ((384, 640), True), ((640, 352), True)).warnings()
+    assert "m.pt (00000000) at 640 px, m.pt (00000000) at 384x640 px;" in kinds(square, wide).warnings()[0]
+    assert "at 640 px, m.pt (00000000) at 640 px with --rect;" in kinds(square, other).warnings()[0]
+    assert "at 384x640 px, m.pt (00000000) at 640 px with --rect;" in kinds(wide, other, other).warnings()[0]
 
 
 def test_sizes_as_people_type_them() -> None:

@@ -95,12 +95,13 @@ class Quality(Part):
 class EvidenceCalibration(Part):
     """The file of `detxai calibrate evidence`."""
 
-    left_out = frozenset({"promise"})
+    left_out = frozenset({"promise", "rect"})
 
     schema_: Literal["detxai.evidence/1"] = Field(default=FORMAT, alias="schema", description="name of this format")
     model: Text = Field(description="file name of the model")
     model_sha256: str = Field(description="of the model's bytes")
     imgsz: int | InputShape = Field(description="side of the network's input in pixels; rows, columns of no square")
+    rect: Literal[True] | None = Field(default=None, description="no larger than each picture needs; absent: no")
     method: str = Field(description="attribution method whose maps were measured")
     baseline: Text = Field(description="as asked for, such as auto")
     intercept: Number = Field(description="of the regression, in logits of trust")

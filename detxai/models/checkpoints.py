@@ -18,10 +18,11 @@ from typing import Any
 
 from detxai.errors import ModelError, sound_if_it_had_room
 from detxai.models import converted, darknet, networks, tensors, trusted, upstream  # noqa: F401  (before any ultralytics.*)
-from detxai.models.converted import build, metadata, packed, save
+from detxai.models.converted import build, save
 from detxai.models.layers import Unbuildable
 from detxai.models.onnx import first_line
 from detxai.models.pickles import Refused
+from detxai.models.tensor_file import metadata, packed
 from detxai.models.trusted import DAMAGED
 from detxai.values import Checkpoint, as_imgsz
 
@@ -63,7 +64,7 @@ def load(
     if openvino := os.path.isdir(path) and path.name.endswith(OPENVINO):
         parts = sorted(file for file in path.iterdir() if file.is_file())
     # What is read in pages is given back to the system part by part; a pickle that may be run is needed whole.
-    pages = suffix in PICKLED and not trust_pickle
+    pages = suffix == ".safetensors" or (suffix in PICKLED and not trust_pickle)
     data: list[Any] = [_read(part, _pages if pages else Path.read_bytes) for part in parts]
     hashed = hashlib.sha256()
     for content in data:
@@ -205,7 +206,7 @@ def _listed(names: Path) -> dict[int, str]:
 # -- safetensors, torch.save ------------------------------------------------------------------------------
 
 
-def _from_safetensors(name: str, digest: str, data: bytes) -> Checkpoint:
+def _from_safetensors(name: str, digest: str, data: bytes | mmap.mmap) -> Checkpoint:
     try:
         return converted.read(name, digest, data)
     except DAMAGED as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -12,18 +13,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detxai.errors import ModelError
-from detxai.models import upstream  # noqa: F401  (before any ultralytics.*)
+from detxai.models import tensor_file, upstream  # noqa: F401  (before any ultralytics.*)
 from detxai.models.bounds import Bounds
 from detxai.models.layers import MOST_LAYERS, TORCH, ULTRALYTICS, WIDEST
 from detxai.models.networks import class_names, image_size
+from detxai.models.trunk import return_pages
 from detxai.values import Checkpoint
 
 FORMAT = "detxai.model/1"
 #: Bounds of an architecture: beyond the largest that is published, and small enough to build.
 MOST_ROWS, MOST_REPEATS = 500, 100
-LONGEST_HEADER = 1 << 24
 #: Numbers that a network may hold beside those of its file: what fine-tuning made narrower than its yaml says.
 SPARE_NUMBERS = 1 << 20
 #: Text that the arguments of a layer may be; ultralytics would evaluate any other.
@@ -32,18 +34,15 @@ _WORDS = ("nc", "None", "True", "False", "nearest", "bilinear", "anchors", "kpt_
 PICTURE, SAME = 256, 1e-4
 _ACTIVATIONS = {"SiLU": nn.SiLU, "ReLU": nn.ReLU, "LeakyReLU": nn.LeakyReLU, "GELU": nn.GELU, "Mish": nn.Mish,
                 "Hardswish": nn.Hardswish}  # fmt: skip
+_RANDOM = (torch.ops.aten.normal_, torch.ops.aten.uniform_)
 
 
-def read(name: str, digest: str, data: bytes) -> Checkpoint:
-    """The model in the bytes `data` of a `.safetensors`. Raises ModelError, or ValueError and its like for damage."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load as load_tensors
+def read(name: str, digest: str, data: bytes | mmap.mmap) -> Checkpoint:
+    """The model in the bytes `data` of a `.safetensors`; of a `mmap` each part is given back once it is read.
 
-    try:
-        about = metadata(data)
-        tensors = load_tensors(data)
-    except SafetensorError as error:
-        raise ValueError(error) from error
+    Raises ModelError, or ValueError and its like for damage.
+    """
+    about, entries = tensor_file.metadata(data), tensor_file.entries(data)
     if about.get("format") != FORMAT:
         raise ModelError(
             f"{name} holds tensors but no architecture ({FORMAT} is missing in its header).",
@@ -51,13 +50,35 @@ def read(name: str, digest: str, data: bytes) -> Checkpoint:
         )
     names = class_names({int(k): v for k, v in json.loads(about["names"]).items()})
     imgsz = image_size({"train_args": {"imgsz": int(about["imgsz"])}})
-    module = build(json.loads(about["architecture"]), names, sum(t.numel() for t in tensors.values()))
-    _fit(module, tensors)
-    missing, unexpected = module.load_state_dict(tensors, strict=False)
-    lacking = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if lacking or unexpected:
-        raise ModelError(f"{name}: tensors and architecture disagree, e.g. at {(lacking + unexpected)[0]}.")
+    with torch.no_grad(), _Unset():  # type: ignore[no-untyped-call]
+        module = build(json.loads(about["architecture"]), names, sum(entry.count for entry in entries.values()))
+        _fit(module, {key: entry.shape for key, entry in entries.items()})
+    return_pages()
+    own = module.state_dict()
+    lacking = [key for key in own if key not in entries and not key.endswith("num_batches_tracked")]
+    unlike = [key for key, entry in entries.items() if key not in own or own[key].shape != entry.shape]
+    if lacking or unlike:
+        raise ModelError(f"{name}: tensors and architecture disagree, e.g. at {(lacking + unlike)[0]}.")
+    for key, entry in entries.items():
+        own[key].copy_(entry.read(data))
     return Checkpoint(name, digest, "ultralytics", module, about["family"], names, imgsz)
+
+
+class _Unset(TorchDispatchMode):
+    """Within it, no weight is drawn at random and none is read: what comes over them is not there yet, and ultralytics
+    runs a new network for the sizes of its maps alone."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in `Bounds`
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in _RANDOM:
+            return args[0]
+        if func.overloadpacket is torch.ops.aten.convolution:
+            outline = func(*(part.to("meta") if isinstance(part, torch.Tensor) else part for part in args))
+            return args[0].new_zeros(outline.shape)
+        return func(*args, **(kwargs or {}))
 
 
 def build(architecture: dict[str, Any], names: dict[int, str], numbers: int | None = None) -> nn.Module:
@@ -175,11 +196,11 @@ def _texts(value: Any) -> list[str]:
     return [text for item in nested for text in _texts(item)]
 
 
-def _fit(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+def _fit(module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
     """Give convolutions and norms the widths of their tensors: fine-tuning keeps a head wider than its yaml says."""
     part: Any
     for name, part in list(module.named_modules()):
-        shape: Any = tensors[f"{name}.weight"].shape if f"{name}.weight" in tensors else None
+        shape = shapes.get(f"{name}.weight")
         resizable = isinstance(part, (nn.Conv2d, nn.BatchNorm2d))
         if shape is None or not resizable or part.weight.shape == shape:
             continue
@@ -222,10 +243,10 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
         "imgsz": str(checkpoint.imgsz or 640),
         "name": checkpoint.name,
     }
-    _compare(checkpoint, packed(whole, about))
+    _compare(checkpoint, tensor_file.packed(whole, about))
     written = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        written.write_bytes(packed(small, about))
+        written.write_bytes(tensor_file.packed(small, about))
         written.replace(path)
     finally:
         written.unlink(missing_ok=True)
@@ -250,22 +271,3 @@ def _compare(checkpoint: Checkpoint, data: bytes) -> None:
             f"{checkpoint.name} cannot be converted: its layers are not those that its architecture describes, and the "
             "model that would be written says something else.", hint,
         )  # fmt: skip
-
-
-def packed(tensors: dict[str, torch.Tensor], about: dict[str, str]) -> bytes:
-    """The bytes of a safetensors file with `about` as its metadata: the same content gives the same bytes."""
-    from safetensors.torch import save as serialized
-
-    data: bytes = serialized(tensors, metadata=about)
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    # safetensors orders its metadata by chance.
-    text = json.dumps(header | {"__metadata__": about}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-
-def metadata(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file. Raises ValueError where there is no header."""
-    header: dict[str, dict[str, str]] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return header.get("__metadata__", {})

@@ -13,11 +13,13 @@ from detxai.errors import ModelError
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 _INSTALL = "pip install onnx onnxruntime"
+#: Channels of a picture, as many as pages are read of one.
+MOST_CHANNELS = 512
 
 
 class Onnx:
-    """A session over one file. `metadata`: what its exporter wrote, as plain values; `shape`: (height, width) of its
-    input where that is fixed. Raises ModelError for what cannot be run."""
+    """A session over one file. `metadata`: what its exporter wrote, as plain values; `channels` of its pictures;
+    `shape`: (height, width) of its input where that is fixed. Raises ModelError for what cannot be run."""
 
     def __init__(self, name: str, data: bytes) -> None:
         self.name = name
@@ -40,13 +42,16 @@ class Onnx:
         if taken.type not in DTYPES or len(taken.shape) != 4:
             raise ModelError(f"{name} takes {taken.type} {taken.shape}, not a batch of pictures in floating point.")
         self.dtype, (batch, channels, *sides) = DTYPES[taken.type], taken.shape
-        if isinstance(channels, int) and channels != 3:
-            raise ModelError(f"{name} takes pictures of {channels} channels; detxai gives it 3 (RGB).")
+        self.channels = channels if isinstance(channels, int) else self.metadata.get("channels", 3)
+        if type(self.channels) is not int or not 0 < self.channels <= MOST_CHANNELS:
+            raise ModelError(
+                f"{name} takes pictures of {self.channels!s:.20} channels; detxai has {MOST_CHANNELS} at most."
+            )
         self.input, self.batch = taken.name, batch if isinstance(batch, int) else 1
         self.shape = tuple(sides) if all(isinstance(side, int) for side in sides) else None
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        """The outputs for one picture x (1, 3, height, width), float32 in [0, 1], each with its batch axis."""
+        """The outputs for one picture x (1, channels, height, width), float32 in [0, 1], each with its batch axis."""
         pictures = x.expand(self.batch, -1, -1, -1).numpy().astype(self.dtype)
         try:
             outputs = self.session.run(None, {self.input: np.ascontiguousarray(pictures)})

@@ -122,16 +122,19 @@ class _Archive:
         return bytes(self.view[slice(*self.span(name))])
 
     def numbers(self, name: str, dtype: torch.dtype) -> Tensor:
-        """(n,) of an entry; where its bytes can be let go, they are, and the numbers are a copy."""
-        start, end = self.span(name)
-        numbers = _numbers(self.view[start:end], dtype)
-        if isinstance(self.data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            if numbers.dtype == dtype:
-                numbers = numbers.clone()
-            first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-            if last > first:
-                self.data.madvise(mmap.MADV_DONTNEED, first, last - first)
-        return numbers
+        return numbers(self.data, *self.span(name), dtype)
+
+
+def numbers(data: bytes | mmap.mmap, start: int, end: int, dtype: torch.dtype) -> Tensor:
+    """(n,) of the bytes from `start` to `end`; where those can be let go, they are, and the numbers are a copy."""
+    own = _numbers(memoryview(data)[start:end], dtype)
+    if isinstance(data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        if own.dtype == dtype:
+            own = own.clone()
+        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            data.madvise(mmap.MADV_DONTNEED, first, last - first)
+    return own
 
 
 def _from_zip(data: bytes | mmap.mmap) -> Any:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from detxai.output.records import Record
+from detxai.output.records import ModelInfo, Record
+from detxai.values import geometry
 
 # Records are written in one order and without spaces; quotes within names are escaped.
-_MODEL = re.compile(rb'"model":\{"name":("(?:[^"\\]|\\.)*"),"sha256":"([0-9a-f]{64})".*?"imgsz":(\d+)', re.DOTALL)
+_MODEL = re.compile(
+    rb'"model":\{("name":"(?:[^"\\]|\\.)*","sha256":"[0-9a-f]{64}").*?'
+    rb'("imgsz":\d+(?:,"channels":\d+)?(?:,"(?:shape|rect)":\[\d+,\d+\])*)',
+    re.DOTALL,
+)
 _WAY = re.compile(
     rb'"kind":"detection",.*?"attributions":\[\{"method":"([^"]+)","gradient":"([^"]+)",.*?"baseline":"([^":]*)',
     re.DOTALL,
@@ -27,7 +32,7 @@ class Mixture:
     def add(self, record: Record) -> None:
         """Learn how `record` was made."""
         if record.model is not None:
-            self._add_model(record.model.sha256, record.model.name, record.model.imgsz)
+            self.models.setdefault(*_named(record.model))
         for detection in record.detections or ():
             first = detection.attributions[0] if detection.attributions else None
             if first is not None and detection.kind == "detection":
@@ -37,12 +42,9 @@ class Mixture:
     def add_line(self, line: bytes) -> None:
         """Learn how the record was made that `line` of records.jsonl holds, without reading all of it."""
         if model := _MODEL.search(line):
-            self._add_model(model[2].decode(), json.loads(model[1]), int(model[3]))
+            self.models.setdefault(*_read(*model.groups()))
         if way := _WAY.search(line):
             self._add_way(*(part.decode() for part in way.groups()))
-
-    def _add_model(self, sha256: str, name: str, imgsz: int) -> None:
-        self.models.setdefault(f"{sha256} {imgsz}", f"{name} ({sha256[:8]}) at {imgsz} px")
 
     def _add_way(self, method: str, gradient: str, ground: str) -> None:
         """`ground`: the baseline without its colour, since auto names the picture's own."""
@@ -57,8 +59,20 @@ class Mixture:
             if len(names) > 1
         ]
 
-    def unlike(self, sha256: str, imgsz: int, ways: Iterable[tuple[str, str]]) -> list[str]:
+    def unlike(self, model: ModelInfo, ways: Iterable[tuple[str, str]]) -> list[str]:
         """Models other than this, and methods with another gradient than one of `ways`, in words."""
         own = tuple(f"{method} ({gradient}, " for method, gradient in ways)
-        models = [name for key, name in self.models.items() if key != f"{sha256} {imgsz}"]
+        models = [name for key, name in self.models.items() if key != _named(model)[0]]
         return models + [name for name in self.ways if not name.startswith(own)]
+
+
+@lru_cache(maxsize=64)
+def _read(name: bytes, size: bytes) -> tuple[str, str]:
+    """`_named` of what a line says of its model."""
+    return _named(ModelInfo.model_validate_json(b'{%b,"family":"","head":"",%b}' % (name, size)))
+
+
+def _named(model: ModelInfo) -> tuple[str, str]:
+    """What tells a model at a size from others, and both in words."""
+    size = geometry(model.rect or model.shape or model.imgsz, rect=model.rect is not None)
+    return f"{model.sha256} {size}", f"{model.name} ({model.sha256[:8]}) at {size}"

@@ -80,7 +80,7 @@ class ImageInfo(Part):
 class ModelInfo(Part):
     """The detector."""
 
-    left_out = frozenset({"letterbox", "shape", "channels"})
+    left_out = frozenset({"letterbox", "shape", "rect", "channels"})
 
     name: Text = Field(description="file name of the model")
     sha256: str = Field(description="of the model's bytes")
@@ -89,6 +89,9 @@ class ModelInfo(Part):
     imgsz: int = Field(description="longer side of the network's input in pixels, as it was asked for")
     channels: int | None = Field(default=None, description="of the pictures that it reads; absent: 3")
     shape: InputShape | None = Field(default=None, description="rows and columns of that input; absent: a square")
+    rect: InputShape | None = Field(
+        default=None, description="with --rect: rows and columns at most, of which each picture takes what it needs"
+    )
     letterbox: Text | None = Field(default=None, description=_LETTERBOX)
 
 

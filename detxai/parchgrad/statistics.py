@@ -16,7 +16,7 @@ from detxai.errors import UsageError
 from detxai.models import checkpoints
 from detxai.parchgrad.channels import FEWEST, Statistics
 from detxai.statistics import Moments
-from detxai.values import InputShape, as_imgsz, written
+from detxai.values import InputShape, as_imgsz, geometry, written
 
 FORMAT = "detxai.parchgrad/1"
 SUFFIX = ".parchgrad.safetensors"
@@ -86,7 +86,8 @@ def shapiro(rows: Sequence[NDArray[np.float32]], channels: int) -> Row:
 @dataclass(frozen=True, eq=False)
 class ChannelCalibration:
     """A file of statistics. `layers`: name and width of every convolution in the order they run; `statistics` by
-    region; `images`, and whether their boxes were `labelled` or the model's own; `sha256` of the file itself."""
+    region; `images`, and whether their boxes were `labelled` or the model's own; `sha256` of the file itself; `rect`:
+    whether pictures became no larger than each needs."""
 
     model_sha256: str
     imgsz: int | InputShape
@@ -97,6 +98,7 @@ class ChannelCalibration:
     labelled: bool
     note: str = ""
     sha256: str = field(default="")
+    rect: bool = False
 
     @property
     def widths(self) -> list[int]:
@@ -113,7 +115,7 @@ class ChannelCalibration:
             "images": str(self.images),
             "labelled": json.dumps(self.labelled),
             "note": self.note,
-        }
+        } | ({"rect": "true"} if self.rect else {})
         tensors = {
             f"{region}.{part.name}": getattr(statistics, part.name)
             for region, statistics in self.statistics.items()
@@ -143,6 +145,7 @@ def read(file: Path) -> ChannelCalibration:
         return ChannelCalibration(
             about["model_sha256"], _imgsz(about["imgsz"]), layers, names, statistics, int(about["images"]),
             about["labelled"] == "true", about.get("note", ""), hashlib.sha256(data).hexdigest(),
+            about.get("rect") == "true",
         )  # fmt: skip
     except OSError as error:
         raise UsageError(f"Cannot read the calibration {file}: {error.strerror}.") from error
@@ -166,6 +169,10 @@ def _typed(imgsz: int | InputShape) -> str:
     return str(imgsz) if isinstance(imgsz, int) else written(imgsz)
 
 
+def _option(imgsz: int | InputShape, *, rect: bool) -> str:
+    return f"--imgsz {_typed(imgsz)}{' --rect' if rect else ''}"
+
+
 def _imgsz(text: str) -> int | InputShape:
     rows, _, columns = text.partition("x")
     return as_imgsz((int(rows), int(columns or rows)))
@@ -178,20 +185,26 @@ def beside(model: str | None) -> Path:
 
 
 def found_for(
-    model: str | None, name: str, sha256: str, imgsz: int | InputShape, given: Sequence[Path] = ()
+    model: str | None,
+    name: str,
+    sha256: str,
+    imgsz: int | InputShape,
+    given: Sequence[Path] = (),
+    *,
+    rect: bool = False,
 ) -> ChannelCalibration:
     """The statistics of a model: of the files `given` the one made with it, else what lies beside it or is bundled.
 
     `model`: its path, `name` its file name. Raises UsageError where there are none, or none for this model and size.
     """
-    command = "detxai calibrate parchgrad SOURCE" + (f" -m {model}" if model else "")
+    command = f"detxai calibrate parchgrad SOURCE{f' -m {model}' if model else ''} {_option(imgsz, rect=rect)}"
     files = [file for file in given if file.name.endswith(".safetensors")]
     if not files:
         files = [file for file in (beside(model), beside(None)) if file.is_file()]
         if not files or (model and not beside(model).is_file() and read(files[0]).model_sha256 != sha256):
             raise UsageError(
                 f"ParchGrad needs channel statistics of {name}, and there is no {beside(model)}.",
-                f"Make them on your images: {command} --imgsz {_typed(imgsz)} (or name a file with --calibration).",
+                f"Make them on your images: {command} (or name a file with --calibration).",
             )
     known = {file: read(file) for file in files}
     own = {file: calibration for file, calibration in known.items() if calibration.model_sha256 == sha256}
@@ -199,13 +212,14 @@ def found_for(
         raise UsageError(
             f"{files[0]} was made with another model than {name} (sha256 {known[files[0]].model_sha256[:12]}…, not "
             f"{sha256[:12]}…).",
-            f"Make new statistics: {command} --imgsz {_typed(imgsz)}",
+            f"Make new statistics: {command}",
         )
-    fitting = [calibration for calibration in own.values() if calibration.imgsz == imgsz]
+    fitting = [calibration for calibration in own.values() if (calibration.imgsz, calibration.rect) == (imgsz, rect)]
     if not fitting:
         file, calibration = next(iter(own.items()))
         raise UsageError(
-            f"{file} was made at {_typed(calibration.imgsz)} pixels, this run is at {_typed(imgsz)}.",
-            f"Run with --imgsz {_typed(calibration.imgsz)}, or make new statistics: {command} --imgsz {_typed(imgsz)}",
+            f"{file} was made at {geometry(calibration.imgsz, rect=calibration.rect)}, this run is at "
+            f"{geometry(imgsz, rect=rect)}.",
+            f"Run with {_option(calibration.imgsz, rect=calibration.rect)}, or make new statistics: {command}",
         )
     return fitting[0]

@@ -23,6 +23,7 @@ class Greeting:
     info: Any
     shape: InputShape
     side: int
+    rect: bool
     fit: str
     device: str
     warnings: tuple[str, ...]

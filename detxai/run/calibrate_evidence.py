@@ -90,6 +90,7 @@ class EvidencePass:
             model=self.plan.info.name,
             model_sha256=self.plan.info.sha256,
             imgsz=self.plan.imgsz,
+            rect=self.plan.rect or None,
             method=a.method[0],
             baseline=a.baseline,
             note=self.note,

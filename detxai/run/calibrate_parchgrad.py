@@ -100,6 +100,7 @@ class ChannelPass:
             self.images,
             self.plan.labels is not None,
             self.note,
+            rect=self.plan.rect,
         )
 
     def files(self, output: Path) -> dict[Path, bytes]:

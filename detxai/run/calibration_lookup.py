@@ -12,7 +12,7 @@ from detxai.evidence.model import EvidenceLevel
 from detxai.evidence.promise import Promise
 from detxai.models import checkpoints
 from detxai.models.detector import DetectorInfo
-from detxai.values import InputShape
+from detxai.values import InputShape, geometry
 from detxai.vocabulary import METHODS
 
 
@@ -28,11 +28,12 @@ def gives_verdicts(a: AttributionConfig) -> bool:
 
 
 def calibration_of(
-    config: RunConfig, info: DetectorInfo, imgsz: int | InputShape
+    config: RunConfig, info: DetectorInfo, imgsz: int | InputShape, *, rect: bool
 ) -> tuple[EvidenceCalibration | None, tuple[str, ...]]:
     """The evidence calibration of this model, a given one or what lies beside it, and warnings.
 
-    Raises UsageError for a given one that was made with another model, size, method or baseline.
+    `rect`: whether pictures become no larger than each needs. Raises UsageError for a given one that was made with
+    another model, size, method or baseline.
     """
     a = config.attribution
     given = [file for file in a.calibration if file.suffix != ".safetensors"]
@@ -42,7 +43,7 @@ def calibration_of(
     problems = []
     for file in given or [beside]:
         calibration = read(file)
-        problem = _difference(calibration, a, info, imgsz)
+        problem = _difference(calibration, a, info, imgsz, rect=rect)
         if problem is None:
             return calibration, ()
         problems.append(f"{file} was made {problem}.")
@@ -52,13 +53,14 @@ def calibration_of(
 
 
 def _difference(
-    made: EvidenceCalibration, a: AttributionConfig, info: DetectorInfo, imgsz: int | InputShape
+    made: EvidenceCalibration, a: AttributionConfig, info: DetectorInfo, imgsz: int | InputShape, *, rect: bool
 ) -> str | None:
     """How a calibration differs from this run, None where it fits."""
     if made.model_sha256 != info.sha256:
         return f"with another model than {info.name} (sha256 {made.model_sha256[:12]}…, not {info.sha256[:12]}…)"
-    if made.imgsz != imgsz:
-        return f"at {made.imgsz} pixels, and this run is at {imgsz}"
+    sizes = geometry(made.imgsz, rect=made.rect is True), geometry(imgsz, rect=rect)
+    if sizes[0] != sizes[1]:
+        return f"at {sizes[0]}, and this run is at {sizes[1]}"
     if (made.method, made.baseline) != (a.method[0], a.baseline) or not gives_verdicts(a):
         return f"with --method {made.method} --baseline {made.baseline}"
     return None
@@ -68,7 +70,6 @@ def box_settings(config: RunConfig, classes: Sequence[int], fit: str) -> dict[st
     """The settings of a run that decide which boxes there are: those that a promise was made with must be the same."""
     d, ids = config.detection, ",".join(map(str, sorted(classes))) or "all"
     more = {"classes": ids, "letterbox": fit, "window": config.images.window}
-    more |= {"set": "detection.rect=true"} if d.rect else {}
     return {"iou": f"{d.iou:g}", "max-det": str(d.max_det), **more}
 
 
@@ -82,8 +83,6 @@ def promise_of(
     least = d.conf if d.candidates is None else d.candidates
     own = box_settings(config, classes, fit)
     other = [f"--{name} {value}" for name, value in promise.settings.items() if own.get(name) != value]
-    if d.rect and "set" not in promise.settings:
-        other.append("no --rect")
     if d.predictions is not None:
         needs = "the model's own boxes, without --predictions"
     elif other:

@@ -246,9 +246,9 @@ class ExplainRun:
 
     def _name_earlier(self, explainer: Any, tree: Any) -> None:
         """Say at once where the tree holds records of another model or method: those of other images stay."""
-        a, info = self.config.attribution, explainer.plan.info
+        a = self.config.attribution
         ways = [(m, g) for m in a.method for g in a.gradient]
-        others = tree.kinds().unlike(info.sha256, explainer.plan.side, ways)
+        others = tree.kinds().unlike(_model(explainer.plan), ways)
         if others:
             self.console.say(
                 f"{self.config.output.dir} holds records of {', '.join(others)}: those of images that are not in this"
@@ -270,9 +270,7 @@ class ExplainRun:
             self._warn(f"the classes of {info.name} have no names: their ids are shown. Give them with --names FILE")
 
     def _summary(self, explainer: Any, source: ImageSource, seconds: float) -> Summary:
-        from detxai.run.results import model_record
-
-        t, info, timings = self.tally, explainer.plan.info, explainer.timings
+        t, timings = self.tally, explainer.timings
         return Summary(
             images=ImageCounts(ok=t.ok, failed=t.failed, skipped=t.skipped, ignored=source.ignored),
             detections=t.detections,
@@ -296,12 +294,12 @@ class ExplainRun:
             exit_code=int(worst(t.codes)),
             stopped=self.stopped,
             device=str(explainer.plan.device),
-            model=model_record(info, explainer.plan.side, explainer.plan.shape, explainer.plan.fit),
+            model=_model(explainer.plan),
             unfinished=tuple(
                 Unfinished(path=w.path, detections=len(w.detections), kept=w.done) for w in explainer.unfinished()
             )
             or None,
-            versions=versions() | ({"trust_pickle": "used"} if info.trusted else {}),
+            versions=versions() | ({"trust_pickle": "used"} if explainer.plan.info.trusted else {}),
             config=self.config.plain(),
             classes=t.statistics(),
             failures=tuple(t.failures),
@@ -405,6 +403,13 @@ def class_row(c: ClassStatistics, *, judged: bool, labelled: bool) -> tuple[str,
     if labelled:
         row.append(f"{c.true} right, {c.false} not, {c.missed} missed")
     return tuple(row)
+
+
+def _model(plan: Any) -> records.ModelInfo:
+    """What is said of the detector of `plan`."""
+    from detxai.run.results import model_record
+
+    return model_record(plan.info, plan.side, plan.shape, plan.fit, plan.shape if plan.rect else None)
 
 
 def _of_memory(explainer: Any) -> list[str]:

@@ -298,7 +298,8 @@ class Explainer:
         plan, config = self.plan, self.plan.config
         together = EDGES if "box" in config.attribution.target else ()
         alone = frozenset(k for k in EDGES if k not in together or k in config.attribution.target)
-        known = (plan.info, plan.side, plan.fit, plan.dtype, config.output, plan.level, plan.calibration, plan.promise)
+        size = (plan.side, plan.shape if plan.rect else None, plan.fit)
+        known = (plan.info, *size, plan.dtype, config.output, plan.level, plan.calibration, plan.promise)
         return Publisher(*known, alone, files=files, left=left)
 
     # -- on the device --------------------------------------------------------------------------

@@ -157,7 +157,7 @@ def make_plan(
     checks.check_inputs(config, info)
     drawn, given = _readers(config, info)
     checks.check_gate(config, targets)
-    calibration, warnings = calibration_of(config, info, as_imgsz(shape))
+    calibration, warnings = calibration_of(config, info, as_imgsz(shape), rect=_is_rect(config, info, fit))
     promise, unkept = promise_of(calibration, config, classes, fit)
     checks.check_methods(a.method, targets, info, black_box=network is None)
     activations, whole = _tested(config, detector, _shapes(config, info, fit, shape), device)
@@ -332,7 +332,8 @@ def _parchgrad(
     if all(name == "plain" for name in a.gradient):
         return None
     checks.check_gradients(a)
-    made = statistics.found_for(config.model.path, info.name, info.sha256, as_imgsz(shape), a.calibration)
+    rect = _is_rect(config, info, _fit(config, info))
+    made = statistics.found_for(config.model.path, info.name, info.sha256, as_imgsz(shape), a.calibration, rect=rect)
     return ParchGradSession(config.parchgrad, made, differentiable(detector), device)
 
 

@@ -29,7 +29,7 @@ from detxai.run import assess, captions
 from detxai.run.plan import DTYPES
 from detxai.run.results import Explanation, MapGroup, PreparedImage, PublishedGroup, Result, model_record
 from detxai.run.targets import MapKey, Variant, WantedTarget, rival, runner_up
-from detxai.values import Attribution, Detection, Letterbox
+from detxai.values import Attribution, Detection, InputShape, Letterbox
 from detxai.vocabulary import BLACK_BOX_METHODS, EDGES, METHODS, unit
 
 
@@ -41,13 +41,15 @@ class LeftUnfinished(Exception):
 class Publisher:
     """Makes of maps what is kept of them.
 
-    `imgsz`: the longer side asked for; `fit`: how the network's input was made; `dtype`: the arithmetic asked for;
+    `imgsz`: the longer side asked for; `rect`: the largest shape, where each picture has its own; `fit`: how the
+    network's input was made; `dtype`: the arithmetic asked for;
     `edge_pictures`: edges that get a picture each, not one together; `files`: whether pictures and raw maps are made.
     Without, the maps themselves are kept. `left`: whether to give up, asked before every detection.
     """
 
     info: DetectorInfo
     imgsz: int
+    rect: InputShape | None
     fit: str
     dtype: torch.dtype
     output: OutputConfig
@@ -89,7 +91,7 @@ class Publisher:
             status="ok",
             fingerprint=p.fingerprint,
             image=recording.image_info(p.image),
-            model=model_record(self.info, self.imgsz, p.letterbox.shape, self.fit),
+            model=model_record(self.info, self.imgsz, p.letterbox.shape, self.fit, self.rect),
             labels=recording.label_records(p.labels, detections),
             promise=recording.promise_record(self.promise),
             overview=name if drawn else None,

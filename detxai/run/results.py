@@ -133,10 +133,13 @@ def _opened(png: bytes | None) -> PIL.Image.Image | None:
     return None if png is None else PIL.Image.open(io.BytesIO(png))
 
 
-def model_record(info: DetectorInfo, imgsz: int, shape: InputShape, fit: str) -> ModelInfo:
+def model_record(
+    info: DetectorInfo, imgsz: int, shape: InputShape, fit: str, rect: InputShape | None = None
+) -> ModelInfo:
     """What records and summaries say of the detector.
 
-    `imgsz`: the longer side asked for; `shape` of its input (rows, columns); `fit`: how that was made of a picture.
+    `imgsz`: the longer side asked for; `shape` of its input (rows, columns); `fit`: how that was made of a picture;
+    `rect`: the largest shape, where each picture has its own.
     """
     return ModelInfo(
         name=info.name,
@@ -146,5 +149,6 @@ def model_record(info: DetectorInfo, imgsz: int, shape: InputShape, fit: str) ->
         imgsz=imgsz,
         channels=None if info.channels == 3 else info.channels,
         shape=None if shape == (imgsz, imgsz) else shape,
+        rect=rect,
         letterbox=None if fit == "letterbox" else fit,
     )

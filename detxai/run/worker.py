@@ -45,7 +45,7 @@ class Worker:
         self._tree, self._tries = Store(config.output.dir), config.ray.tries
         self._stopped, self._looked, self._before = False, 0.0, Timings()
         p = self._explainer.plan
-        self._ask("say", Greeting(p.info, p.shape, p.side, p.fit, str(p.device), p.warnings, p.in_flight))
+        self._ask("say", Greeting(p.info, p.shape, p.side, p.rect, p.fit, str(p.device), p.warnings, p.in_flight))
 
     def rows(self, number: int, images: list[tuple[int, Given]]) -> Iterator[Row]:
         """Of the group `number`, a row an image in their order: what came of it, None where it was not done.

@@ -23,6 +23,7 @@ from torch import Tensor
 from detxai.errors import ImageError, ModelError
 from detxai.models.detector import Candidates, DetectorInfo, scores_of
 from detxai.models.onnx import Onnx, first_line
+from detxai.models.trunk import LUMA
 from detxai.values import Checkpoint, written
 
 TASKS = ("detect", "segment", "pose", "obb")
@@ -70,10 +71,11 @@ class BlackBox:
             rotated=self.task == "obb",
             shape=None if height == width else (height, width),
             fixed=self.run.shape is not None,
+            channels=3 if self.run.channels == 1 else self.run.channels,
         )
 
     def predict(self, x: Tensor) -> list[Candidates]:
-        """All predictions on x (batch, 3, rows, columns), one by one: exports may have a fixed batch."""
+        """All predictions on x (batch, channels, rows, columns), one by one: exports may have a fixed batch."""
         if self.run.shape and tuple(x.shape[-2:]) != self.run.shape:
             raise ModelError(
                 f"{self.info.name} was exported for {written(self.run.shape)} pixels.", "Leave --imgsz out."
@@ -84,6 +86,8 @@ class BlackBox:
         return scores_of(self.predict(x), classes)
 
     def _candidates(self, x: Tensor) -> Candidates:
+        if self.run.channels == 1:
+            x = (x * x.new_tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True)
         outputs = [output for output in self.run(x) if output.ndim >= 2]
         first, height, width = outputs[0], x.shape[-2], x.shape[-1]
         layout, classes = self._layout(outputs, height, width), len(self.info.names)
@@ -196,6 +200,7 @@ class _Backend:
         self.metadata: dict[str, Any] = dict(backend.metadata or {})
         self.metadata.setdefault("names", backend.names)
         self.metadata.setdefault("task", backend.task or "detect")
+        self.channels = int(self.metadata.get("channels", 3))
         fixed = self.metadata.get("imgsz") and not self.metadata.get("dynamic")
         self.shape = _pair(self.metadata["imgsz"]) if fixed else None
 
