@@ -371,7 +371,9 @@ def _complaints(error: ValidationError, values: Mapping[str, tuple[Any, str]]) -
         value, origin = values[key]
         wanted = " or ".join(alternatives)
         shown = without_secrets(json.dumps(value, default=str))
-        yield f"{origin}: {key}: {wanted} (it is {shown if len(shown) <= 200 else shown[:200] + '…'})."
+        told = repr(value[0] if isinstance(value, list) and len(value) == 1 else value) in wanted
+        was = "" if told else f" (it is {shown if len(shown) <= 200 else shown[:200] + '…'})"
+        yield f"{origin}: {key}: {wanted}{was}."
 
 
 def to_yaml(cfg: RunConfig | None = None) -> str:
