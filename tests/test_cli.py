@@ -433,11 +433,13 @@ def test_failures_stop_a_run_where_asked(machine: Inside) -> None:
 
 
 def test_a_dry_run_writes_nothing(machine: Inside) -> None:
+    (machine.cwd / "bad.png").write_text("no picture")
     before = sorted(machine.home.rglob("*"))
-    outcome = machine("explain", "pics", "--dry-run")
+    outcome = machine("explain", "pics", "bad.png", "--dry-run")
     assert outcome.code == 0
     assert outcome.err.count("would explain ") == 7
-    assert "would explain 6, skip 0, fail on 0; 1 other files" in outcome.err
+    assert "would fail on bad.png: none of the formats" in outcome.err
+    assert "would explain 6, skip 0, fail on 1; 1 other files" in outcome.err
     assert sorted(machine.home.rglob("*")) == before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,7 @@ def test_each_wrong_value_has_its_line(tmp_path: Path) -> None:
 
 def test_absent_file_is_a_usage_error(tmp_path: Path) -> None:
     assert "No such file" in refusal(config_file=tmp_path / "none.yaml")
+    assert "no regular file" in refusal(config_file=Path(os.devnull))
 
 
 def test_wide_windows_keep_their_digits() -> None:

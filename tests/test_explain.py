@@ -296,6 +296,14 @@ def test_python_is_never_silent(quick: Explainer, tiny: Path, tmp_path: Path) ->
     assert quick() == []
 
 
+@pytest.mark.slow
+def test_what_was_closed_begins_again(tiny: Path, pictures: Path) -> None:
+    explainer = Explainer(tiny, method="grad", evidence="none", max_det=1, batch=1)
+    before = [result.record for result in explainer(pictures)]
+    explainer.close()
+    assert len(before) == 6 and [result.record for result in explainer(pictures)] == before
+
+
 def test_results_show_themselves(quick: Explainer, pictures: Path) -> None:
     (result,) = quick(pictures / "a.png")
     (item,) = result.explanations

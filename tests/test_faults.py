@@ -67,6 +67,20 @@ def test_no_thread_ends_a_run_with_its_summary(
     assert json.loads((tmp_path / "summary.json").read_text())["exit_code"] == 7
 
 
+def test_no_memory_for_a_reader_ends_the_run(
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not the fault of one picture: no record blames it."""
+
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decode, "load", full)
+    assert explain(pictures / "a.png", "-m", tiny, "-o", tmp_path) == 7
+    assert "refused memory" in capsys.readouterr().err
+    assert not (tmp_path / "a.png.json").exists()
+
+
 @pytest.mark.parametrize(("operation", "code"), [(fcntl.LOCK_UN, 0), (fcntl.LOCK_EX, 6)], ids=["unlock", "lock"])
 def test_a_file_system_without_locks(
     tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: int, code: int

@@ -137,6 +137,12 @@ def test_what_does_not_fit_says_so(data: bytes, code: str, words: str, tmp_path:
     assert told.value.sha256
 
 
+def test_the_limit_on_pixels_holds_for_bands(tmp_path: Path) -> None:
+    for name, data in (("a.npy", array(bands())), ("a.tif", tiff(bands()))):
+        with pytest.raises(ImageError, match=r"10800 pixels; the limit is 100 \(--max-pixels\)"):
+            load(tmp_path / name, data, max_pixels=100)
+
+
 def test_pages_of_several_sizes_are_no_bands(tmp_path: Path) -> None:
     pages = [bands()[..., 0], bands((60, 40))[..., 0]]
     with pytest.raises(ImageError, match="1 channels, and the model reads 5"):

@@ -103,6 +103,8 @@ def test_pairs_in_two_folders_shards_and_sizes(scans: Path, tmp_path: Path) -> N
     cv2.imwrite(str(tmp_path / "all/high/x.png"), values[:10])
     with pytest.raises(ImageError, match="not of one size"):
         decode.load(ref)
+    with pytest.raises(ImageError, match="the model reads 5 channels"):
+        decode.load(ref, channels=5)
     assert ref.pair is not None
     ref.pair.file.write_bytes(ref.pair.file.read_bytes()[:60])
     with pytest.raises(ImageError, match="cut short"):
@@ -185,6 +187,18 @@ def test_a_file_of_one_energy_is_no_pair(scans: Path, tmp_path: Path) -> None:
     file.write_bytes(gray_with_alpha(low, high))
     pair = image_info(decode.load(ImageRef("two.png", file, pair=Pair(file, "two.png", colors)))).pair
     assert pair is not None and pair.path == "two.png" and pair.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_halves_that_are_dicom_files(scans: Path, tmp_path: Path) -> None:
+    low, high = (cv2.imread(str(scans / f"a_{part}.png"), cv2.IMREAD_UNCHANGED) for part in ("low", "high"))
+    for name, values in (("low", low), ("high", high)):
+        (tmp_path / f"a_{name}.dcm").write_bytes(frames(values))
+    shown = []
+    for folder, suffix in ((scans, "png"), (tmp_path, "dcm")):
+        one, other = f"a_low.{suffix}", f"a_high.{suffix}"
+        ref = ImageRef(one, folder / one, pair=Pair(folder / other, other, "materials"))
+        shown.append(decode.load(ref, "0,50000").pixels)
+    assert np.array_equal(*shown)
 
 
 def test_both_energies_of_8_bits_and_of_floats(scans: Path, tmp_path: Path) -> None:
