@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,8 +21,9 @@ from PIL import Image
 
 from detxai.config import settings
 from detxai.output import records
-from detxai.run.board import Board, Given
-from detxai.run.ledger import in_groups
+from detxai.output.store import Store
+from detxai.run.board import END, Board, Given
+from detxai.run.ledger import PooledExplainer, in_groups
 from detxai.run.worker import Worker
 from detxai.values import ImageRef
 
@@ -36,6 +40,43 @@ def test_without_ray_the_way_to_it_is_named(inside: Inside, tiny: Path, pictures
     assert outcome.code == 2
     assert "pip install 'detxai[ray]'" in outcome.err
     assert not (inside.cwd / "tree").exists()
+
+
+class InProcess:
+    """A pool of one worker in this process, whose rows come all at once and then end."""
+
+    workers = 1
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.board = Board()
+        self.worker = Worker(settings, str(Path.cwd()), self.ask)
+
+    def ask(self, what: str, *arguments: object) -> Any:
+        return getattr(self.board, what)(*arguments)
+
+    tell = ask
+
+    def rows(self) -> Iterator[Any]:
+        made: list[Any] = []
+        for number in itertools.count():
+            while (group := self.board.group(number)) is None:
+                time.sleep(0.01)
+            if group == END:
+                yield from made
+                return
+            made += self.worker.rows(number, pickle.loads(group))
+
+    def leave(self) -> None:
+        """It ends with the process."""
+
+
+def test_a_stream_that_ends_with_its_last_row_is_no_bug(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    config = settings.load(options={"model": str(tiny), "output": str(tmp_path), "conf": 0.99, "max_det": 1})
+    refs = [ImageRef(f"{number:02d}.png", pictures / "a.png") for number in range(10)]
+    with Store(tmp_path) as tree:
+        explained = list(PooledExplainer(InProcess(config.plain())).explain(refs, tree, lambda: False))
+    assert [r.ref.path for r in explained] == [ref.path for ref in refs]
+    assert {r.record.status for r in explained} == {"ok"}
 
 
 class Telling:

@@ -170,7 +170,7 @@ class PooledExplainer:
         """Numbers of images that came back; waits a moment for the first."""
         with contextlib.suppress(queue.Empty):
             yield self._take(self._arrived.get(timeout=LOOK_EVERY))
-            while True:
+            while self._ledger:  # the stream ends when all is done
                 yield self._take(self._arrived.get_nowait())
 
     def _take(self, arrived: Any) -> int:
