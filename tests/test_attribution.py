@@ -420,3 +420,27 @@ def test_a_linear_function_leaves_no_doubt(pair: tuple[Tensor, Tensor, Tensor]) 
     assert found.map_error == pytest.approx(0, abs=1e-3)
     rules = (newton_cotes(3, panels=2), gauss_legendre(5))
     assert all(integral(lambda z: (z * w).sum((1, 2, 3)), x, b, rule=rule).map_error is None for rule in rules)
+
+
+def test_a_map_goes_on_while_it_may_be_further_off_than_is_wanted(pair: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Two halves whose errors cancel in the sum: the completeness error sees nothing, `map_error` does."""
+    x, _, w = pair
+    x = torch.cat([x, x], 1)
+    path, targets = Segment(x, torch.zeros_like(x)), [Target(0, 0), Target(1, 0)]
+
+    def rough(batch: Tensor, pins: Sequence[tuple[int, Target]]) -> Tensor:
+        upper, lower = batch.chunk(2, 2)
+        jumps = torch.sigmoid(60 * (upper.mean((1, 2, 3)) - 0.3)) - torch.sigmoid(60 * (lower.mean((1, 2, 3)) - 0.3))
+        both = torch.stack([40 * jumps, (batch * torch.cat([w, w], 1)).sum((1, 2, 3))], 1)
+        return torch.stack([both[row, target.anchor] for row, target in pins])
+
+    exact = solve(rough, integrated_gradients(path, targets, rule=cubic(panels=256)))[0]
+    off = []
+    for map_tolerance, most, spent in ((None, 256, 8), (0.1, 15, 8), (0.1, 256, 16), (5.0, 256, 8)):
+        ask = integrated_gradients(path, targets, map_tolerance=map_tolerance, max_evaluations=most)
+        hard, easy = solve(rough, ask)
+        assert (hard.evaluations, easy.evaluations) == (spent, 8), "the easy one stops by itself"
+        assert hard.converged and hard.error_bound == pytest.approx(0, abs=1e-3)
+        assert hard.map_error is not None and (hard.map_error <= 0.1) == (spent == 16)
+        off.append(float((hard.map - exact.map).norm() / exact.map.norm()))
+    assert off[2] < 0.01 < off[0] == off[1] == off[3]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import InitVar, dataclass, field
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from detxai.attribution.clock import DeviceClock
 from detxai.attribution.devices import AHEAD
 from detxai.attribution.memory import Held, Room, out_of_memory
-from detxai.attribution.points import Point, Reply, Row
+from detxai.attribution.points import Asked, Look, Reply, Row
 from detxai.attribution.programs import Programs
 from detxai.attribution.shared import Field, ModifiedGradient, Over, Shared, Tap
 
@@ -29,7 +30,7 @@ class _Job:
     """A coroutine in flight: what it is told next, how much of that is missing, and whether its points fit at all."""
 
     tag: Any
-    ask: Generator[list[Point], list[Reply], Any]
+    ask: Generator[Asked, list[Reply], Any]
     replies: list[Reply] | None = None
     missing: int = 0
     fits: bool = True
@@ -57,8 +58,9 @@ class _Entry:
 
 @dataclass(frozen=True, eq=False)
 class _Flight:
-    """Packs on their way: what is held of each, target by target, and (values, slopes) of all, (2, n) float64."""
+    """What is on its way: looks; packs and what is held of each, target by target; (values, slopes), (2, n) float64."""
 
+    looks: list[_Job]
     packs: list[tuple[list[_Entry], list[list[Held | None]]]]
     table: Tensor
     ready: Any
@@ -69,13 +71,11 @@ class Engine:
     """Runs coroutines that ask for path points. `rows`: points a pack, fixed for a run (see `rows_for`).
 
     `f` gives the pinned values, `entered` those behind the network's first convolution; `similarity` how alike a
-    target is to what is detected (black-box methods);
-    `parchgrad` takes over the backward pass of points that name channels; `tap` opens the network at a layer.
-    `room`: for the gradients that they hold. `programs`: runs what it takes, target by target; other points go through
-    `f` with all their targets at once. `over`: whether to leave what is not finished; asked between packs and between
-    the targets of one.
-    `clock`: how long the device has worked. `points` computed, of them `padded` in vain, `halved`: how often memory
-    ran out.
+    target is to what is detected (black-box methods); `parchgrad` takes over the backward pass of points that name
+    channels; `tap` opens the network at a layer. `room`: for the gradients that they hold. `programs`: runs what it
+    takes, target by target; other points go through `f` with all their targets at once. `over`: whether to leave what
+    is not finished; asked between packs and between the targets of one. `clock`: how long the device has worked.
+    `points` computed, of them `padded` in vain, `halved`: how often memory ran out.
     """
 
     f: Field
@@ -94,6 +94,7 @@ class Engine:
     padded: int = 0
     halved: int = 0
     _waiting: dict[Hashable, deque[_Entry]] = field(default_factory=dict)
+    _looks: list[tuple[_Job, Tensor]] = field(default_factory=list)
     _flying: deque[_Flight] = field(default_factory=deque)
 
     def __post_init__(self, rows: int) -> None:
@@ -102,7 +103,7 @@ class Engine:
         self.shared = Shared(fields, self.device, rows, self.parchgrad, self.tap)
 
     def run(
-        self, jobs: Iterable[tuple[Any, Generator[list[Point], list[Reply], T]]], in_flight: int
+        self, jobs: Iterable[tuple[Any, Generator[Asked, list[Reply], T]]], in_flight: int
     ) -> Iterator[tuple[Any, T]]:
         """(tag, result) of every job as it finishes, until `over()`; at most `in_flight` are begun at a time.
 
@@ -134,13 +135,17 @@ class Engine:
         replies: Any = job.replies
         job.replies = None
         try:
-            points = job.ask.send(replies) if job.fits else job.ask.throw(MemoryError())
+            asked = job.ask.send(replies) if job.fits else job.ask.throw(MemoryError())
         except StopIteration as stop:
             return [(job.tag, stop.value)]
         finally:
             del replies  # a gradient that nobody holds leaves its room
-        job.replies, job.missing = [Reply.to(point) for point in points], 0
-        for i, point in enumerate(points):
+        if isinstance(asked, Look):
+            job.replies = [Reply.to(asked)]
+            self._looks.append((job, asked.numbers))
+            return []
+        job.replies, job.missing = [Reply.to(point) for point in asked], 0
+        for i, point in enumerate(asked):
             by = self.programs if self.programs is not None and self.programs.takes(point) else self.shared
             for row in by.split(point):
                 entry = _Entry(job, i, row, by)
@@ -151,7 +156,7 @@ class Engine:
     def _step(self) -> list[_Job]:
         """Run packs of the waiting points, ahead of the one look at what earlier ones found; the jobs to be told."""
         ahead, kinds = AHEAD.get(self.device.type, 1), self._full()
-        if not kinds and not self._flying:
+        if not (kinds or self._flying or self._looks):
             fill = {kind: len(entries) / entries[0].rows for kind, entries in self._waiting.items()}
             kinds = sorted(fill, key=lambda kind: -fill[kind])[:ahead]
         done = self._launch(kinds)
@@ -175,7 +180,8 @@ class Engine:
     def _launch(self, kinds: Sequence[Hashable]) -> list[_Job]:
         """Set a pack of each of `kinds` going, to be looked at later, all at once; the jobs that do not fit."""
         flown: list[tuple[list[_Entry], list[list[Held | None]]]] = []
-        tables, failed = [], []
+        looks, self._looks, failed = self._looks, [], []
+        tables = [numbers for _, numbers in looks]
         for pack in (self._pack(kind) for kind in kinds if kind in self._waiting):
             by, rows = pack[0].by, pack[0].rows
             try:
@@ -190,12 +196,12 @@ class Engine:
             self.points, self.padded = self.points + rows, self.padded + rows - len(pack)
             tables.append(torch.stack([ran.values.double(), ran.slopes]).flatten(1))
             flown.append((pack, ran.held))
-        if flown:
+        if tables:
             table, ready = torch.cat(tables, 1), None
             if self.device.type == "cuda":
                 table, ready = table.to("cpu", non_blocking=True), torch.cuda.Event()
                 ready.record()
-            self._flying.append(_Flight(flown, table, ready))
+            self._flying.append(_Flight([job for job, _ in looks], flown, table, ready))
         return failed
 
     def _halved(self, pack: Sequence[_Entry]) -> list[_Job]:
@@ -217,7 +223,9 @@ class Engine:
             flight.ready.synchronize()
         self.clock.read()
         numbers = iter(zip(*flight.table.cpu().tolist(), strict=True))
-        done = []
+        done = list(flight.looks)
+        for reply in (reply for job in flight.looks for reply in job.replies or ()):
+            reply.values[:], reply.slopes[:] = zip(*islice(numbers, len(reply.values)), strict=True)
         for pack, held in flight.packs:
             for n, column in enumerate(held):
                 for entry, kept in zip(pack, column, strict=True):
@@ -232,9 +240,7 @@ class Engine:
         return done
 
 
-def solve(
-    f: Field, ask: Generator[list[Point], list[Reply], T], tap: Tap | None = None, entered: Field | None = None
-) -> T:
+def solve(f: Field, ask: Generator[Asked, list[Reply], T], tap: Tap | None = None, entered: Field | None = None) -> T:
     """Run one coroutine alone, on the CPU: for scripts, notebooks and tests."""
     engine = Engine(f, torch.device("cpu"), tap=tap, entered=entered)
     return next(iter(engine.run([(None, ask)], 1)))[1]

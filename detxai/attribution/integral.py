@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from detxai.attribution.memory import Held
-from detxai.attribution.points import Ask, Point, Reply, Segment, TargetMap
+from detxai.attribution.points import DOUBT, Ask, Look, Point, Reply, Segment, TargetMap
 from detxai.attribution.quadrature import Mesh, Rule, cubic
 from detxai.values import Target
 
@@ -29,13 +29,15 @@ def integrated_gradients(
     *,
     tolerance: float = 0.05,
     max_evaluations: int = 256,
+    map_tolerance: float | None = None,
     rule: Rule = DEFAULT_RULE,
     dtype: torch.dtype = torch.float32,
 ) -> Ask:
     """Coroutine for the integrals of `targets` along `path`: refined until `error_bound` ≤ `tolerance`.
 
     All targets share the forward pass of a point. A target stops by itself; one that would need more than
-    `max_evaluations` gradients is returned as it stands, not converged.
+    `max_evaluations` gradients is returned as it stands, not converged. One whose `map_error` is above `map_tolerance`
+    goes on with all its panels halved, as long as evaluations last.
     """
     rule = rule.within(max_evaluations)
     meshes = [Mesh(rule) for _ in targets]
@@ -57,17 +59,32 @@ def integrated_gradients(
                     meshes[k].slope[v] = reply.slopes[row]
                     held[k].update((v, one) for one in reply.held[row : row + 1] if one is not None)
         del replies, reply
+        done = {}
         for k in active:
-            if not _refined(meshes[k], tolerance, max_evaluations):
-                by_target[k] = yield from _integral(path, targets[k], meshes[k], held[k], tolerance, dtype)
-                held[k].clear()
+            if not (meshes[k].bound() > tolerance and _grown(meshes[k], max_evaluations, tolerance)):
+                gradients = held[k] if map_tolerance is None else dict(held[k])  # which are taken as they are added
+                done[k] = yield from _integral(path, targets[k], meshes[k], gradients, tolerance, dtype)
+        for k in (yield from _doubtful(done, map_tolerance)):
+            if _grown(meshes[k], max_evaluations):
+                del done[k]
+        for k in done:
+            held[k].clear()
+        by_target |= done
     return [by_target[k] for k in range(len(targets))]
 
 
-def _refined(mesh: Mesh, tolerance: float, max_evaluations: int) -> bool:
-    """Refine `mesh` if it has not converged and may still grow; False when it is final."""
-    if mesh.bound() <= tolerance:
-        return False
+def _doubtful(maps: dict[int, TargetMap], map_tolerance: float | None) -> Generator[Look, list[Reply], list[int]]:
+    """Coroutine: which of the `maps` may be further off than `map_tolerance`; None: nothing is too far."""
+    known = {k: torch.stack([m.doubt, m.map.norm()]) for k, m in maps.items() if m.doubt is not None}
+    if map_tolerance is None or not known:
+        return []
+    (reply,) = yield Look(torch.stack(list(known.values()), 1))
+    far = zip(known, reply.values, reply.slopes, strict=True)
+    return [k for k, doubt, size in far if DOUBT * doubt > map_tolerance * size]
+
+
+def _grown(mesh: Mesh, max_evaluations: int, tolerance: float = 0.0) -> bool:
+    """Refine `mesh` if it may still grow, with the default everywhere; False when it is final."""
     panels = mesh.panels
     mesh.refine(tolerance)
     if len(mesh.slope) + sum(mesh.missing().values()) > max_evaluations:

@@ -39,6 +39,7 @@ class Settings:
 
     tolerance: float = 0.05
     max_evaluations: int = 256
+    map_tolerance: float | None = None
     dtype: torch.dtype = torch.float32
     seed: int = 0
     modified: bool = False
@@ -67,12 +68,17 @@ def ig(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) 
         targets,
         tolerance=settings.tolerance,
         max_evaluations=most if exact else min(most, LOW_PRECISION_EVALUATIONS),
+        map_tolerance=settings.map_tolerance,
         dtype=settings.dtype,
     )
     again = [] if exact else [i for i, integral in enumerate(integrals) if not integral.converged]
     if again:
         redone = yield from integrated_gradients(
-            path, [targets[i] for i in again], tolerance=settings.tolerance, max_evaluations=most
+            path,
+            [targets[i] for i in again],
+            tolerance=settings.tolerance,
+            max_evaluations=most,
+            map_tolerance=settings.map_tolerance,
         )
         for i, integral in zip(again, redone, strict=True):
             integrals[i] = replace(integral, evaluations=integral.evaluations + integrals[i].evaluations)

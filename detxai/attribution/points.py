@@ -139,6 +139,12 @@ class Point:
         return self.path.slope(product) if self.combine is None else product.new_zeros((), dtype=torch.float64)
 
 
+class Look(NamedTuple):
+    """What a job waits for that lies on the device already, (2, n) float64: values and slopes of one reply."""
+
+    numbers: Tensor
+
+
 class Row(NamedTuple):
     """A point, and which of its targets, by number, are computed together."""
 
@@ -163,10 +169,11 @@ class Reply:
     held: list[Held | None] = field(default_factory=list)
 
     @classmethod
-    def to(cls, point: Point) -> Reply:
-        """A reply to `point` in which nothing stands yet."""
-        count = len(point.targets)
-        return cls([0.0] * count, *([[0.0] * count, [None] * count] if point.gradient else ()))
+    def to(cls, asked: Point | Look) -> Reply:
+        """A reply in which nothing stands yet."""
+        count = asked.numbers.shape[1] if isinstance(asked, Look) else len(asked.targets)
+        wanted = isinstance(asked, Look) or asked.gradient
+        return cls([0.0] * count, *([[0.0] * count, [None] * count] if wanted else ()))
 
     def tell(self, k: int, value: float, slope: float, held: Held | None) -> None:
         """What was found at target `k`."""
@@ -216,4 +223,5 @@ class TargetMap:
         return abs(float(self.map.sum()) - delta) / max(abs(delta), 1.0)
 
 
-Ask = Generator[list[Point], list[Reply], list[TargetMap]]
+Asked = list[Point] | Look
+Ask = Generator[Asked, list[Reply], list[TargetMap]]

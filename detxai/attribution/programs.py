@@ -20,8 +20,7 @@ from detxai.values import InputShape, Target
 
 #: Calls before a graph is captured: libraries choose and allocate in them.
 WARM_UP = 3
-#: Shapes of places whose programs are kept; each holds memory of its own. Pictures of one shape have two, that of the
-#: picture and that behind the first convolution.
+#: Shapes of places whose programs are kept; pictures of one shape have two, before and behind the first convolution.
 MOST_PLACES = 8
 
 
@@ -91,8 +90,7 @@ class Program(Captured):
 
     def __init__(self, network: Network, shape: Shape, rows: int, device: torch.device, pool: Any) -> None:
         self.network, self.shape = network, shape
-        x = torch.zeros(rows, *shape.place, dtype=shape.dtype, device=device)
-        self.x = x.contiguous(memory_format=torch.channels_last)
+        self.x = torch.zeros(rows, *shape.place, dtype=shape.dtype, device=device).to(memory_format=torch.channels_last)
         self.index = torch.zeros(rows, shape.columns, dtype=torch.int64, device=device)
         self.unit = torch.ones(rows, 2, device=device)
         super().__init__(self.evaluated, device, pool)

@@ -163,11 +163,11 @@ class Mesh:
         return float(sum(self._errors()) / self.scale)
 
     def refine(self, tolerance: float) -> None:
-        """Halve the worst panels, until those left alone would meet half the tolerance."""
+        """Halve the worst panels, until those left alone would meet half the tolerance; all of them for none."""
         errors = self._errors()
         left, worst = sum(errors), set()
         for i in sorted(range(len(errors)), key=lambda i: -errors[i]):
-            if left <= 0.5 * tolerance * self.scale:
+            if tolerance and left <= 0.5 * tolerance * self.scale:
                 break
             left -= errors[i]
             worst.add(i)

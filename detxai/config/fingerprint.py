@@ -53,6 +53,8 @@ def fingerprint_keys(cfg: RunConfig) -> dict[str, Any]:
     del keys["detection.letterbox"], keys["detection.predictions_base"]  # what became of them counts
     if not cfg.detection.rect:
         del keys["detection.rect"]
+    if cfg.attribution.map_tolerance is None:
+        del keys["attribution.map_tolerance"]
     for key in ("detection.labels", "detection.predictions"):
         keys[key] = sections["detection"][key.partition(".")[2]] is not None
     keys["attribution.calibration"] = [_content(file) for file in cfg.attribution.calibration]

@@ -183,6 +183,13 @@ ROWS: tuple[Option, ...] = (
         "N",
     ),
     Option("attribution.tolerance", 0.05, "wanted bound on the relative completeness error", "SHARE"),
+    Option(
+        "attribution.map_tolerance",
+        None,
+        "go on, on halved intervals, where the map itself may be further off than this (map_error);"
+        " null: the completeness error decides alone",
+        "SHARE",
+    ),
     Option("attribution.max_evaluations", 256, "most gradient evaluations a detection", "N"),
     Option("attribution.evidence", "basic", "how much evidence to compute", "|".join(EVIDENCE), words=EVIDENCE),
     Option(

@@ -124,6 +124,7 @@ class AttributionConfig(_Section):
     baseline: Annotated[str, AfterValidator(_baseline)] = _field("baseline")
     layer: int | None = _field("layer", ge=0)
     tolerance: float = _field("tolerance", gt=0, le=1)
+    map_tolerance: float | None = _field("map_tolerance", gt=0, le=1)
     max_evaluations: int = _field("max_evaluations", ge=2, le=1_000_000)
     evidence: Literal["none", "basic", "full"] = _field("evidence")
     calibration: Files = _field("calibration")

@@ -30,7 +30,7 @@ from detxai.errors import ImageError
 from detxai.inputs import bands, dicom, energies, frames, multispectral, remote
 from detxai.inputs.complete import ended_early
 from detxai.inputs.samples import Samples, has_bands, samples
-from detxai.inputs.window import Method, parse_window, ramp, window_of
+from detxai.inputs.window import Method, over_white, parse_window, ramp, window_of
 from detxai.values import Image, ImageRef, Pair, Pixels, Window
 
 #: What Pillow may try (MPO comes through JPEG). Its other readers start programs or guess.
@@ -469,8 +469,7 @@ def _rgb(stored: Samples, method: Method) -> tuple[Pixels, Window | None, tuple[
         values = 255 - values
     pixels = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
     if alpha is not None:
-        share = alpha[..., None].astype(np.uint16)
-        pixels = ((pixels * share + 255 * (255 - share) + 127) // 255).astype(np.uint8)
+        pixels = over_white(pixels, alpha)
     return pixels, used, notes
 
 

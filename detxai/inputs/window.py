@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from detxai.values import Pixels, Window
 AUTO_PERCENTILES = (0.5, 99.5)
 #: `auto` keeps the nominal range of data that spread over at least this share of it.
 FILLS_RANGE = 0.5
+#: Values that are computed at a time.
+BLOCK = 2**20
 #: (`auto` | `full` | `fixed` | `percentile`, low, high).
 Method = tuple[str, float, float]
 
@@ -55,9 +58,28 @@ def window_of(seen: NDArray[Any], nominal: tuple[float, float], kind: str, low: 
 
 def ramp(values: NDArray[Any], low: float, high: float) -> Pixels:
     """`values` as uint8: `low` and less 0, `high` and more 255, NaN 0, linear between."""
-    if values.dtype == np.uint16:
-        table = ramp(np.arange(2**16, dtype=np.float64), low, high)
-        return np.take(table, values)
-    with np.errstate(all="ignore"):
-        share = (values.astype(np.float64) - low) / ((high - low) or 1.0)
-        return np.rint(255 * np.nan_to_num(np.clip(share, 0, 1))).astype(np.uint8)
+    table = ramp(np.arange(2**16, dtype=np.float64), low, high) if values.dtype == np.uint16 else None
+    made = np.empty(values.shape, np.uint8)
+    for rows in _blocks(made):
+        if table is not None:
+            made[rows] = np.take(table, values[rows])
+            continue
+        with np.errstate(all="ignore"):
+            share = (values[rows].astype(np.float64) - low) / ((high - low) or 1.0)
+            made[rows] = np.rint(255 * np.nan_to_num(np.clip(share, 0, 1)))
+    return made
+
+
+def over_white(pixels: Pixels, alpha: NDArray[np.uint8]) -> Pixels:
+    """`pixels` (height, width, 3) on white, by `alpha` (height, width), 255 where they cover it."""
+    made = np.empty(pixels.shape, np.uint8)
+    for rows in _blocks(made):
+        share = alpha[rows, :, None].astype(np.uint16)
+        made[rows] = (pixels[rows] * share + 255 * (255 - share) + 127) // 255
+    return made
+
+
+def _blocks(values: NDArray[Any]) -> Iterator[slice]:
+    """Some rows after the other: what is computed on the way takes several times the memory of what is made."""
+    step = max(1, BLOCK * len(values) // max(1, values.size))
+    yield from (slice(start, start + step) for start in range(0, len(values), step))

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from detxai.attribution.points import Ask, Point, Reply, TargetMap
+from detxai.attribution.points import Ask, Look, Point, Reply, TargetMap
 from detxai.values import Target
 
 #: `on`: M + N stays. `off`: ĝ without β. `exact`: the variance of the sum over all channels stays, the covariance of H
@@ -125,10 +125,11 @@ class ParchGrad:
 def with_channels(ask: Ask, kept: Mapping[Target, Tensor]) -> Ask:
     """The coroutine `ask` with ParchGrad's gradients in place of its own; `kept`: target -> its channels."""
     try:
-        points = next(ask)
+        asked = next(ask)
         while True:
-            replies: list[Reply] = yield [_with_channels(point, kept) for point in points]
-            points = ask.send(replies)
+            told = asked if isinstance(asked, Look) else [_with_channels(point, kept) for point in asked]
+            replies: list[Reply] = yield told
+            asked = ask.send(replies)
     except StopIteration as stop:
         maps: list[TargetMap] = stop.value
         return maps

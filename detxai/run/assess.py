@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from detxai.attribution.ablation import Case, TrialOutcome, trials, without_neighbours
 from detxai.attribution.methods import Settings, ig
-from detxai.attribution.points import Point, Reply, Segment, TargetMap
+from detxai.attribution.points import Asked, Point, Reply, Segment, TargetMap
 from detxai.evidence import measures
 from detxai.evidence.calibration import EvidenceCalibration
 from detxai.evidence.maps import grid
@@ -93,7 +93,7 @@ class TrialPlan:
 
     def second_maps(
         self, shown: Pictures, wanted: Sequence[WantedTarget], maps: Maps
-    ) -> Generator[list[Point], list[Reply], dict[MapKey, tuple[str, TargetMap]]]:
+    ) -> Generator[Asked, list[Reply], dict[MapKey, tuple[str, TargetMap]]]:
         """Coroutine, full evidence: integrals from the last of `fills` for every integral that gets evidence."""
         if self.level is not EvidenceLevel.FULL:
             return {}

@@ -346,6 +346,7 @@ def _settings(
     settings = Settings(
         config.attribution.tolerance,
         config.attribution.max_evaluations,
+        config.attribution.map_tolerance,
         _dtype(config, device),
         SEED,
         layer_of=layer_of,

@@ -1,6 +1,6 @@
 """Crafted pictures and models against the real command: the exit code, the time and the memory of each.
 
-Every attack runs in a process of its own, forked when torch is loaded; one that takes a minute of one core is killed.
+Every attack runs in a process of its own, forked when torch is loaded; one that takes a minute of one core more than it may is killed.
 Leaves with 1 where an attack ends in another code than it should, or takes more than its kind may.
 
     python scripts/checks/attacks.py [pictures|models|crowds]
@@ -42,7 +42,7 @@ Bytes = Callable[[], bytes]
 torch.set_num_threads(1)  # a child that is forked from several threads would wait for the others
 #: Seconds of one core beyond those of a good picture, and GiB, that an attack may take.
 LIMITS = {"pictures": (2.0, 1.0), "models": (10.0, 2.0), "crowds": (300.0, 6.0)}
-#: Seconds, of one core and of the clock, after which it counts as one that hangs.
+#: Seconds, of one core beyond its limit and of the clock, after which it counts as one that hangs.
 PATIENCE, HANGS = 60, 600
 QUICK = ["--imgsz", "64", "--max-evaluations", "2", "--evidence", "none", "--no-overlays", "--device", "cpu", "-q"]
 
@@ -75,7 +75,8 @@ def outcome(attack: Attack, folder: Path) -> Outcome:
     child = os.fork()
     if not child:
         signal.alarm(HANGS)  # its default ends the process, as that of the limit does
-        resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE))
+        patience = PATIENCE + int(LIMITS[attack.kind][0])
+        resource.setrlimit(resource.RLIMIT_CPU, (patience, patience))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         out = os.open(said, os.O_WRONLY | os.O_CREAT)
         os.dup2(out, 1)
