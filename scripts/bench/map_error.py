@@ -5,8 +5,8 @@
 The estimate is the L2 distance of a map to the one that every other of its nodes makes, relative to the map: no
 gradient more. The true distance is that to the map of `--nodes` cubic nodes. Over all detections: their quantiles, the
 quantiles of true / estimate, their rank correlation, and, of the maps that are more than BAD off, how many the estimate
-finds among as many as it calls the worst. `--stopping` asks what it is worth as a reason to go on: evaluations and true
-errors where every map goes on to a half and a quarter of the tolerance, and where only those do that it calls bad.
+finds among as many as it calls the worst. `--stopping` asks what it is worth as a reason to go on (`--map-tolerance` of
+the command): evaluations and true errors with it, without it, and where every map goes on to half the tolerance.
 """
 
 from __future__ import annotations
@@ -28,8 +28,13 @@ from detxai.statistics import rank_correlation
 
 #: A map further than this from the reference is a bad one.
 BAD = 0.1
-#: Shares of the tolerance at which `--stopping` looks.
-SHARES = (1.0, 0.5, 0.25)
+#: What `--stopping` compares: half the tolerance for every map, and a `map_tolerance`.
+STOPPINGS: dict[str, tuple[float, float | None]] = {
+    "the completeness error alone": (1.0, None),
+    "map_tolerance 0.2": (1.0, 0.2),
+    "map_tolerance 0.1": (1.0, 0.1),
+    "half the tolerance": (0.5, None),
+}
 
 
 #: Of a target: gradients, estimated and true relative L2 error of its map.
@@ -42,9 +47,14 @@ def measured(engine: Engine, detector: Any, case: Case, options: argparse.Namesp
     line = case.line if stem is None else Entered(case.line, stem)
     ((_, (reference, _)),) = engine.run([(0, dense(case.line, case.targets, options.nodes))], 1)
     columns = []
-    for share in SHARES if options.stopping else SHARES[:1]:
-        most, tolerance = options.max_evaluations, options.tolerance * share
-        ask = integrated_gradients(line, case.targets, tolerance=tolerance, max_evaluations=most)
+    for share, map_tolerance in list(STOPPINGS.values())[: None if options.stopping else 1]:
+        ask = integrated_gradients(
+            line,
+            case.targets,
+            tolerance=options.tolerance * share,
+            max_evaluations=options.max_evaluations,
+            map_tolerance=map_tolerance,
+        )
         ((_, maps),) = engine.run([(0, ask)], 1)
         true = [float((one.map - exact).norm() / exact.norm()) for one, exact in zip(maps, reference, strict=True)]
         columns.append([(one.evaluations, one.map_error or 0.0, far) for one, far in zip(maps, true, strict=True)])
@@ -53,13 +63,8 @@ def measured(engine: Engine, detector: Any, case: Case, options: argparse.Namesp
 
 def stopping(columns: list[list[Row]]) -> dict[str, dict[str, float]]:
     """Mean evaluations and true errors of rules when to stop, by name."""
-    coarse, rules = columns[0], {f"tolerance x {share:g}": c for share, c in zip(SHARES, columns, strict=True)}
-    for share, finer in list(zip(SHARES, columns, strict=True))[1:]:
-        for limit in (0.1, 0.2):
-            name = f"x {share:g} where map_error > {limit:g}"
-            rules[name] = [f if c[1] > limit else c for c, f in zip(coarse, finer, strict=True)]
     made = {}
-    for name, rows in rules.items():
+    for name, rows in zip(STOPPINGS, columns, strict=True):
         evaluations, _, true = np.array(rows).T
         made[name] = {"evaluations": float(evaluations.mean()), "bad": float((true > BAD).sum())}
         made[name] |= {f"p{q}": float(np.quantile(true, q / 100)) for q in (50, 90, 100)}
@@ -104,7 +109,7 @@ def main() -> None:
     engine = Engine(detector.values, device, entered=detector.entered)
     common: dict[str, Any] = {"baseline": options.baseline, "conf": options.conf, "device": device}
     work = cases(detector, options.images, size=options.imgsz or detector.info.imgsz, **common)
-    columns: list[list[Row]] = [[] for _ in (SHARES if options.stopping else SHARES[:1])]
+    columns: list[list[Row]] = [[] for _ in (STOPPINGS if options.stopping else [0])]
     for case in islice(work, options.count):
         few = Case(case.name, case.line, case.targets[: options.most], case.key)
         for column, rows in zip(columns, measured(engine, detector, few, options), strict=True):

@@ -1,6 +1,7 @@
 """Crafted pictures and models against the real command: the exit code, the time and the memory of each.
 
-Every attack runs in a process of its own, forked when torch is loaded; one that takes a minute of one core more than it may is killed.
+Every attack runs in a process of its own, forked when torch is loaded, and killed a minute of one core after it should
+have ended.
 Leaves with 1 where an attack ends in another code than it should, or takes more than its kind may.
 
     python scripts/checks/attacks.py [pictures|models|crowds]
