@@ -52,6 +52,7 @@ from detxai.models import detectors
 from detxai.models.detector import Differentiable, differentiable
 from detxai.output.store import Store
 from detxai.run.checks import device_of
+from detxai.run.console import keep_freed_memory
 from detxai.run.engine import engine
 from detxai.run.pipeline import Explainer, Timings
 from detxai.run.plan import DTYPES, Plan, make_plan
@@ -369,6 +370,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--markdown", type=Path, metavar="OUT")
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args(argv)
+    keep_freed_memory()  # as the command does
     report: dict[str, Any] = {}
     for name, work in Report(options).parts():
         if options.only and name not in options.only:

@@ -32,6 +32,7 @@ from detxai.config.settings import RunConfig
 from detxai.inputs import decode, sources
 from detxai.output import overlays, overview, recording, store
 from detxai.run import assess, pipeline, prepare, publish
+from detxai.run.console import keep_freed_memory
 from detxai.run.pipeline import Explainer
 from detxai.run.plan import Plan
 
@@ -150,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overlay-format", nargs="+", default=["png", "jpg", "none"], metavar="KIND")
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args(argv)
+    keep_freed_memory()  # as the command does
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     report: dict[str, Any] = {"machine": machine(torch.device("cpu")), "overlays": {}}
