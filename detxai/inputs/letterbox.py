@@ -97,18 +97,23 @@ def map_to_source(values: ArrayLike, lb: Letterbox) -> Map:
     """
     below, right = lb.top + lb.inner_height, lb.left + lb.inner_width
     inner = np.asarray(values)[..., lb.top : below, lb.left : right]
-    columns = _respread(inner.astype(np.float64).swapaxes(-1, -2), lb.width)
+    columns = _respread(inner.swapaxes(-1, -2), lb.width)
     return _respread(columns.swapaxes(-1, -2), lb.height).astype(np.float32)
 
 
-def _respread(mass: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Axis -2 as `count` cells: differences of the running sum, linear between its edges."""
+def _respread(mass: NDArray[Any], count: int) -> NDArray[Any]:
+    """Axis -2 as `count` cells, float64: differences of the running sum, linear between its edges."""
     old = mass.shape[-2]
     if old == count:
         return mass
+    mass = np.ascontiguousarray(mass, np.float64)
     edges = np.arange(count + 1) * old / count
     cell = np.minimum(edges.astype(np.intp), old - 1)
-    sums: NDArray[np.float64] = np.take(mass, cell, axis=-2)
+    sums = np.take(mass, cell, axis=-2)
     sums *= (edges - cell)[:, None]
-    sums += np.take(np.cumsum(mass, axis=-2) - mass, cell, axis=-2)
-    return np.asarray(sums[..., 1:, :] - sums[..., :-1, :], np.float64)
+    before = mass.copy()
+    for i in range(1, old):  # whole rows: np.cumsum goes down every column
+        before[..., i, :] += before[..., i - 1, :]
+    before -= mass
+    sums += np.take(before, cell, axis=-2)
+    return np.asarray(sums[..., 1:, :] - sums[..., :-1, :])
