@@ -127,18 +127,19 @@ def self_test(detector: Differentiable, x: Tensor, *, asked: bool = False) -> fl
     work (a detached or quantised head).
     """
     candidates = sound(detector, x, asked=asked)
-    wrong = _unlike(detector, x, candidates)
+    targets = [_strongest(candidates, level) for level in candidates.levels.unique().tolist()]
+    whole = torch.stack([candidates.logits[target.anchor, target.class_id] for target in targets])
+    x = x.detach().clone().requires_grad_(True)
+    values = detector.values(x, [Pin(0, target) for target in targets])
+    wrong = _unlike(values, whole)
     if wrong and detector.info.sparse:
         detector.trunk.give_up_windows()
         detector.info = replace(detector.info, sparse=False)
-        wrong = _unlike(detector, x, candidates)
+        values = detector.values(x, [Pin(0, target) for target in targets])
+        wrong = _unlike(values, whole)
     if wrong:
         raise ModelError(f"{detector.info.name}: {wrong}.")
-    x = x.detach().clone().requires_grad_(True)
-    value = detector.values(
-        x, [Pin(0, _strongest(candidates, int(candidates.levels[candidates.logits.amax(1).argmax()])))]
-    )[0]
-    (gradient,) = torch.autograd.grad(value, x)
+    (gradient,) = torch.autograd.grad(values[whole.argmax()], x)
     largest = float(gradient.abs().max())
     if not 0 < largest < float("inf"):
         raise ModelError(
@@ -154,15 +155,9 @@ def _strongest(candidates: Candidates, level: int) -> Target:
     return Target(anchor, level, "class", class_id, context=candidates.context)
 
 
-@torch.no_grad()
-def _unlike(detector: Differentiable, x: Tensor, candidates: Candidates) -> str | None:
-    """How the value of a level's strongest logit differs from that of `candidates` on x; None where it does not."""
-    for level in candidates.levels.unique().tolist():
-        target = _strongest(candidates, level)
-        value, whole = (
-            float(detector.values(x, [Pin(0, target)])[0]),
-            float(candidates.logits[target.anchor, target.class_id]),
-        )
-        if not abs(value - whole) <= SAME * max(abs(whole), 1.0):  # so that NaN differs
-            return f"{value:.6g} where the whole network says {whole:.6g}"
+def _unlike(values: Tensor, whole: Tensor) -> str | None:
+    """How one of `values` differs from what the `whole` network says; None where none does."""
+    for value, own in zip(values.tolist(), whole.tolist(), strict=True):
+        if not abs(value - own) <= SAME * max(abs(own), 1.0):  # so that NaN differs
+            return f"{value:.6g} where the whole network says {own:.6g}"
     return None

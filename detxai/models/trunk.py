@@ -16,7 +16,7 @@ from detxai.models.windows import KNOWN, MapShape, Reach, Windows, around, reach
 from detxai.values import InputShape
 
 #: Bytes that are worth giving back to the system.
-LARGE = 1 << 19
+LARGE = 1 << 22
 #: Shares of red, green and blue in gray (ITU-R BT.601), as OpenCV has them.
 LUMA = (0.299, 0.587, 0.114)
 
@@ -213,19 +213,25 @@ def freeze(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if hasattr(part, "inplace"):
             part.inplace = False
+    freed = 0
     for parameter in module.parameters():
         parameter.requires_grad_(False)
         if parameter.dim() == 4:
             parameter.data = parameter.data.to(memory_format=torch.channels_last)
-            return_pages(parameter.nbytes)
+            freed = return_pages(freed + parameter.nbytes)
     return module.to(memory_format=torch.channels_last)
 
 
-def return_pages(freed: int = LARGE) -> None:
-    """Give `freed` bytes back to the system, if they are many: glibc keeps holes that the next tensor does not fit."""
-    if freed >= LARGE:
-        with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries
-            ctypes.CDLL(None).malloc_trim(0)
+def return_pages(freed: int = LARGE) -> int:
+    """Give `freed` bytes back to the system, if they are many, and say how many are left to be.
+
+    glibc keeps holes that the next tensor does not fit.
+    """
+    if freed < LARGE:
+        return freed
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries
+        ctypes.CDLL(None).malloc_trim(0)
+    return 0
 
 
 def fuse(module: nn.Module) -> nn.Module:
@@ -235,6 +241,7 @@ def fuse(module: nn.Module) -> nn.Module:
     from ultralytics.utils.torch_utils import fuse_conv_and_bn, fuse_deconv_and_bn
 
     part: Any
+    freed = 0
     for part in module.modules():  # lazily: what a fusion removes must not be visited again
         if isinstance(part, RepConv) and hasattr(part, "conv1"):
             part.fuse_convs()
@@ -246,7 +253,7 @@ def fuse(module: nn.Module) -> nn.Module:
             if isinstance(part, Conv2):
                 part.fuse_convs()
             part.conv = fuse_conv_and_bn(part.conv, part.bn)
-            return_pages(part.conv.weight.nbytes)
+            freed = return_pages(freed + part.conv.weight.nbytes)
             del part.bn
             part.forward = part.forward_fuse
         elif isinstance(part, ConvTranspose) and hasattr(part, "bn"):

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from detxai.errors import memory_refused
 
-#: Cells of a probed output, and inputs that are probed side by side: strides up to as many are seen.
-PROBE, OFFSETS = 32, 4
+#: Cells of a probed output, more where a layer reaches to the border of fewer; and inputs that are probed side by side:
+#: strides up to as many are seen.
+PROBES, OFFSETS = (16, 32), 4
 #: Above this share of its map a window saves too little to be worth its cutting.
 MOST_SHARE = 0.4
 #: Packages whose layers compute each cell from its surroundings alone, wherever it lies, unless a probe tells more.
@@ -76,14 +77,24 @@ def reach(
     if not all(type(part).__module__.startswith(KNOWN) for part in parts):
         return None
     scales = {scale for _, scale in inputs}
-    scale = min(scales)
-    side = PROBE * scale
-    if len(scales) > 1 or side.denominator > 1 or (scale > 1 and scale.denominator > 1):
+    if len(scales) > 1:
+        return None
+    widths, scale = [channels for channels, _ in inputs], min(scales)
+    probed = (_probed(layer, widths, scale, like, cells, many=many) for cells in PROBES)
+    return next((reached for reached in probed if reached is not None), None)
+
+
+def _probed(
+    layer: Callable[[Any], Any], inputs: Sequence[int], scale: Fraction, like: Tensor, cells: int, *, many: bool
+) -> Reach | None:
+    """`reach` as seen on an output of so many `cells` a side, None where it is not; `inputs`: their channels."""
+    side = cells * scale
+    if side.denominator > 1 or (scale > 1 and scale.denominator > 1):
         return None
     low, high = 0, 0
     for probed in range(len(inputs)):
-        maps = [like.new_ones(OFFSETS, channels, int(side), int(side)) for channels, _ in inputs]
-        places = [int(side) // 2 + k for k in range(OFFSETS)]
+        maps = [like.new_ones(OFFSETS, channels, int(side), int(side)) for channels in inputs]
+        places = [(int(side) - OFFSETS) // 2 + k for k in range(OFFSETS)]
         for k, place in enumerate(places):
             maps[probed][k, :, place, place] = torch.nan
         try:
@@ -92,15 +103,15 @@ def reach(
             if memory_refused(error):
                 raise
             return None
-        if not isinstance(output, Tensor) or output.shape[2:] != (PROBE, PROBE):
+        if not isinstance(output, Tensor) or output.shape[2:] != (cells, cells):
             return None
         hit = output.isnan().any(1)
         for k, place in enumerate(places):
             for axis in (0, 1):
-                cells = hit[k].any(axis).nonzero()[:, 0].tolist()
-                if cells and (cells[0] == 0 or cells[-1] == PROBE - 1):
+                marked = hit[k].any(axis).nonzero()[:, 0].tolist()
+                if marked and (marked[0] == 0 or marked[-1] == cells - 1):
                     return None
-                away = [place - math.floor(scale * cell) for cell in cells]
+                away = [place - math.floor(scale * cell) for cell in marked]
                 low, high = min([low, *away]), max([high, *away])
     return Reach(scale, low, high)
 

@@ -70,7 +70,7 @@ class AnchorFree:
             for kind, level in itertools.product(kinds, range(len(self.feeds))):
                 if not self.trunk.around(self.feeds[level], self.parts[kind][level], (side, side), like):
                     return False
-                return_pages()
+        return_pages()
         return True
 
     def _windows(self, kind: str, level: int, shape: InputShape, like: Tensor) -> Windows:
