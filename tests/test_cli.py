@@ -222,6 +222,7 @@ def test_stdout_under_json_is_pure(machine: Inside) -> None:
     jsonschema.validate(json.loads(last), json_schema.schema("summary"))
     assert "".join(f"{line}\n" for line in lines) == (machine.cwd / "tree" / "records.jsonl").read_text()
     assert "6 explained" in outcome.err
+    assert "1 files are no images: notes.txt" in outcome.err
     again = machine("explain", "pics", "-m", "tiny.safetensors", "-o", "tree", "--json", *FAST)
     assert again.out.splitlines()[:-1] == lines, "skipped images are on stdout too"
     assert json.loads(again.out.splitlines()[-1])["images"] == {"ok": 0, "failed": 0, "skipped": 6, "ignored": 1}

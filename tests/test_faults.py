@@ -294,6 +294,17 @@ def test_an_output_without_permission(command: Command) -> None:
     assert b"not writable: Permission denied. Choose another folder with -o" in err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("home", [None, "/nowhere", "/dev/null"])
+def test_without_a_home(command: Command, home: str | None) -> None:
+    environment = {k: v for k, v in command.env.items() if k != "HOME" and not k.startswith("XDG_")}
+    environment |= {} if home is None else {"HOME": home, "XDG_CONFIG_HOME": home, "XDG_CACHE_HOME": home}
+    line = [sys.executable, "-m", "detxai", *LINE]
+    done = subprocess.run(line, capture_output=True, cwd=command.cwd, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"1 explained" in done.stderr and b"Traceback" not in done.stderr
+
+
 #: Makes everything read-only but the folder $1 (and memory, unless $2), for the command that follows.
 READ_ONLY = """
 mount --make-rprivate / && mount --bind "$1" "$1" || exit 77

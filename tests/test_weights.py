@@ -20,7 +20,7 @@ from ultralytics.nn import tasks
 from ultralytics.utils import downloads
 
 from detxai.errors import ExitCode, ModelError
-from detxai.models import checkpoints, detectors, tensors
+from detxai.models import checkpoints, detectors, tensor_file, tensors
 from detxai.values import Checkpoint
 
 NAMES = {0: "knife", 1: "gun"}
@@ -322,6 +322,44 @@ def test_a_malicious_architecture_is_refused(tmp_path: Path, good: Path, change:
     about["architecture"] = json.dumps(json.loads(about["architecture"]) | change)
     save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "a.safetensors", metadata=about)
     refused(tmp_path / "a.safetensors")
+
+
+def test_tensors_that_do_not_lie_one_behind_the_other_are_refused(tmp_path: Path) -> None:
+    """Whatever a header says, no number is read twice, from elsewhere, or passed over."""
+    data = tensor_file.packed(
+        {"a": torch.arange(4.0), "b": torch.ones(2, 3).half(), "c": torch.zeros(0, 2)}, {"x": "y"}
+    )
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+
+    def file(changes: dict[str, Any], more: bytes = b"") -> bytes:
+        changed = {name: said | changes.get(name, {}) for name, said in header.items()}
+        text = json.dumps(changed).encode()
+        return len(text).to_bytes(8, "little") + text + data[8 + length :] + more
+
+    own = {name: entry.read(file({})) for name, entry in tensor_file.entries(file({})).items()}
+    assert own["a"].tolist() == [0, 1, 2, 3] and own["b"].tolist() == [[1] * 3] * 2 and own["c"].shape == (0, 2)
+    assert (own["b"].dtype, tensor_file.metadata(data)) == (torch.float32, {"x": "y"})
+    wrong: list[bytes] = [file({name: {key: value}}) for name, key, value in (
+        ("b", "data_offsets", [12, 24]), ("b", "data_offsets", [0, 12]), ("b", "data_offsets", [16, 999]),
+        ("a", "data_offsets", [-16, 0]), ("a", "data_offsets", [0]), ("a", "data_offsets", "x"), ("a", "dtype", "F16"),
+        ("a", "dtype", "F8_E4M3"), ("a", "dtype", ["F32"]), ("a", "shape", [-4]), ("a", "shape", [True, 4]),
+        ("a", "shape", [1 << 62, 4]), ("a", "shape", [2.0, 2]), ("a", "shape", "4"), ("a", "shape", 4),
+        ("a", "shape", [5]),
+    )]  # fmt: skip
+    wrong += [
+        file({}, b"more"),
+        data[:-1],
+        data[:7],
+        b"",
+        (1 << 40).to_bytes(8, "little") + data[8:],
+        b"\2" + b"\0" * 7 + b"[]",
+    ]
+    for content in wrong:
+        (tmp_path / "a.safetensors").write_bytes(content)
+        refused(tmp_path / "a.safetensors", "is not a readable detxai model|no architecture")
+        with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+            tensor_file.entries(content)
 
 
 def test_safetensors_of_others_say_what_to_do(tmp_path: Path) -> None:
