@@ -204,6 +204,13 @@ def test_a_nan_in_an_export_fails_it(tmp_path: Path) -> None:
         detectors.sound(box, torch.zeros(1, 3, 64, 64))
 
 
+@pytest.mark.parametrize("channels", [513, 0])
+def test_pictures_of_impossible_channels_are_refused(tmp_path: Path, channels: int) -> None:
+    file = _file(tmp_path, NAMES, torch.zeros(1, 7, 84), shape=(1, channels, 64, 64))
+    with pytest.raises(ModelError, match=f"pictures of {channels} channels"):
+        detectors.build(checkpoints.load(str(file)))
+
+
 def test_weights_in_other_files_are_not_read(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     file = _file(tmp_path, NAMES, torch.zeros(1, 7, 84))

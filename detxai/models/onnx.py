@@ -45,7 +45,8 @@ class Onnx:
         self.channels = channels if isinstance(channels, int) else self.metadata.get("channels", 3)
         if type(self.channels) is not int or not 0 < self.channels <= MOST_CHANNELS:
             raise ModelError(
-                f"{name} takes pictures of {self.channels!s:.20} channels; detxai has {MOST_CHANNELS} at most."
+                f"{name} takes pictures of {self.channels!s:.20} channels; detxai has {MOST_CHANNELS} at most.",
+                "Export it again, for pictures of fewer.",
             )
         self.input, self.batch = taken.name, batch if isinstance(batch, int) else 1
         self.shape = tuple(sides) if all(isinstance(side, int) for side in sides) else None
