@@ -347,3 +347,12 @@ def test_is_fast_enough_for_fifty_thousand_pictures() -> None:
     start = time.process_time()
     overlay(pixels, attribution)
     assert time.process_time() - start < 0.3
+
+
+def test_the_quantile_of_the_strongest_is_that_of_numpy() -> None:
+    generator = np.random.default_rng(0)
+    for rows, columns in ((1, 1), (1, 2), (3, 5), (40, 61), (300, 211)):
+        rough = np.abs(generator.standard_normal((rows, columns))).astype(np.float32)
+        for values in (rough, rough**9, np.round(rough), np.zeros_like(rough), np.sort(rough.ravel())[::-1]):
+            for share in (0.3, 0.02, 1e-3, 0.02 / values.size):
+                assert overlays.reached_by(values, share) == float(np.quantile(values, 1 - share))

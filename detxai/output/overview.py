@@ -25,7 +25,7 @@ from detxai.output.lettering import (
     outline,
     with_footer,
 )
-from detxai.output.overlays import AGAINST, FOR, MIN_LONG_SIDE, SIGMA_OF_BOX, painted, signed_bar
+from detxai.output.overlays import AGAINST, FOR, MIN_LONG_SIDE, SIGMA_OF_BOX, painted, reached_by, signed_bar
 from detxai.values import Box, Map, Pixels, shared_area
 
 #: The long side of a stamp, in cells, and of an overview, in pixels, are at most this.
@@ -144,7 +144,7 @@ def _field(stamps: Sequence[Stamp], drawn: tuple[int, int], times: float) -> NDA
 def _scale(field: NDArray[np.float32]) -> float:
     """The size of attribution from which on colour is full; 0 where there is none."""
     strength = np.abs(field[field != 0])
-    return float(np.quantile(strength, 1 - SATURATED)) if strength.size else 0.0
+    return reached_by(strength, SATURATED) if strength.size else 0.0
 
 
 def _draw_boxes(panel: Image.Image, boxes: Sequence[ShownBox], times: float, text: Lettering) -> None:
