@@ -46,11 +46,11 @@ def pixels(name: str, size: tuple[int, int]) -> np.ndarray[Any, Any]:
         return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX))
 
 
-def seeded_network(yaml: str, side: int = SIDE, classes: int = 3) -> Any:
+def seeded_network(yaml: str, side: int = SIDE, classes: int = 3, spread: float = 2.0) -> Any:
     """An ultralytics network with seeded weights that reports a few boxes on the samples.
 
     Untouched random weights output constants. BatchNorm statistics of real pictures make the logits move, and a lift
-    of the class biases brings the best few over the threshold.
+    of the class biases brings the best few over the threshold. `spread`: of the logits.
     """
     import torch
 
@@ -72,7 +72,7 @@ def seeded_network(yaml: str, side: int = SIDE, classes: int = 3) -> Any:
         network.train()(torch.cat([x, x * 0.5 + 0.5, x.flip(-1) * 0.3, x * stripe + 0.45 * (1 - stripe)]))
         network.eval()
         for branch in head.cv3:
-            branch[-1].weight.mul_(2)
+            branch[-1].weight.mul_(spread)
             branch[-1].bias.zero_()
         for branch in head.cv2:  # small boxes
             branch[-1].bias.copy_(-0.5 * torch.arange(head.reg_max).repeat(4))

@@ -67,7 +67,7 @@ def same_detections(model: Path, pictures: list[Path], size: int, conf: float) -
         # By place: random networks give several boxes the same score.
         left = list(zip(theirs.boxes.xyxy.numpy(), theirs.boxes.conf, theirs.boxes.cls, strict=True))
         for ours in detections:
-            at = min(range(len(left)), key=lambda i: float(np.abs(left[i][0] - ours.box).max()))  # noqa: B023
+            at = min(range(len(left)), key=lambda i: float(np.abs(left[i][0] - ours.box).max()))
             box, score, name = left.pop(at)
             assert ours.class_id == int(name)
             assert ours.score == pytest.approx(float(score), abs=1e-3)
@@ -82,9 +82,12 @@ def some_pictures() -> list[Path]:
     return [*sorted(SAMPLES.glob("*.jpg")), *more]
 
 
-@pytest.mark.parametrize("yaml", ["yolov8n.yaml", pytest.param("yolo11n.yaml", marks=pytest.mark.slow)])
-def test_detections_of_seeded_networks_are_those_of_ultralytics(yaml: str, tmp_path: Path) -> None:
-    network = seeded_network(yaml, side=128)
+@pytest.mark.parametrize(
+    ("yaml", "spread"), [("yolov8n.yaml", 2.0), pytest.param("yolo11n.yaml", 0.2, marks=pytest.mark.slow)]
+)
+def test_detections_of_seeded_networks_are_those_of_ultralytics(yaml: str, spread: float, tmp_path: Path) -> None:
+    """Scores must not all be 1: which of equal ones is reported is nobody's promise."""
+    network = seeded_network(yaml, side=128, spread=spread)
     network.args = {"imgsz": 128}
     network.task = "detect"
     torch.save({"model": network, "train_args": {"imgsz": 128}}, path := tmp_path / "seeded.pt")
