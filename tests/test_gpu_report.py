@@ -18,7 +18,7 @@ def test_the_report_on_a_cpu(tmp_path: Path) -> None:
     line = [sys.executable, script, "--images", SAMPLES, "--quick", "--device", "cpu", "--json", out]
     subprocess.run([str(part) for part in line], check=True, capture_output=True)
     found = json.loads(out.read_text())
-    assert set(found) == {"machine", "maps", "repeat", "rows", "engine", "command", "captum"}
+    assert set(found) == {"machine", "maps", "repeat", "rows", "engine", "command", "captum", "criteria"}
     assert found["maps"]["fp32"]["most"] < 1e-4, "the CPU against itself"
     assert found["repeat"]["same"] and found["repeat"]["files"] > 1
     assert all(milliseconds > 0 for milliseconds in found["rows"]["yolov8n.yaml"].values() if milliseconds)
@@ -26,3 +26,5 @@ def test_the_report_on_a_cpu(tmp_path: Path) -> None:
     assert found["engine"]["detections_s"] > 0 and found["engine"]["device_at_work"] > 0.5
     assert all(0 < done["device_at_work"] < 1 for name, done in found["command"].items() if name != "seconds")
     assert found["captum"]["equal"]["ratio_captum"] > 0
+    for name in "AB":
+        assert found["criteria"][name]["converged"] == 1 and found["criteria"][name]["ratio_captum"]["all"] > 0

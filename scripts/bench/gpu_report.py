@@ -95,8 +95,7 @@ class Report:
         yield "command", self.command
         yield "repeat", self.repeat
         yield "rows", self.rows
-        if not self.options.quick or "criteria" in (self.options.only or ()):
-            yield "criteria", self.criteria
+        yield "criteria", self.criteria
 
     def plan(self, device: torch.device | None = None, **run: Any) -> Plan:
         """What `detxai explain` would do on a device with these settings of the section `run`."""
