@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -35,6 +35,8 @@ from detxai.models.detector import Differentiable
 from detxai.models.detectors import build, contrasting
 from detxai.run.engine import engine as run_engine
 from detxai.run.plan import make_plan
+from detxai.run.publish import Publisher
+from detxai.run.results import MapGroup, PublishedGroup
 from detxai.values import Checkpoint, Target
 
 CPU = torch.device("cpu")
@@ -306,6 +308,42 @@ def test_shared_packs_wait_for_no_row(
     assert fields >= wanted
     del waits["nonzero"]  # of windows, which are measured once a scale
     assert not waits
+
+
+class OnDevice(Tensor):
+    """A tensor that notes what is asked of it until it is brought to the host."""
+
+    asked: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.asked.append(func.__name__)
+        made = super().__torch_function__(func, types, args, kwargs)
+        return made.as_subclass(Tensor) if func.__name__ == "cpu" else made
+
+
+def test_a_writer_waits_for_a_map_once(
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU every figure that is read waits for all packs that are queued."""
+    group, maps = Publisher.group, 0
+
+    def counted(self: Publisher, made: MapGroup) -> PublishedGroup:
+        nonlocal maps
+        for column in made.maps.values():
+            maps += len(column)
+            column[:] = [
+                replace(
+                    m, map=m.map.as_subclass(OnDevice), doubt=None if m.doubt is None else m.doubt.as_subclass(OnDevice)
+                )
+                for m in column
+            ]
+        return group(self, made)
+
+    monkeypatch.setattr(Publisher, "group", counted)
+    monkeypatch.setattr(OnDevice, "asked", [])
+    assert explain(pictures / "a.png", "-m", tiny, "-o", tmp_path, *FAST, "--evidence", "none", "--no-overlays") == 0
+    assert maps and OnDevice.asked == ["cpu"] * 2 * maps
 
 
 class FakeEvent:

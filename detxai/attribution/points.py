@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -207,6 +207,10 @@ class TargetMap:
     notes: tuple[str, ...] = ()
     layer: int | None = None
     doubt: Tensor | None = None
+
+    def brought(self) -> TargetMap:
+        """This in the memory of the host: who wants many figures of it waits for the device here, and no more."""
+        return replace(self, map=self.map.cpu(), doubt=None if self.doubt is None else self.doubt.cpu())
 
     @cached_property
     def map_error(self) -> float | None:

@@ -146,6 +146,7 @@ class Publisher:
         }
 
     def _explanation(self, group: MapGroup, variant: Variant, wanted: WantedTarget, made: TargetMap) -> Explanation:
+        made = made.brought()
         if not math.isfinite(float(made.map.sum())) or not math.isfinite(made.value_at_input):
             what = f"the map of box {wanted.detection} by {variant[0]} holds numbers that are not finite"
             raise ImageError("not_finite", what)
@@ -155,7 +156,7 @@ class Publisher:
         return Explanation(wanted.detection, name, wanted.as_class, attribution, map_sums(attribution, box))
 
     def _attribution(self, p: PreparedImage, variant: Variant, made: TargetMap) -> Attribution:
-        (method, gradient), own = variant, made.map.cpu().numpy()
+        (method, gradient), own = variant, made.map.numpy()
         source = map_to_source(own, p.letterbox)
         total, notes = float(own.sum()), made.notes
         if made.dtype != self.dtype and gradient == "plain":
