@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         "detection.classes",
     ),
     *("detection.labels", "attribution.method", "attribution.gradient", "attribution.baseline", "attribution.layer"),
-    *("attribution.tolerance", "attribution.max_evaluations", "attribution.calibration", "parchgrad.*", "images.*"),
+    *("attribution.tolerance", "attribution.map_tolerance", "attribution.max_evaluations", "attribution.calibration"),
+    *("parchgrad.*", "images.*"),
     *("run.device", "run.precision", "run.batch", "run.force", "talk.*"),
     max_det=MAX_DET,
 )

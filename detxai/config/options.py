@@ -185,7 +185,7 @@ ROWS: tuple[Option, ...] = (
     Option("attribution.tolerance", 0.05, "wanted bound on the relative completeness error", "SHARE"),
     Option(
         "attribution.map_tolerance",
-        None,
+        0.2,
         "go on, on halved intervals, where the map itself may be further off than this (map_error);"
         " null: the completeness error decides alone",
         "SHARE",
