@@ -41,14 +41,14 @@ Numbers = dict[str, Any]
 class Again:
     """One image with its model, and what the record needs to be compared with."""
 
-    def __init__(self, record: Numbers, folder: Path, model: str | None, tolerance: float, most: int) -> None:
+    def __init__(self, record: Numbers, folder: Path, model: str | None, settings: dict[str, Any]) -> None:
         self.detector = detectors.build(checkpoints.load(model))
         info = self.detector.info
         assert info.sha256 == record["model"]["sha256"], "another model than the record's"
         path = record["image"]["path"]
         image = decode.load(ImageRef(path, folder / path))
         assert image.sha256 == record["image"]["sha256"], "another image than the record's"
-        self.settings = {"tolerance": tolerance, "max_evaluations": most}
+        self.settings = settings
         self.pixels = image.pixels
         rows, columns = record["model"].get("shape") or [record["model"]["imgsz"]] * 2
         fit = record["model"].get("letterbox", "letterbox")
@@ -228,13 +228,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, required=True, help="the folder that was explained")
     parser.add_argument("--model", help="default: the bundled detector")
     parser.add_argument("--tolerance", type=float, default=0.05, help="of the run")
+    parser.add_argument("--map-tolerance", type=float, default=0.2, help="of the run")
     parser.add_argument("--max-evaluations", type=int, default=256, help="of the run")
     args = parser.parse_args(argv)
+    settings = {key: getattr(args, key) for key in ("tolerance", "map_tolerance", "max_evaluations")}
     worst: dict[str, float] = defaultdict(float)
     verdicts = 0
     for file in args.records:
         record = json.loads(file.read_bytes())
-        again = Again(record, args.images, args.model, args.tolerance, args.max_evaluations)
+        again = Again(record, args.images, args.model, settings)
         for d in record["detections"]:
             own = next(a for a in d["attributions"] if a["target"] == "class" and not a["as_class"])
             asked = [(a, a["evidence"]) for a in d["attributions"] if a["as_class"]]
