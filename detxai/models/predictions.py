@@ -39,7 +39,7 @@ def reported(
         conf, iou, classes=classes, max_det=max_det, nc=candidates.scores.shape[1], rotated=rotated, return_idxs=True,
         max_time_img=60.0,
     )  # fmt: skip
-    return [(int(a), int(c)) for a, c in zip(kept[0], rows[0][:, 5], strict=True)]
+    return [(int(a), int(c)) for a, c in zip(kept[0].tolist(), rows[0][:, 5].tolist(), strict=True)]
 
 
 def similarity(candidates: list[Candidates], pins: Sequence[tuple[int, Target]]) -> Tensor:
@@ -68,5 +68,5 @@ def _top(candidates: Candidates, conf: float, max_det: int, classes: Collection[
     k = min(max(max_det, HEAD_MAX_DET), len(candidates.scores))
     anchors = candidates.scores.amax(1).topk(k).indices
     scores, flat = candidates.scores[anchors].flatten().topk(k)
-    pairs = [divmod(int(i), candidates.scores.shape[1]) for i in flat[scores > conf]]
-    return [(int(anchors[a]), c) for a, c in pairs if classes is None or c in classes][:max_det]
+    pairs, best = [divmod(i, candidates.scores.shape[1]) for i in flat[scores > conf].tolist()], anchors.tolist()
+    return [(best[a], c) for a, c in pairs if classes is None or c in classes][:max_det]

@@ -48,7 +48,7 @@ class Selector:
         kept = reported(candidates, conf=least, iou=s.iou, max_det=s.max_det, classes=self.classes)
         if not kept and s.candidates is not None:
             kept = reported(candidates, conf=0.0, iou=s.iou, max_det=1, classes=self.classes)
-        scores = candidates.scores
+        scores = on_image.scores
         return [on_image.detection(a, c, "detection" if scores[a, c] > s.conf else "candidate") for a, c in kept]
 
     def _given(self, on_image: _Predictions, boxes: Sequence[Label]) -> list[Detection]:
@@ -75,29 +75,31 @@ class Selector:
 
 
 class _Predictions:
-    """The predictions on one image, with their boxes in source pixels."""
+    """The predictions on one image, with their boxes in source pixels: brought to the host at once, not box by box."""
 
     def __init__(self, candidates: Candidates, letterbox: Letterbox, names: Mapping[int, str]) -> None:
         self.candidates, self.letterbox, self.names = candidates, letterbox, names
         self.boxes = boxes_to_source(candidates.boxes.cpu().numpy().reshape(-1, 4), letterbox)
+        self.scores, self.logits, self.levels = (
+            values.cpu() for values in (candidates.scores, candidates.logits, candidates.levels)
+        )
 
     def at(self, box: Box, class_id: int, kind: str) -> Detection:
         """`box`, explained at the prediction of the class that is nearest to it."""
-        anchor, iou = labels.nearest(self.boxes, self.candidates.scores[:, class_id].cpu(), box)
+        anchor, iou = labels.nearest(self.boxes, self.scores[:, class_id], box)
         own = self.detection(anchor, class_id, kind)
         return replace(own, box=box, obb=None, nearest=Nearest(own.box, iou, own.score))
 
     def detection(self, anchor: int, class_id: int, kind: str) -> Detection:
         """The prediction of that number as one of its classes."""
-        candidates, names = self.candidates, self.names
-        scores, logits = candidates.scores[anchor].cpu(), candidates.logits[anchor].cpu()
+        names, scores, logits = self.names, self.scores[anchor], self.logits[anchor]
         order = scores.argsort(descending=True, stable=True).tolist()
         x0, y0, x1, y1 = self.boxes[anchor].tolist()
         if x0 > x1 or y0 > y1:
             raise ImageError("impossible", f"the model reports a box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g})")
         return Detection(
             anchor,
-            int(candidates.levels[anchor]),
+            int(self.levels[anchor]),
             class_id,
             names[class_id],
             float(scores[class_id]),
