@@ -185,9 +185,9 @@ ROWS: tuple[Option, ...] = (
     Option("attribution.tolerance", 0.05, "wanted bound on the relative completeness error", "SHARE"),
     Option(
         "attribution.map_tolerance",
-        0.2,
-        "go on, on halved intervals, where the map itself may be further off than this (map_error);"
-        " null: the completeness error decides alone",
+        None,
+        "go on, on halved intervals, where the map itself may be further off than this (map_error): on photos 0.2"
+        " pays; null: the completeness error decides alone",
         "SHARE",
     ),
     Option("attribution.max_evaluations", 256, "most gradient evaluations a detection", "N"),

@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, required=True, help="the folder that was explained")
     parser.add_argument("--model", help="default: the bundled detector")
     parser.add_argument("--tolerance", type=float, default=0.05, help="of the run")
-    parser.add_argument("--map-tolerance", type=float, default=0.2, help="of the run")
+    parser.add_argument("--map-tolerance", type=float, help="of the run")
     parser.add_argument("--max-evaluations", type=int, default=256, help="of the run")
     args = parser.parse_args(argv)
     settings = {key: getattr(args, key) for key in ("tolerance", "map_tolerance", "max_evaluations")}
