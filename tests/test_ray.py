@@ -210,7 +210,7 @@ def local(tiny: Path, many: Path, tmp_path: Path) -> dict[str, bytes]:
 @pytest.fixture
 def nothing_stays() -> Iterator[None]:
     yield
-    end = time.monotonic() + 30  # what was orphaned by a kill notices it in its own time
+    end = time.monotonic() + 120  # what a kill orphans is Ray's own, and notices it in its own time
     while left := _of_ray():
         assert time.monotonic() < end, left
         time.sleep(0.5)
