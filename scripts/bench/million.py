@@ -42,6 +42,8 @@ import os, sys
 folder, log = os.environ["WATCHED"], os.open(os.environ["WATCHED_LOG"], os.O_WRONLY | os.O_APPEND)
 sys.addaudithook(lambda e, a: e == "open" and str(a[0]).startswith(folder) and os.write(log, b"."))
 """
+#: Links that a file system lets a file have (ext4: 65,000).
+MOST_LINKS = 60_000
 #: Seconds between looks at the processes.
 LOOK_EVERY = 0.2
 
@@ -53,10 +55,13 @@ def line(*arguments: object) -> list[str]:
 def build(root: Path, count: int, folders: int) -> None:
     """Pictures in `root/in`, and in `root/done` the tree of a run that has explained all of them."""
     (few := root / "few").mkdir()
-    for file in sorted(SAMPLES.iterdir()):
-        with Image.open(file) as picture:
-            picture.convert("RGB").resize((SIDE, SIDE)).save(few / f"{file.stem}.png")
-        os.utime(few / f"{file.stem}.png", (time.time() - 86400,) * 2)  # what is younger is not trusted
+    samples = sorted(SAMPLES.iterdir())
+    for number in range(1 + count // (MOST_LINKS * len(samples))):
+        for file in samples:
+            small = few / f"{file.stem}-{number}.png"
+            with Image.open(file) as picture:
+                picture.convert("RGB").resize((SIDE, SIDE)).save(small)
+            os.utime(small, (time.time() - 86400,) * 2)  # what is younger is not trusted
     subprocess.run(line(few, "-o", root / "model"), check=True)
     kinds = [(few / name, *_parts(root / "model", name)) for name in sorted(f.name for f in few.iterdir())]
     for number in range(folders):
