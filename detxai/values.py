@@ -25,14 +25,15 @@ def as_imgsz(shape: InputShape) -> int | InputShape:
     return shape[0] if shape[0] == shape[1] else shape
 
 
-def written(shape: InputShape) -> str:
-    """`shape` for people: `640`, `384x640` (rows first, as --imgsz takes it)."""
-    return str(shape[0]) if shape[0] == shape[1] else f"{shape[0]}x{shape[1]}"
+def written(size: int | InputShape) -> str:
+    """A side or a shape for people: `640`, `384x640` (rows first, as --imgsz takes it)."""
+    rows, columns = (size, size) if isinstance(size, int) else size
+    return str(rows) if rows == columns else f"{rows}x{columns}"
 
 
 def geometry(size: int | InputShape, *, rect: bool) -> str:
     """What pictures become, for people: `640 px`, `384x640 px`, `640 px with --rect`."""
-    return f"{written((size, size) if isinstance(size, int) else size)} px{' with --rect' if rect else ''}"
+    return f"{written(size)} px{' with --rect' if rect else ''}"
 
 
 def shared_area(a: Box, b: Box) -> float:

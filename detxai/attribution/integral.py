@@ -7,13 +7,14 @@ x the image, b the baseline, α the position on the path, F a target, f(α) = �
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from detxai.attribution.memory import Held
-from detxai.attribution.points import DOUBT, Ask, Look, Point, Reply, Segment, TargetMap
+from detxai.attribution.points import Ask, Look, Point, Reply, Segment, TargetMap, relative_doubt
 from detxai.attribution.quadrature import Mesh, Rule, cubic
 from detxai.values import Target
 
@@ -61,11 +62,12 @@ def integrated_gradients(
         del replies, reply
         done = {}
         for k in active:
-            if not (meshes[k].bound() > tolerance and _grown(meshes[k], max_evaluations, tolerance)):
+            refine = partial(meshes[k].refine, tolerance)
+            if not (meshes[k].bound() > tolerance and _grown(meshes[k], refine, max_evaluations)):
                 gradients = held[k] if map_tolerance is None else dict(held[k])  # which are taken as they are added
                 done[k] = yield from _integral(path, targets[k], meshes[k], gradients, tolerance, dtype)
         for k in (yield from _doubtful(done, map_tolerance)):
-            if _grown(meshes[k], max_evaluations):
+            if _grown(meshes[k], meshes[k].halve, max_evaluations):
                 del done[k]
         for k in done:
             held[k].clear()
@@ -75,18 +77,20 @@ def integrated_gradients(
 
 def _doubtful(maps: dict[int, TargetMap], map_tolerance: float | None) -> Generator[Look, list[Reply], list[int]]:
     """Coroutine: which of the `maps` may be further off than `map_tolerance`; None: nothing is too far."""
+    if map_tolerance is None:
+        return []
     known = {k: torch.stack([m.doubt, m.map.norm()]) for k, m in maps.items() if m.doubt is not None}
-    if map_tolerance is None or not known:
+    if not known:
         return []
     (reply,) = yield Look(torch.stack(list(known.values()), 1))
     far = zip(known, reply.values, reply.slopes, strict=True)
-    return [k for k, doubt, size in far if DOUBT * doubt > map_tolerance * size]
+    return [k for k, doubt, size in far if relative_doubt(doubt, size) > map_tolerance]
 
 
-def _grown(mesh: Mesh, max_evaluations: int, tolerance: float = 0.0) -> bool:
-    """Refine `mesh` if it may still grow, with the default everywhere; False when it is final."""
+def _grown(mesh: Mesh, refine: Callable[[], None], max_evaluations: int) -> bool:
+    """Let `refine` divide the panels of `mesh` if it may still grow; False when it is final."""
     panels = mesh.panels
-    mesh.refine(tolerance)
+    refine()
     if len(mesh.slope) + sum(mesh.missing().values()) > max_evaluations:
         mesh.panels = panels
         return False

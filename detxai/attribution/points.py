@@ -188,6 +188,11 @@ class Reply:
         return held.gradient
 
 
+def relative_doubt(doubt: float, size: float) -> float:
+    """The relative L2 error that a map of L2 norm `size` may have: a cautious estimate, see `TargetMap.doubt`."""
+    return DOUBT * doubt / size if size else 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class TargetMap:
     """What a method makes of one target: `map` (rows, columns) float64, letterbox pixels, summed over colour.
@@ -215,8 +220,7 @@ class TargetMap:
     @cached_property
     def map_error(self) -> float | None:
         """The relative L2 error that the map itself may have: a cautious estimate. It waits for the device."""
-        size = float(self.map.norm())
-        return None if self.doubt is None else DOUBT * float(self.doubt) / size if size else 0.0
+        return None if self.doubt is None else relative_doubt(float(self.doubt), float(self.map.norm()))
 
     @cached_property
     def completeness_error(self) -> float | None:

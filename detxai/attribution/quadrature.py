@@ -10,7 +10,7 @@ a panel [α₁, α₂], and its difference to the quadrature is the panel's true
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -163,15 +163,22 @@ class Mesh:
         return float(sum(self._errors()) / self.scale)
 
     def refine(self, tolerance: float) -> None:
-        """Halve the worst panels, until those left alone would meet half the tolerance; all of them for none."""
+        """Halve the worst panels, until those left alone would meet half the tolerance."""
         errors = self._errors()
         left, worst = sum(errors), set()
         for i in sorted(range(len(errors)), key=lambda i: -errors[i]):
-            if tolerance and left <= 0.5 * tolerance * self.scale:
+            if left <= 0.5 * tolerance * self.scale:
                 break
             left -= errors[i]
             worst.add(i)
+        self._divide(worst)
+
+    def halve(self) -> None:
+        """Halve all panels."""
+        self._divide(range(len(self.panels)))
+
+    def _divide(self, which: Container[int]) -> None:
         halves = (
-            [(a, (a + b) / 2), ((a + b) / 2, b)] if i in worst else [(a, b)] for i, (a, b) in enumerate(self.panels)
+            [(a, (a + b) / 2), ((a + b) / 2, b)] if i in which else [(a, b)] for i, (a, b) in enumerate(self.panels)
         )
         self.panels = [panel for pair in halves for panel in pair]

@@ -109,7 +109,7 @@ class ChannelCalibration:
         about = {
             "format": FORMAT,
             "model_sha256": self.model_sha256,
-            "imgsz": _typed(self.imgsz),
+            "imgsz": written(self.imgsz),
             "layers": json.dumps(self.layers),
             "names": json.dumps(self.names),
             "images": str(self.images),
@@ -164,13 +164,8 @@ def _check(statistics: Statistics, classes: int, channels: int) -> None:
             raise ValueError(f"{part.name} is {tuple(tensor.shape)}, not {shape}, or not finite")
 
 
-def _typed(imgsz: int | InputShape) -> str:
-    """As people type it: 640, or 384x640."""
-    return str(imgsz) if isinstance(imgsz, int) else written(imgsz)
-
-
 def _option(imgsz: int | InputShape, *, rect: bool) -> str:
-    return f"--imgsz {_typed(imgsz)}{' --rect' if rect else ''}"
+    return f"--imgsz {written(imgsz)}{' --rect' if rect else ''}"
 
 
 def _imgsz(text: str) -> int | InputShape:
