@@ -30,6 +30,7 @@ from detxai.attribution.methods import METHODS, Settings
 from detxai.attribution.points import Ask, Entered, Segment, TargetMap
 from detxai.attribution.programs import WARM_UP, Captured, Programs
 from detxai.attribution.shared import Shared
+from detxai.attribution.sums import Sums
 from detxai.config.settings import RunConfig
 from detxai.models.detector import Differentiable
 from detxai.models.detectors import build, contrasting
@@ -108,11 +109,12 @@ class Waits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
-        self.launched = 0
+        self.launched = self.views = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         self.launched += 1
+        self.views += func.is_view
         if name in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"):
             self.waits[name] += 1
         return func(*args, **(kwargs or {}))
@@ -133,11 +135,11 @@ def test_nothing_waits_inside_a_pack(detector: Any, x: Tensor) -> None:
     def counted(kinds: Any) -> Any:
         nonlocal rounds
         before = engine.points
-        rounds += bool(kinds or engine._looks)
+        rounds += bool(kinds)
         with Waits() as found:
             done = launched(kinds)
         assert not found.waits
-        if kinds:
+        if engine.points > before:
             counts.append(found.launched / (engine.points - before))
         return done
 
@@ -169,6 +171,57 @@ def test_a_row_of_a_program_has_the_same_bits_whatever_shares_its_pack(detector:
 
     alone, together = maps([0]), maps([2, 1, 0])
     assert all(torch.equal(a.map, b.map) for a, b in zip(alone[0], together[0], strict=True))
+
+
+def test_maps_of_many_targets_are_made_together(detector: Any, x: Tensor) -> None:
+    """The same bits whatever shares a pack of sums, those of a single one but for rounding, at few operations each."""
+    pictures = [x, x.flip(-1), x.flip(1) * 0.8]
+    targets, before = strongest(detector, x), torch.ones_like(x)
+
+    def maps(order: Sequence[int], rows: int) -> tuple[dict[int, list[TargetMap]], float]:
+        engine = engines(detector)[1]
+        engine.sums = Sums(rows)
+        paths = [Entered(Segment(picture, before), detector.trunk.stem) for picture in pictures]
+        run_as, launched = engine.sums.run, 0
+
+        def counted(*pack: Any) -> Any:
+            nonlocal launched
+            with Waits() as found:
+                ran = run_as(*pack)
+            assert not found.waits
+            launched += found.launched - found.views
+            return ran
+
+        engine.sums.run = counted  # type: ignore[method-assign]
+        jobs = [(k, integrated_gradients(paths[k], targets, max_evaluations=10)) for k in order]
+        return dict(engine.run(jobs, len(pictures))), launched / len(targets) / len(order)
+
+    one_by_one, many = maps([0, 1, 2], 1), maps([0, 1, 2], 16)
+    for order in ([2, 1, 0], [1]):
+        others, _ = maps(order, 16)
+        for k in order:
+            assert all(torch.equal(a.map, b.map) for a, b in zip(many[0][k], others[k], strict=True))
+            assert all(near(a, b) < 1e-6 for a, b in zip(one_by_one[0][k], others[k], strict=True))
+            assert [m.map_error for m in one_by_one[0][k]] == pytest.approx([m.map_error for m in others[k]], rel=1e-5)
+    assert many[1] < one_by_one[1] / 3
+
+
+def test_sums_halve_where_memory_runs_out(detector: Any, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Entered.maps
+
+    def small(paths: Sequence[Segment], totals: Tensor) -> Tensor:
+        if len(totals) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate too much")
+        return made(paths, totals)
+
+    path, targets = Entered(Segment(x, torch.ones_like(x)), detector.trunk.stem), strongest(detector, x)
+    exact, halved = engines(detector)
+    halved.sums = Sums(8)
+    (one,) = run(exact, [integrated_gradients(path, targets, max_evaluations=8)])
+    monkeypatch.setattr(Entered, "maps", staticmethod(small))
+    (other,) = run(halved, [integrated_gradients(path, targets, max_evaluations=8)])
+    assert (halved.halved, halved.sums.rows) == (2, 2)
+    assert all(near(a, b) < 1e-5 for a, b in zip(one, other, strict=True))
 
 
 def test_programs_are_made_again_with_half_the_rows_where_memory_runs_out(
@@ -297,7 +350,7 @@ def test_shared_packs_wait_for_no_row(
     def counted(self: Shared, pack: Any, room: Any) -> Any:
         with Waits() as found:
             ran = shared(self, pack, room)
-        fields.add((pack[0].point.field, pack[0].point.layer is None))
+        fields.add((pack[0].asked.field, pack[0].asked.layer is None))
         waits.update(found.waits)
         return ran
 
@@ -332,18 +385,13 @@ def test_a_writer_waits_for_a_map_once(
         nonlocal maps
         for column in made.maps.values():
             maps += len(column)
-            column[:] = [
-                replace(
-                    m, map=m.map.as_subclass(OnDevice), doubt=None if m.doubt is None else m.doubt.as_subclass(OnDevice)
-                )
-                for m in column
-            ]
+            column[:] = [replace(m, map=m.map.as_subclass(OnDevice)) for m in column]
         return group(self, made)
 
     monkeypatch.setattr(Publisher, "group", counted)
     monkeypatch.setattr(OnDevice, "asked", [])
     assert explain(pictures / "a.png", "-m", tiny, "-o", tmp_path, *FAST, "--evidence", "none", "--no-overlays") == 0
-    assert maps and OnDevice.asked == ["cpu"] * 2 * maps
+    assert maps and OnDevice.asked == ["cpu"] * maps
 
 
 class FakeEvent:
@@ -375,6 +423,18 @@ def test_a_device_is_timed_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> 
     for FakeEvent.done, seconds in ((100, 0), (600, 0.25), (1000, 0.85)):
         clock.read()
         assert clock.seconds == pytest.approx(seconds)
+
+
+def test_streams_side_by_side_are_not_timed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector at work while packs are, partly or altogether."""
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    clock, FakeEvent.done = DeviceClock(torch.device("cuda")), 2000.0
+    for begin, end in ((0, 500), (100, 400), (300, 700), (900, 1000)):
+        FakeEvent.now = begin
+        with clock.working():
+            FakeEvent.now = end
+    clock.read()
+    assert clock.seconds == pytest.approx(0.8)
 
 
 def test_a_cpu_is_timed_by_the_host(detector: Any, x: Tensor) -> None:

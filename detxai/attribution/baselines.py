@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detxai.attribution.devices import sent
 from detxai.values import Letterbox, Pixels
 from detxai.vocabulary import COLOURS
 
@@ -29,7 +30,7 @@ SOFT_SIGMA = 0.004
 
 def picture(canvas: Pixels, device: torch.device | None = None) -> Tensor:
     """A letterboxed image (rows, columns, c) uint8 as (c, rows, columns) float32 in [0, 1] on `device`."""
-    return torch.from_numpy(canvas).to(device).permute(2, 0, 1).contiguous().float() / 255
+    return sent(torch.from_numpy(canvas), device or torch.device("cpu")).permute(2, 0, 1).contiguous().float() / 255
 
 
 def resolved(name: str, canvas: Pixels, box: Letterbox) -> str:

@@ -1,4 +1,4 @@
-"""What differs by device, in one place: how many rows run at once, and how far the host runs ahead."""
+"""What differs by device, in one place: how much runs at once, how far the host runs ahead, how numbers get there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from detxai.values import InputShape
 
@@ -14,6 +15,8 @@ ROWS = {"cpu": 8, "mps": 8, "cuda": 32}
 #: Rows of a program by device. On a CPU the targets of an image share a forward pass instead, which costs most there;
 #: a GPU waits for Python, and does many rows in the time of few.
 PROGRAM_ROWS = {"cuda": 128}
+#: Maps of finished targets that are made together: on a GPU each operation costs the host the same for many.
+SUMS = {"cpu": 1, "mps": 1, "cuda": 16}
 #: Rounds of packs queued before the host looks at the first, by device: one is worked at while the host thinks.
 AHEAD = {"cuda": 2}
 
@@ -24,3 +27,10 @@ def rows_for(device: torch.device, shape: InputShape, table: Mapping[str, int] =
     while size > 640 and rows > 1:
         size, rows = size * 5 // 7, rows // 2
     return rows
+
+
+def sent(table: Tensor, device: torch.device) -> Tensor:
+    """`table` on `device`; the host waits for nothing."""
+    if device.type != "cuda":
+        return table.to(device)
+    return table.pin_memory().to(device, non_blocking=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import InitVar, dataclass, field
-from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -18,9 +17,10 @@ from torch import Tensor
 from detxai.attribution.clock import DeviceClock
 from detxai.attribution.devices import AHEAD
 from detxai.attribution.memory import Held, Room, out_of_memory
-from detxai.attribution.points import Asked, Look, Reply, Row
+from detxai.attribution.points import Asked, Point, Reply, Row, Sum
 from detxai.attribution.programs import Programs
 from detxai.attribution.shared import Field, ModifiedGradient, Over, Shared, Tap
+from detxai.attribution.sums import Sums
 
 T = TypeVar("T")
 
@@ -38,12 +38,12 @@ class _Job:
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
-    """What waits for a pack: a row of point `i` of a job, and by what it is run."""
+    """What waits for a pack: a row of what a job asks for as number `i`, and by what it is run."""
 
     job: _Job
     i: int
     row: Row
-    by: Shared | Programs
+    by: Shared | Programs | Sums
 
     @property
     def kind(self) -> Hashable:
@@ -58,9 +58,8 @@ class _Entry:
 
 @dataclass(frozen=True, eq=False)
 class _Flight:
-    """What is on its way: looks; packs and what is held of each, target by target; (values, slopes), (2, n) float64."""
+    """What is on its way: packs and what is held of each, target by target; (values, slopes), (2, n) float64."""
 
-    looks: list[_Job]
     packs: list[tuple[list[_Entry], list[list[Held | None]]]]
     table: Tensor
     ready: Any
@@ -73,8 +72,9 @@ class Engine:
     `f` gives the pinned values, `entered` those behind the network's first convolution; `similarity` how alike a
     target is to what is detected (black-box methods); `parchgrad` takes over the backward pass of points that name
     channels; `tap` opens the network at a layer. `room`: for the gradients that they hold. `programs`: runs what it
-    takes, target by target; other points go through `f` with all their targets at once. `over`: whether to leave what
-    is not finished; asked between packs and between the targets of one. `clock`: how long the device has worked.
+    takes, target by target; other points go through `f` with all their targets at once. `sums`: adds up gradients.
+    `over`: whether to leave what is not finished; asked between packs and between the targets of one. `clock`: how long
+    the device has worked.
     `points` computed, of them `padded` in vain, `halved`: how often memory ran out.
     """
 
@@ -87,6 +87,7 @@ class Engine:
     tap: Tap | None = None
     room: Room = field(default_factory=Room)
     programs: Programs | None = None
+    sums: Sums = field(default_factory=Sums)
     over: Callable[[], bool] = lambda: False
     clock: DeviceClock = field(init=False)
     shared: Shared = field(init=False)
@@ -94,7 +95,6 @@ class Engine:
     padded: int = 0
     halved: int = 0
     _waiting: dict[Hashable, deque[_Entry]] = field(default_factory=dict)
-    _looks: list[tuple[_Job, Tensor]] = field(default_factory=list)
     _flying: deque[_Flight] = field(default_factory=deque)
 
     def __post_init__(self, rows: int) -> None:
@@ -127,8 +127,10 @@ class Engine:
                     yield result
 
     def _full(self) -> list[Hashable]:
-        """The kinds of which a whole pack waits."""
-        return [kind for kind, entries in self._waiting.items() if len(entries) >= entries[0].rows]
+        """The kinds of which a whole pack waits, or whose pack may be half empty: what ends a job is cheap."""
+        return [
+            k for k, entries in self._waiting.items() if len(entries) >= entries[0].rows or entries[0].by is self.sums
+        ]
 
     def _advance(self, job: _Job) -> list[tuple[Any, Any]]:
         """Tell the job its replies and queue what it asks next; its (tag, result) when it is done."""
@@ -140,23 +142,26 @@ class Engine:
             return [(job.tag, stop.value)]
         finally:
             del replies  # a gradient that nobody holds leaves its room
-        if isinstance(asked, Look):
-            job.replies = [Reply.to(asked)]
-            self._looks.append((job, asked.numbers))
-            return []
-        job.replies, job.missing = [Reply.to(point) for point in asked], 0
-        for i, point in enumerate(asked):
-            by = self.programs if self.programs is not None and self.programs.takes(point) else self.shared
-            for row in by.split(point):
+        job.replies, job.missing = [Reply.to(one) for one in asked], 0
+        for i, one in enumerate(asked):
+            by, rows = self._split(one)
+            for row in rows:
                 entry = _Entry(job, i, row, by)
                 self._waiting.setdefault(entry.kind, deque()).append(entry)
                 job.missing += 1
         return []
 
+    def _split(self, asked: Point | Sum) -> tuple[Shared | Programs | Sums, list[Row]]:
+        """What runs it, and the rows that it makes of it."""
+        if isinstance(asked, Sum):
+            return self.sums, self.sums.split(asked)
+        by = self.programs if self.programs is not None and self.programs.takes(asked) else self.shared
+        return by, by.split(asked)
+
     def _step(self) -> list[_Job]:
         """Run packs of the waiting points, ahead of the one look at what earlier ones found; the jobs to be told."""
         ahead, kinds = AHEAD.get(self.device.type, 1), self._full()
-        if not (kinds or self._flying or self._looks):
+        if not (kinds or self._flying):
             fill = {kind: len(entries) / entries[0].rows for kind, entries in self._waiting.items()}
             kinds = sorted(fill, key=lambda kind: -fill[kind])[:ahead]
         done = self._launch(kinds)
@@ -180,8 +185,8 @@ class Engine:
     def _launch(self, kinds: Sequence[Hashable]) -> list[_Job]:
         """Set a pack of each of `kinds` going, to be looked at later, all at once; the jobs that do not fit."""
         flown: list[tuple[list[_Entry], list[list[Held | None]]]] = []
-        looks, self._looks, failed = self._looks, [], []
-        tables = [numbers for _, numbers in looks]
+        tables: list[Tensor] = []
+        failed: list[_Job] = []
         for pack in (self._pack(kind) for kind in kinds if kind in self._waiting):
             by, rows = pack[0].by, pack[0].rows
             try:
@@ -193,7 +198,8 @@ class Engine:
                     raise
                 failed += self._halved(pack)
                 continue
-            self.points, self.padded = self.points + rows, self.padded + rows - len(pack)
+            if by is not self.sums:
+                self.points, self.padded = self.points + rows, self.padded + rows - len(pack)
             tables.append(torch.stack([ran.values.double(), ran.slopes]).flatten(1))
             flown.append((pack, ran.held))
         if tables:
@@ -201,7 +207,7 @@ class Engine:
             if self.device.type == "cuda":
                 table, ready = table.to("cpu", non_blocking=True), torch.cuda.Event()
                 ready.record()
-            self._flying.append(_Flight([job for job, _ in looks], flown, table, ready))
+            self._flying.append(_Flight(flown, table, ready))
         return failed
 
     def _halved(self, pack: Sequence[_Entry]) -> list[_Job]:
@@ -223,9 +229,7 @@ class Engine:
             flight.ready.synchronize()
         self.clock.read()
         numbers = iter(zip(*flight.table.cpu().tolist(), strict=True))
-        done = list(flight.looks)
-        for reply in (reply for job in flight.looks for reply in job.replies or ()):
-            reply.values[:], reply.slopes[:] = zip(*islice(numbers, len(reply.values)), strict=True)
+        done = []
         for pack, held in flight.packs:
             for n, column in enumerate(held):
                 for entry, kept in zip(pack, column, strict=True):

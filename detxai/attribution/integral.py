@@ -12,9 +12,10 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from detxai.attribution.memory import Held
-from detxai.attribution.points import Ask, Look, Point, Reply, Segment, TargetMap, relative_doubt
+from detxai.attribution.points import Ask, Asked, Point, Reply, Segment, Sum, TargetMap
 from detxai.attribution.quadrature import Mesh, Rule, cubic
 from detxai.values import Target
 
@@ -22,6 +23,9 @@ from detxai.values import Target
 DEFAULT_RULE = cubic()
 #: Gradients computed again at a time.
 AT_ONCE = 8
+
+#: Places on a path, and what the gradient of each weighs, a weight a sum.
+Nodes = list[tuple[float, tuple[float, ...]]]
 
 
 def integrated_gradients(
@@ -60,31 +64,20 @@ def integrated_gradients(
                     meshes[k].slope[v] = reply.slopes[row]
                     held[k].update((v, one) for one in reply.held[row : row + 1] if one is not None)
         del replies, reply
-        done = {}
+        final: dict[int, tuple[Target, Mesh, dict[float, Held]]] = {}
         for k in active:
             refine = partial(meshes[k].refine, tolerance)
             if not (meshes[k].bound() > tolerance and _grown(meshes[k], refine, max_evaluations)):
                 gradients = held[k] if map_tolerance is None else dict(held[k])  # which are taken as they are added
-                done[k] = yield from _integral(path, targets[k], meshes[k], gradients, tolerance, dtype)
-        for k in (yield from _doubtful(done, map_tolerance)):
+                final[k] = targets[k], meshes[k], gradients
+        done = yield from _maps(path, final, tolerance, dtype)
+        for k in [k for k, m in done.items() if map_tolerance is not None and (m.map_error or 0.0) > map_tolerance]:
             if _grown(meshes[k], meshes[k].halve, max_evaluations):
                 del done[k]
         for k in done:
             held[k].clear()
         by_target |= done
     return [by_target[k] for k in range(len(targets))]
-
-
-def _doubtful(maps: dict[int, TargetMap], map_tolerance: float | None) -> Generator[Look, list[Reply], list[int]]:
-    """Coroutine: which of the `maps` may be further off than `map_tolerance`; None: nothing is too far."""
-    if map_tolerance is None:
-        return []
-    known = {k: torch.stack([m.doubt, m.map.norm()]) for k, m in maps.items() if m.doubt is not None}
-    if not known:
-        return []
-    (reply,) = yield Look(torch.stack(list(known.values()), 1))
-    far = zip(known, reply.values, reply.slopes, strict=True)
-    return [k for k, doubt, size in far if relative_doubt(doubt, size) > map_tolerance]
 
 
 def _grown(mesh: Mesh, refine: Callable[[], None], max_evaluations: int) -> bool:
@@ -97,25 +90,47 @@ def _grown(mesh: Mesh, refine: Callable[[], None], max_evaluations: int) -> bool
     return True
 
 
-def _integral(
-    path: Segment, target: Target, mesh: Mesh, held: dict[float, Held], tolerance: float, dtype: torch.dtype
-) -> Generator[list[Point], list[Reply], TargetMap]:
-    """Coroutine: the map of one target on its final `mesh`; gradients that had no room are computed again."""
-    nodes = sorted(mesh.weights().items())
+def _maps(
+    path: Segment, final: dict[int, tuple[Target, Mesh, dict[float, Held]]], tolerance: float, dtype: torch.dtype
+) -> Generator[Asked, list[Reply], dict[int, TargetMap]]:
+    """Coroutine: the maps of targets on their `final` meshes, of gradients which are taken from where they are held."""
+    nodes = {k: _weighted(mesh) for k, (_, mesh, _) in final.items()}
+    whole = [k for k, (_, _, held) in final.items() if all(v in held for v, _ in nodes[k])]
+    replies = (yield [_sum(path, nodes[k], final[k][2], mapped=True) for k in whole]) if whole else []
+    known = dict(zip(whole, replies, strict=True))
+    maps: dict[int, TargetMap] = {}
+    for k, (target, mesh, held) in final.items():
+        own = known.pop(k) if k in known else (yield from _again(path, target, mesh.rule, nodes[k], held, dtype))
+        total, ends, bound = own.product(0), (mesh.value[1.0], mesh.value[0.0]), mesh.bound()
+        maps[k] = TargetMap(target, total[0].double(), *ends, len(mesh.slope), bound, bound <= tolerance, dtype)
+        if len(total) > 1:
+            maps[k] = replace(maps[k], doubt=own.values[0], size=own.slopes[0])
+    return maps
+
+
+def _weighted(mesh: Mesh) -> Nodes:
+    """Where the gradients of a map lie, and what each weighs in it and in its distance to the map of every other."""
     coarse = mesh.coarse()
-    integral = difference = torch.zeros(())
+    return [(v, (w,) if coarse is None else (w, w - coarse.get(v, 0.0))) for v, w in sorted(mesh.weights().items())]
+
+
+def _sum(path: Segment, nodes: Nodes, held: dict[float, Held], before: Tensor | None = None, *, mapped: bool) -> Sum:
+    """Of the gradients at `nodes`, which are not held here any more then."""
+    return Sum(path, [held.pop(v) for v, _ in nodes], [weights for _, weights in nodes], before, mapped)
+
+
+def _again(
+    path: Segment, target: Target, rule: Rule, nodes: Nodes, held: dict[float, Held], dtype: torch.dtype
+) -> Generator[Asked, list[Reply], Reply]:
+    """Coroutine: maps of one target of which not all gradients had room: they are computed again, some at a time."""
+    total: Tensor | None = None
     for start in range(0, len(nodes), AT_ONCE):
-        part = nodes[start : start + AT_ONCE]
-        lost = [mesh.rule.alpha(v) for v, _ in part if v not in held]
-        points = [Point(path, alpha, (target,), True, dtype, field=path.field) for alpha in lost]
-        again = iter((yield points) if points else ())
-        for v, weight in part:
-            gradient = held.pop(v).gradient if v in held else next(again).product(0)
-            if not integral.dim():
-                integral, difference = torch.zeros_like(gradient), torch.zeros_like(gradient)
-            integral.add_(gradient, alpha=weight)
-            if coarse is not None:
-                difference.add_(gradient, alpha=weight - coarse.get(v, 0.0))
-    ends, bound = (mesh.value[1.0], mesh.value[0.0]), mesh.bound()
-    target_map = TargetMap(target, path.map(integral), *ends, len(mesh.slope), bound, bound <= tolerance, dtype)
-    return target_map if coarse is None else replace(target_map, doubt=path.map(difference).norm())
+        part, rest = nodes[start : start + AT_ONCE], nodes[start + AT_ONCE :]
+        lost = [v for v, _ in part if v not in held]
+        points = [Point(path, rule.alpha(v), (target,), True, dtype, field=path.field) for v in lost]
+        replies = (yield points) if points else []
+        held.update((v, reply.kept(0)) for v, reply in zip(lost, replies, strict=True))
+        del replies
+        (summed,) = yield [_sum(path, part, held, total, mapped=not rest)]
+        total = summed.product(0)
+    return summed

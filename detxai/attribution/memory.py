@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,23 +27,50 @@ class Room:
     def __init__(self, size: float = math.inf) -> None:
         self.size, self.taken, self.refused = size, 0, 0
 
-    def hold(self, gradient: Tensor, *, needed: bool = False) -> Held | None:
-        """A copy of `gradient` that takes room until nobody holds it; None without room, unless `needed`."""
-        if not needed and self.taken + gradient.nbytes > self.size:
-            self.refused += 1
-            return None
-        return Held(self, gradient.clone(memory_format=torch.contiguous_format))
+    def hold(self, gradients: Tensor, needed: Sequence[bool]) -> list[Held | None]:
+        """Copies of `gradients`, (rows, ...); None of what is not `needed` where there is no room for all."""
+        fits = self.taken + gradients.nbytes <= self.size
+        rows = [row for row, one in enumerate(needed) if fits or one]
+        self.refused += len(needed) - len(rows)
+        held: list[Held | None] = [None] * len(needed)
+        if rows:
+            copy = gradients.clone(memory_format=torch.contiguous_format) if fits else _few(gradients, rows)
+            for row, one in zip(rows, self.kept(copy), strict=True):
+                held[row] = one
+        return held
+
+    def kept(self, gradients: Tensor) -> list[Held]:
+        """`gradients` themselves, row by row."""
+        slab = _Slab(self, gradients)
+        return [Held(slab, row) for row in range(len(gradients))]
 
 
-class Held:
-    """A `gradient` in a room."""
+def _few(gradients: Tensor, rows: Sequence[int]) -> Tensor:
+    """A copy of some rows, which no index is sent to a device for."""
+    return torch.stack([gradients[row] for row in rows])
 
-    def __init__(self, room: Room, gradient: Tensor) -> None:
-        self.gradient, self._room = gradient, room
-        room.taken += gradient.nbytes
+
+class _Slab:
+    """Gradients of one pack, (rows, ...): they take room until none of them is held any more."""
+
+    def __init__(self, room: Room, rows: Tensor) -> None:
+        self.rows, self._room = rows, room
+        room.taken += rows.nbytes
 
     def __del__(self) -> None:
-        self._room.taken -= self.gradient.nbytes
+        self._room.taken -= self.rows.nbytes
+
+
+class Held(NamedTuple):
+    """A gradient in a room."""
+
+    slab: _Slab
+    row: int
+
+    @property
+    def gradient(self) -> Tensor:
+        """What is kept of ∇F."""
+        return self.slab.rows[self.row]
 
 
 @contextlib.contextmanager

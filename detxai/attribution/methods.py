@@ -134,8 +134,8 @@ def _mean(maps: Sequence[TargetMap], tolerance: float) -> TargetMap:
     own = (max(abs(m.value_at_input - (m.value_at_baseline or 0.0)), 1.0) * (m.error_bound or 0.0) for m in maps)
     bound = sum(own) / n / max(abs(delta), 1.0)
     doubts = [m.doubt for m in maps if m.doubt is not None]
-    doubt = torch.stack(doubts).mean() if len(doubts) == n else None
-    return replace(mean, error_bound=bound, converged=bound <= tolerance, doubt=doubt)
+    doubt = sum(doubts) / n if len(doubts) == n else None
+    return replace(mean, error_bound=bound, converged=bound <= tolerance, doubt=doubt, size=None)
 
 
 def grad(paths: Sequence[Segment], targets: Sequence[Target], settings: Settings) -> Ask:

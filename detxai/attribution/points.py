@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -60,9 +60,10 @@ class Segment:
         """`slope` of many rows at once, (rows,) float64."""
         return products.flatten(1).sum(1, dtype=torch.float64)
 
-    def map(self, integral: Tensor) -> Tensor:
-        """(rows, columns) float64 of the weighted sum of products."""
-        return integral.double()
+    @staticmethod
+    def maps(paths: Sequence[Segment], totals: Tensor) -> Tensor:
+        """(n, sums, rows, columns) of sums of products, (n, sums, ...), those of each of n paths."""
+        return totals
 
 
 class Entered(Segment):
@@ -92,11 +93,16 @@ class Entered(Segment):
     def slopes(products: Tensor, differences: Tensor) -> Tensor:
         return (products * differences.permute(0, 2, 3, 1)).flatten(1).sum(1, dtype=torch.float64)
 
-    def map(self, integral: Tensor) -> Tensor:
-        conv, shape = self.conv, (1, *self.outer.x.shape)
-        gradient = integral.permute(2, 0, 1)[None]
-        back = conv2d_input(shape, conv.weight, gradient, conv.stride, conv.padding, conv.dilation, conv.groups)
-        return self.outer.product(back[0]).double()
+    @staticmethod
+    def maps(paths: Sequence[Segment], totals: Tensor) -> Tensor:
+        assert all(isinstance(path, Entered) for path in paths)
+        conv, outer = paths[0].conv, [path.outer for path in paths]  # type: ignore[attr-defined]
+        flat = totals.flatten(0, 1).permute(0, 3, 1, 2)
+        shape = (len(flat), *outer[0].x.shape)
+        back = conv2d_input(shape, conv.weight, flat, conv.stride, conv.padding, conv.dilation, conv.groups)
+        differences = torch.stack([path.difference for path in outer])
+        product: Tensor = back.unflatten(0, totals.shape[:2]) * differences[:, None]
+        return product.sum(2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,16 +145,25 @@ class Point:
         return self.path.slope(product) if self.combine is None else product.new_zeros((), dtype=torch.float64)
 
 
-class Look(NamedTuple):
-    """What a job waits for that lies on the device already, (2, n) float64: values and slopes of one reply."""
+class Sum(NamedTuple):
+    """What a job asks for once the weights of its gradients are known: sums of what is `held` of them, in their order.
 
-    numbers: Tensor
+    `weights`: those of one gradient, one a sum. `before`: (sums, ...), which they are added to. `mapped`: whether maps
+    of letterbox pixels are wanted, (sums, rows, columns), instead of sums of products. The reply holds them as what is
+    kept of the only target; its value is the L2 norm of the last of them, its slope that of the first.
+    """
+
+    path: Segment
+    held: Sequence[Held]
+    weights: Sequence[tuple[float, ...]]
+    before: Tensor | None
+    mapped: bool
 
 
 class Row(NamedTuple):
-    """A point, and which of its targets, by number, are computed together."""
+    """What is `asked` of one place: a point, and which of its targets, by number, are computed together; or a sum."""
 
-    point: Point
+    asked: Any
     ks: tuple[int, ...]
 
 
@@ -169,10 +184,9 @@ class Reply:
     held: list[Held | None] = field(default_factory=list)
 
     @classmethod
-    def to(cls, asked: Point | Look) -> Reply:
+    def to(cls, asked: Point | Sum) -> Reply:
         """A reply in which nothing stands yet."""
-        count = asked.numbers.shape[1] if isinstance(asked, Look) else len(asked.targets)
-        wanted = isinstance(asked, Look) or asked.gradient
+        count, wanted = (1, True) if isinstance(asked, Sum) else (len(asked.targets), asked.gradient)
         return cls([0.0] * count, *([[0.0] * count, [None] * count] if wanted else ()))
 
     def tell(self, k: int, value: float, slope: float, held: Held | None) -> None:
@@ -181,16 +195,15 @@ class Reply:
         if self.slopes:
             self.slopes[k], self.held[k] = slope, held
 
-    def product(self, k: int) -> Tensor:
-        """What is kept of ∇F of target `k`, of a point that needs it."""
+    def kept(self, k: int) -> Held:
+        """What is held of ∇F of target `k`, of a point that needs it."""
         held = self.held[k]
         assert held is not None, "kept where it is needed"
-        return held.gradient
+        return held
 
-
-def relative_doubt(doubt: float, size: float) -> float:
-    """The relative L2 error that a map of L2 norm `size` may have: a cautious estimate, see `TargetMap.doubt`."""
-    return DOUBT * doubt / size if size else 0.0
+    def product(self, k: int) -> Tensor:
+        """What is kept of ∇F of target `k`, of a point that needs it."""
+        return self.kept(k).gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +211,8 @@ class TargetMap:
     """What a method makes of one target: `map` (rows, columns) float64, letterbox pixels, summed over colour.
 
     The completeness fields are None for methods that promise nothing about the sum of their map. `layer`: where an
-    activation map was taken. `doubt`: the L2 distance of the map to that of every other node.
+    activation map was taken. `doubt`: the L2 distance of the map to that of every other node; `size`: its own L2 norm,
+    where it is known.
     """
 
     target: Target
@@ -211,16 +225,20 @@ class TargetMap:
     dtype: torch.dtype = torch.float32
     notes: tuple[str, ...] = ()
     layer: int | None = None
-    doubt: Tensor | None = None
+    doubt: float | None = None
+    size: float | None = None
 
     def brought(self) -> TargetMap:
         """This in the memory of the host: who wants many figures of it waits for the device here, and no more."""
-        return replace(self, map=self.map.cpu(), doubt=None if self.doubt is None else self.doubt.cpu())
+        return replace(self, map=self.map.cpu())
 
     @cached_property
     def map_error(self) -> float | None:
-        """The relative L2 error that the map itself may have: a cautious estimate. It waits for the device."""
-        return None if self.doubt is None else relative_doubt(float(self.doubt), float(self.map.norm()))
+        """The relative L2 error that the map itself may have: a cautious estimate."""
+        if self.doubt is None:
+            return None
+        size = float(self.map.norm()) if self.size is None else self.size
+        return DOUBT * self.doubt / size if size else 0.0
 
     @cached_property
     def completeness_error(self) -> float | None:
@@ -231,5 +249,5 @@ class TargetMap:
         return abs(float(self.map.sum()) - delta) / max(abs(delta), 1.0)
 
 
-Asked = list[Point] | Look
+Asked = Sequence[Point | Sum]
 Ask = Generator[Asked, list[Reply], list[TargetMap]]

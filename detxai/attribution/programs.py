@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from detxai.attribution.devices import sent
 from detxai.attribution.memory import Held, Room
 from detxai.attribution.points import Point, Ran, Row
 from detxai.values import InputShape, Target
@@ -127,7 +128,7 @@ class Programs:
 
     def kind(self, row: Row) -> Hashable:
         """What all rows of a pack have in common."""
-        return self._shape(row), row.point.combine is None, row.point.picture is None
+        return self._shape(row), row.asked.combine is None, row.asked.picture is None
 
     def rows_of(self, row: Row) -> int:
         """Rows of a pack: always the same."""
@@ -135,7 +136,7 @@ class Programs:
 
     def _shape(self, row: Row) -> Shape:
         """The program that `row` goes into."""
-        point = row.point
+        point = row.asked
         kind, index = self.networks[point.dtype].address(point.targets[row.ks[0]], point.path.shape)
         return Shape(point.field, kind, len(index), point.gradient, point.dtype, point.path.x.shape)
 
@@ -166,21 +167,20 @@ class Programs:
 
     def run(self, pack: Sequence[Row], room: Room) -> Ran:
         """Values, slopes and gradients of a `pack`, all for one program that has been made, on their way."""
-        first, program = pack[0].point, self.made[self._shape(pack[0])]
+        first, program = pack[0].asked, self.made[self._shape(pack[0])]
         x, b, own = self._fill(program, [*pack, *[pack[0]] * (self.rows - len(pack))])
         values, *gradients = program()
         values = values.clone()  # the program's own until it runs again
         slopes = torch.zeros_like(values, dtype=torch.float64)
         held: list[Held | None] = [None] * len(pack)
         for gradient in gradients:
-            kept: Any
             if first.combine is None:
                 differences = (x - b)[own]
                 kept = first.path.products(gradient.float(), differences)
                 slopes = first.path.slopes(kept, differences)
             else:
-                kept = [row.point.kept(one.float()) for row, one in zip(pack, gradient, strict=False)]
-            held = [room.hold(one, needed=row.point.needed) for one, row in zip(kept, pack, strict=False)]
+                kept = torch.stack([row.asked.kept(one.float()) for row, one in zip(pack, gradient, strict=False)])
+            held = room.hold(kept[: len(pack)], [row.asked.needed for row in pack])
         return Ran(values[None, : len(pack)], slopes[None, : len(pack)], [held])
 
     def _fill(self, program: Program, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,7 +188,7 @@ class Programs:
 
         A pack has few paths: their ends are stacked, and all places made of them at once.
         """
-        points, targets = [row.point for row in rows], [row.point.targets[row.ks[0]] for row in rows]
+        points, targets = [row.asked for row in rows], [row.asked.targets[row.ks[0]] for row in rows]
         paths = {path: n for n, path in enumerate(dict.fromkeys(point.path for point in points))}
         x, b = (
             torch.stack(ends).contiguous(memory_format=torch.channels_last)
@@ -198,7 +198,7 @@ class Programs:
         for point, target in zip(points, targets, strict=True):
             numbers.append((paths[point.path], *program.network.address(target, point.path.shape)[1]))
             reals.append((point.alpha, target.scale, target.offset))
-        whole, parts = self._sent(torch.tensor(numbers)), self._sent(torch.tensor(reals, dtype=torch.float32))
+        whole, parts = (sent(t, self.device) for t in (torch.tensor(numbers), torch.tensor(reals, dtype=torch.float32)))
         own, alpha = whole[:, 0], parts[:, 0, None, None, None]
         if points[0].picture is None:
             program.x.copy_(torch.lerp(b[own], x[own], alpha))
@@ -207,8 +207,3 @@ class Programs:
         program.index.copy_(whole[:, 1:])
         program.unit.copy_(parts[:, 1:])
         return x, b, own
-
-    def _sent(self, table: Tensor) -> Tensor:
-        if self.device.type != "cuda":
-            return table.to(self.device)
-        return table.pin_memory().to(self.device, non_blocking=True)

@@ -62,12 +62,12 @@ class Shared:
 
     def kind(self, row: Row) -> Hashable:
         """What all points of a pack have in common."""
-        point = row.point
+        point = row.asked
         return point.gradient, point.dtype, point.field, point.layer, point.channels is None, point.path.shape
 
     def rows_of(self, row: Row) -> int:
         """Rows of a pack. Values at baselines and layers come one an image: small packs waste none."""
-        point = row.point
+        point = row.asked
         alone = point.layer is not None or (not point.gradient and point.field in ("value", "entered"))
         return max(1, self.rows // 4) if alone else self.rows
 
@@ -80,7 +80,7 @@ class Shared:
 
     def run(self, pack: Sequence[Row], room: Room) -> Ran:
         """Values, slopes and gradients of a `pack`, filled up to its rows. Raises Over."""
-        points, rows = [row.point for row in pack], self.rows_of(pack[0])
+        points, rows = [row.asked for row in pack], self.rows_of(pack[0])
         first, filled = points[0], points + points[:1] * (rows - len(points))
         parchgrad = self.parchgrad if first.channels is not None else None
         assert (parchgrad is None) == (first.channels is None), "channels need a ParchGrad"
@@ -107,7 +107,7 @@ class Shared:
                 kept = [p.kept(g[row].float()) for row, p in enumerate(points)]
                 slopes[k] = torch.stack([p.slope(one) for p, one in zip(points, kept, strict=True)])
             held[k] = [
-                room.hold(one, needed=p.needed) if k < len(p.targets) else None
+                room.hold(one[None], [p.needed])[0] if k < len(p.targets) else None
                 for p, one in zip(points, kept, strict=True)
             ]
         return Ran(values.detach()[:, : len(points)], slopes, held)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
@@ -92,14 +92,29 @@ class Candidates:
     end_to_end: bool = False
 
     def __post_init__(self) -> None:
-        numbers = {"boxes": self.boxes, "scores": self.scores, "logits": self.logits, "rotated boxes": self.rotated}
-        for name, values in numbers.items():
-            if values is not None and not bool(values.isfinite().all()):
+        own = {"boxes": self.boxes, "scores": self.scores, "logits": self.logits, "rotated boxes": self.rotated}
+        numbers = {name: values for name, values in own.items() if values is not None}
+        sound = [values.isfinite().all() for values in numbers.values()]
+        sound.append(((self.scores >= 0) & (self.scores <= 1)).all())
+        *finite, possible = torch.stack(sound).tolist()  # the device is waited for once
+        for fine, (name, values) in zip(finite, numbers.items(), strict=True):
+            if not fine:
                 wrong = int((~values.isfinite()).flatten(1).any(1).sum())
                 raise ImageError("not_finite", f"{wrong} of the model's {len(values)} {name} are not finite numbers")
-        if not bool(((self.scores >= 0) & (self.scores <= 1)).all()):
+        if not possible:
             span = f"{float(self.scores.min()):g} to {float(self.scores.max()):g}"
             raise ImageError("impossible", f"the model's scores are not in [0, 1]: they go from {span}")
+
+    def brought(self) -> Candidates:
+        """These in the memory of the host, all at once."""
+        if self.boxes.device.type == "cpu":
+            return self
+        parts = [self.boxes, self.scores, self.logits, *([] if self.rotated is None else [self.rotated])]
+        boxes, scores, logits, *rotated = torch.cat(parts, 1).cpu().split([part.shape[1] for part in parts], 1)
+        levels = self.levels.cpu()
+        return replace(
+            self, boxes=boxes, scores=scores, logits=logits, levels=levels, rotated=next(iter(rotated), None)
+        )
 
 
 class Detector(Protocol):

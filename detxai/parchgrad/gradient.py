@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from detxai.attribution.points import Ask, Look, Point, Reply, TargetMap
+from detxai.attribution.points import Ask, Asked, Point, Reply, TargetMap
 from detxai.values import Target
 
 #: `on`: M + N stays. `off`: ĝ without β. `exact`: the variance of the sum over all channels stays, the covariance of H
@@ -127,7 +127,7 @@ def with_channels(ask: Ask, kept: Mapping[Target, Tensor]) -> Ask:
     try:
         asked = next(ask)
         while True:
-            told = asked if isinstance(asked, Look) else [_with_channels(point, kept) for point in asked]
+            told: Asked = [_with_channels(p, kept) if isinstance(p, Point) else p for p in asked]
             replies: list[Reply] = yield told
             asked = ask.send(replies)
     except StopIteration as stop:

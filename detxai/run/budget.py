@@ -27,7 +27,7 @@ PICTURES = 16
 #: Path ends of an image in flight, as large as its gradients.
 ENDS = 3
 #: What libraries take when they first work, records, and pictures being drawn: measured beside 300 detections.
-AT_WORK = 96 * 2**20
+AT_WORK = 128 * 2**20
 #: A backward pass makes gradients beside what the forward pass has kept for it.
 BACKWARD = 1.25
 

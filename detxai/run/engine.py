@@ -7,10 +7,11 @@ from functools import partial
 
 import torch
 
-from detxai.attribution.devices import PROGRAM_ROWS, rows_for
+from detxai.attribution.devices import PROGRAM_ROWS, SUMS, rows_for
 from detxai.attribution.engine import Engine
 from detxai.attribution.memory import Room
 from detxai.attribution.programs import Programs
+from detxai.attribution.sums import Sums
 from detxai.models import detectors
 from detxai.models.detector import Differentiable
 from detxai.models.predictions import closeness
@@ -38,6 +39,7 @@ def engine(plan: Plan, programs: Programs | None = None) -> Engine:
         parchgrad=None if plan.parchgrad is None else plan.parchgrad.hooks,
         tap=network.trunk.tap,
         room=Room(plan.budget.room),
+        sums=Sums(rows_for(device, plan.shape, SUMS)),
         programs=_alone(programs or _programs(plan, network), plan) if device.type in PROGRAM_ROWS else None,
     )
 

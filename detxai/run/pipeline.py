@@ -111,6 +111,8 @@ class Explainer:
         self.timings = Timings()
         self._engine_at_work: Engine | None = None
         self._programs: Programs | None = None
+        beside = plan.device.type == "cuda" and plan.parchgrad is None  # which goes on with what the detector has made
+        self._stream = torch.cuda.Stream(plan.device, priority=-1) if beside else None
         self._waiting: dict[int, Future[Result]] = {}
         self._works: dict[int, Work] = {}
         self._all_begun = True
@@ -391,14 +393,21 @@ class Explainer:
         nobody: contextlib.AbstractContextManager[dict[int, torch.Tensor]] = contextlib.nullcontext({})
         with session.watching(self.plan.config.attribution.gradient) if session else nobody as outputs:
             try:
-                with engine.clock.working():
-                    candidates = self.plan.detector.predict(x[None].contiguous(memory_format=torch.channels_last))[0]
+                with self._beside(), engine.clock.working():
+                    # What one stream has allocated is not another's: this one's own.
+                    seen = x if self._stream is None else picture(item.canvas, self.plan.device)
+                    (made,) = self.plan.detector.predict(seen[None].contiguous(memory_format=torch.channels_last))
+                    candidates = made.brought()
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
                 raise MemoryError from error
             detections = self._select(candidates, item.letterbox, item.labels, item.given)
         return detections, candidates.context, outputs
+
+    def _beside(self) -> contextlib.AbstractContextManager[Any]:
+        """In here the device does not finish the packs that are queued before what is asked of it: a stream beside."""
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     # -- behind the device ----------------------------------------------------------------------
 
