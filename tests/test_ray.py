@@ -343,3 +343,19 @@ def test_a_ray_that_does_not_start_is_no_bug(inside: Inside, tiny: Path, picture
     outcome = inside("explain", pictures, "-m", tiny, "-o", "tree", *RAY)
     assert outcome.code == 7
     assert "Ray did not start: The current node timed out during startup. Run the same command again" in outcome.err
+
+
+def test_rows_of_quick_images_come_back_together(tiny: Path, tmp_path: Path) -> None:
+    """Each return costs a pool more than a row: half a second's rows at a time, as quick as images were of late."""
+    config = settings.load(options={"model": str(tiny), "output": str(tmp_path)})
+    explainer = PooledExplainer(InProcess(config.plain()))
+
+    def pace(seconds: float, images: int) -> int:
+        then, finished = time.monotonic() - seconds, explainer._finished
+        explainer._looked, explainer._finished = (then, finished), finished + images
+        return explainer._pace()
+
+    assert pace(0, 0) == 1
+    assert pace(10, 20_000) == pytest.approx(1000, rel=0.01)
+    assert pace(0.2, 1) == pytest.approx(1000, rel=0.01), "too soon to tell"
+    assert pace(10, 3) == 1

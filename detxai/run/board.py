@@ -32,7 +32,7 @@ class Greeting:
 
 @dataclass(frozen=True)
 class Given:
-    """An image that a worker has, of the group `group`.
+    """An image that a worker has, of the group `group`, whose rows come back `together` so many at a time.
 
     `known`: what the tree has of it, see `Store.known`; `seen`: of its input, see
     `Seen.entry`; `stamp`: which record, see `Store.stamp`.
@@ -43,6 +43,7 @@ class Given:
     known: Known
     seen: Entry | None
     stamp: str
+    together: int = 1
 
 
 class Board:

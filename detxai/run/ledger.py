@@ -6,6 +6,7 @@ import contextlib
 import pickle
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
@@ -25,6 +26,8 @@ from detxai.values import ImageRef
 GROUP = (2, 16)
 #: Seconds between looks at what is new.
 LOOK_EVERY = 0.1
+#: Seconds of a worker's rows that come back together: each return costs a pool more than a row does.
+TOGETHER = 0.5
 
 
 class Pool(Protocol):
@@ -67,6 +70,7 @@ class PooledExplainer:
         self._results: dict[int, Result] = {}
         self._groups: dict[int, set[int]] = {}
         self._times: dict[int, Timings] = {}
+        self._finished, self._together, self._looked = 0, 1, (time.monotonic(), 0)
         self._images, self._count = count(), count()
         self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         try:
@@ -138,19 +142,31 @@ class PooledExplainer:
     # -- to the workers and back -----------------------------------------------------------------
 
     def _give(self, refs: list[ImageRef]) -> None:
-        group, tree = next(self._count), self._tree
+        group, tree, together = next(self._count), self._tree, self._pace()
         images = [
-            (next(self._images), Given(r, group, tree.known(r.path), tree.seen.entry(r.path), tree.stamp(r.path)))
+            (
+                next(self._images),
+                Given(r, group, tree.known(r.path), tree.seen.entry(r.path), tree.stamp(r.path), together),
+            )
             for r in refs
         ]
         self._ledger.update(images)
         self._groups[group] = {number for number, _ in images}
         self._pool.tell("put", pickle.dumps(images))
 
+    def _pace(self) -> int:
+        """Images of which a worker was done with as many in TOGETHER seconds, of late."""
+        now, (then, finished) = time.monotonic(), self._looked
+        if now - then >= 2 * TOGETHER:
+            each = (self._finished - finished) / (now - then) / self._pool.workers
+            self._together, self._looked = max(1, int(each * TOGETHER)), (now, self._finished)
+        return self._together
+
     def _done(self, number: int) -> None:
         given = self._ledger.pop(number, None)
         self._results.pop(number, None)
         if given is not None:
+            self._finished += 1
             left = self._groups[given.group]
             left.remove(number)
             if not left:

@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from itertools import count
+from itertools import chain, count, islice
 from typing import Any
 
 import psutil
@@ -57,9 +57,11 @@ class Actor:
         self._worker = Worker(settings, folder, partial(_ask, board), memory_share)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """One row an image, in their order, so that what a repeated task says again is known by its place."""
-        for row in self._worker.rows(int(batch["number"][0]), pickle.loads(batch["images"][0])):
-            yield {"row": [pickle.dumps(row)]}
+        """What came of the images in their order; what a repeated task says again is known by its place, cut alike."""
+        images = pickle.loads(batch["images"][0])
+        rows = self._worker.rows(int(batch["number"][0]), images)
+        while some := list(islice(rows, images[0][1].together if images else 1)):
+            yield {"rows": [pickle.dumps(some)]}
 
 
 def _ask(board: Any, what: str, *arguments: Any) -> Any:
@@ -123,7 +125,7 @@ class RayPool:
                 **self._each,
             )
             for batch in told.iter_batches(batch_size=None, prefetch_batches=0):
-                yield from map(pickle.loads, batch["row"])
+                yield from chain.from_iterable(map(pickle.loads, batch["rows"]))
         except Exception as error:
             word = self.ask("said") if ray.is_initialized() else None
             raise (word if isinstance(word, DetxaiError) else _reason(error)) from error

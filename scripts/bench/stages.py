@@ -5,7 +5,8 @@
 The command runs as it would, once for each of --overlay-format, and each stage counts the CPU time of its own thread:
 neither waiting nor what other programs do is in it. What the network takes is left out, and so are stages within a
 stage, which count for themselves. A picture that is decoded, letterboxed and compared is *prepared*; what is made of a
-detection's map, once it is there, comes *behind* the device.
+detection's map, once it is there, comes *behind* the device. Last, what the engine itself takes: it integrates as it
+does on a GPU, in packs and sums of the same size, a network that costs next to nothing on pictures of a few pixels.
 """
 
 from __future__ import annotations
@@ -26,15 +27,24 @@ import cv2
 import torch
 from arguments import parser_of
 from machine import machine, say
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detxai.attribution import ablation, baselines
+from detxai.attribution.devices import PROGRAM_ROWS, SUMS
+from detxai.attribution.engine import Engine
+from detxai.attribution.integral import integrated_gradients
+from detxai.attribution.points import Entered, Segment
+from detxai.attribution.programs import Programs
+from detxai.attribution.sums import Sums
 from detxai.config.settings import RunConfig
 from detxai.inputs import decode, sources
 from detxai.output import overlays, overview, recording, store
 from detxai.run import assess, pipeline, prepare, publish
+from detxai.run.budget import IN_FLIGHT
 from detxai.run.console import keep_freed_memory
 from detxai.run.pipeline import Explainer
 from detxai.run.plan import Plan
+from detxai.values import InputShape, Target
 
 #: Stage -> what does it, as (where its name is looked up, the name). The first of each is the rest of the whole.
 AN_IMAGE: dict[str, tuple[tuple[Any, str], ...]] = {
@@ -126,6 +136,51 @@ def _config(options: argparse.Namespace, kind: str, out: Path) -> RunConfig:
     )
 
 
+class Curve:
+    """A network with one bend: what is integrated is not straight, and computing it takes no time."""
+
+    def address(self, target: Target, shape: InputShape) -> tuple[str, tuple[int, ...]]:
+        return target.kind, (target.anchor, target.class_id)
+
+    def pinned(self, x: torch.Tensor, kind: Any, index: torch.Tensor, *, entered: bool = False) -> torch.Tensor:
+        middle = x.flatten(1).mean(1)
+        return 3 * torch.tanh(6 * middle) + torch.sin(9 * middle) / 2
+
+
+def of_the_engine(images: int, targets: int = 2) -> dict[str, float]:
+    """Microseconds of the CPU a detection, and evaluations and operations but views, with `targets` an image."""
+    cpu, conv = torch.device("cpu"), torch.nn.Conv2d(3, 16, 3, 2, 1).requires_grad_(False)
+    conv.weight.fill_(0.05)
+    conv.bias = torch.nn.Parameter(torch.zeros(16), requires_grad=False)
+    lines = [Entered(Segment(torch.rand(3, 8, 8) / 2 + 0.3, torch.zeros(3, 8, 8)), conv) for _ in range(images)]
+    wanted = [Target(i, 0, class_id=i) for i in range(targets)]
+
+    def run() -> tuple[float, int]:
+        programs = Programs({torch.float32: Curve()}, cpu, PROGRAM_ROWS["cuda"])
+        one = Engine(lambda x, pins: x, cpu, programs=programs, sums=Sums(SUMS["cuda"]))
+        start = time.thread_time()
+        jobs = ((i, integrated_gradients(line, wanted)) for i, line in enumerate(lines))
+        made = [m for _, maps in one.run(jobs, IN_FLIGHT["cuda"]) for m in maps]
+        return time.thread_time() - start, sum(m.evaluations for m in made)
+
+    run()  # warmed up
+    seconds, evaluations = run()
+    with Operations() as done:
+        run()
+    count = images * targets
+    return {"us": 1e6 * seconds / count, "evaluations": evaluations / count, "operations": done.count / count}
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations, each of which a GPU is launched for; views cost next to nothing."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
 def markdown(report: dict[str, Any]) -> str:
     """A table of images, prepared once whatever is painted, and one of detections with a column a file type."""
     runs = report["overlays"]
@@ -137,7 +192,9 @@ def markdown(report: dict[str, Any]) -> str:
     for stage in A_DETECTION:
         lines.append(f"| {stage} | {' | '.join(format(run['a_detection'][stage], '.2f') for run in runs.values())} |")
     sums = (f"**{sum(run['a_detection'].values()):.2f}**" for run in runs.values())
-    return "\n".join([*lines, f"| **together** | {' | '.join(sums)} |"])
+    own = report["engine"]
+    said = f"{own['us']:.0f} µs a detection of {own['evaluations']:.1f} evaluations, {own['operations']:.1f} operations"
+    return "\n".join([*lines, f"| **together** | {' | '.join(sums)} |", "", f"The engine itself: {said}."])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -158,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for kind in options.overlay_format:
         say(f"overlays: {kind}")
         report["overlays"][kind] = stages(options, kind)
+    report["engine"] = of_the_engine(200 if options.count > 2 else 16)
     print(markdown(report))
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
