@@ -18,7 +18,7 @@ from detxai.attribution import baselines
 from detxai.attribution.engine import Engine, solve
 from detxai.attribution.integral import AT_ONCE, integrated_gradients
 from detxai.attribution.memory import Room
-from detxai.attribution.points import Ask, Segment, TargetMap
+from detxai.attribution.points import Ask, Ran, Row, Segment, TargetMap
 from detxai.attribution.quadrature import CROWDED, SQUARE, Mesh, Rule, cubic
 from detxai.attribution.rules import clenshaw_curtis, gauss_legendre, newton_cotes
 from detxai.models.detector import Detector, Pin
@@ -354,6 +354,23 @@ def test_gradients_without_room_are_computed_again_to_the_same_bits(detector: De
         assert kept.evaluations == again.evaluations > 8
     assert wide.refused == 0
     assert narrow.refused > 20
+
+
+def test_a_map_lets_go_of_its_gradients_before_the_next_is_made(detector: Detector, scene: Scene) -> None:
+    x, targets = scene
+    room = Room()
+    engine, taken = Engine(detector.values, torch.device("cpu"), room=room), []
+    made = engine.sums.run
+
+    def watched(pack: Sequence[Row], of: Room) -> Ran:
+        taken.append(room.taken)
+        return made(pack, of)
+
+    engine.sums.run = watched  # type: ignore[method-assign]
+    path, wanted = Segment(x, torch.zeros_like(x)), [*targets, *targets]
+    list(engine.run([(None, integrated_gradients(path, wanted, max_evaluations=8))], 1))
+    assert len(taken) == len(wanted) >= 4
+    assert taken[-1] <= 2 * taken[0] / len(wanted), "all were held until the last map was made"
 
 
 def test_the_room_is_never_overdrawn_but_for_what_is_needed() -> None:

@@ -58,10 +58,12 @@ class _Entry:
 
 @dataclass(frozen=True, eq=False)
 class _Flight:
-    """What is on its way: packs and what is held of each, target by target; (values, slopes), (2, n) float64."""
+    """What is on its way: packs and what is held of each, target by target; (values, slopes), (2, n) float64; `points`:
+    how many were computed, none in sums."""
 
     packs: list[tuple[list[_Entry], list[list[Held | None]]]]
     table: Tensor
+    points: int
     ready: Any
 
 
@@ -165,7 +167,8 @@ class Engine:
             fill = {kind: len(entries) / entries[0].rows for kind, entries in self._waiting.items()}
             kinds = sorted(fill, key=lambda kind: -fill[kind])[:ahead]
         done = self._launch(kinds)
-        if self._flying and (len(self._flying) >= ahead or not kinds):
+        # Behind sums alone a device would soon have nothing to do.
+        if self._flying and (len(self._flying) >= ahead + (self._flying[-1].points == 0) or not kinds):
             done += self._landed(self._flying.popleft())
         return done
 
@@ -184,6 +187,7 @@ class Engine:
 
     def _launch(self, kinds: Sequence[Hashable]) -> list[_Job]:
         """Set a pack of each of `kinds` going, to be looked at later, all at once; the jobs that do not fit."""
+        before = self.points
         flown: list[tuple[list[_Entry], list[list[Held | None]]]] = []
         tables: list[Tensor] = []
         failed: list[_Job] = []
@@ -207,7 +211,7 @@ class Engine:
             if self.device.type == "cuda":
                 table, ready = table.to("cpu", non_blocking=True), torch.cuda.Event()
                 ready.record()
-            self._flying.append(_Flight(flown, table, ready))
+            self._flying.append(_Flight(flown, table, self.points - before, ready))
         return failed
 
     def _halved(self, pack: Sequence[_Entry]) -> list[_Job]:

@@ -96,8 +96,10 @@ def _maps(
     """Coroutine: the maps of targets on their `final` meshes, of gradients which are taken from where they are held."""
     nodes = {k: _weighted(mesh) for k, (_, mesh, _) in final.items()}
     whole = [k for k, (_, _, held) in final.items() if all(v in held for v, _ in nodes[k])]
-    replies = (yield [_sum(path, nodes[k], final[k][2], mapped=True) for k in whole]) if whole else []
+    # No name holds the sums here, so that each lets go of its gradients once it is made.
+    replies = (yield [_sum(path, nodes[k], final[k][2], mapped=True) for k in whole]) if whole else ()
     known = dict(zip(whole, replies, strict=True))
+    del replies
     maps: dict[int, TargetMap] = {}
     for k, (target, mesh, held) in final.items():
         own = known.pop(k) if k in known else (yield from _again(path, target, mesh.rule, nodes[k], held, dtype))
