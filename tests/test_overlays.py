@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import SAMPLES
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -356,3 +357,18 @@ def test_the_quantile_of_the_strongest_is_that_of_numpy() -> None:
         for values in (rough, rough**9, np.round(rough), np.zeros_like(rough), np.sort(rough.ravel())[::-1]):
             for share in (0.3, 0.02, 1e-3, 0.02 / values.size):
                 assert overlays.reached_by(values, share) == float(np.quantile(values, 1 - share))
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+def test_a_file_holds_the_picture_and_nothing_else(kind: str) -> None:
+    picture = Image.open(SAMPLES / "bag-03.jpg").convert("RGB").resize((160, 120))
+    picture.info["comment"] = b"who was here"
+    content = overlays.encode(picture, kind)
+    read = Image.open(BytesIO(content))
+    assert read.format == {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[kind]
+    assert b"who was here" not in content and not read.getexif()
+    assert float(np.abs(np.asarray(read.convert("RGB"), float) - np.asarray(picture, float)).mean()) < 3
+    if kind == "jpg":
+        buffer = BytesIO()
+        Image.fromarray(np.asarray(picture)).save(buffer, "JPEG", quality=92, subsampling=0)
+        assert np.array_equal(np.asarray(read), np.asarray(Image.open(buffer))), "as Pillow writes it"
