@@ -367,7 +367,7 @@ def test_a_file_holds_the_picture_and_nothing_else(kind: str) -> None:
     read = Image.open(BytesIO(content))
     assert read.format == {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[kind]
     assert b"who was here" not in content and not read.getexif()
-    assert float(np.abs(np.asarray(read.convert("RGB"), float) - np.asarray(picture, float)).mean()) < 3
+    assert float(np.abs(np.asarray(read.convert("RGB"), float) - np.asarray(picture, float)).mean()) < 5
     if kind == "jpg":
         buffer = BytesIO()
         Image.fromarray(np.asarray(picture)).save(buffer, "JPEG", quality=92, subsampling=0)
