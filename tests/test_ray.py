@@ -107,6 +107,7 @@ def test_a_worker_goes_on_while_nobody_takes_its_rows(tiny: Path, pictures: Path
         assert time.monotonic() < end, "it waits until its first row was taken"
         time.sleep(0.02)
     assert [first[0], *(row[0] for row in rows)] == list(range(16))
+    assert not any(worker._tree.known(name) != ((), ()) for name in names), "a worker has no room for millions"
 
 
 def test_only_the_image_that_a_worker_dies_over_is_blamed(tiny: Path, pictures: Path, tmp_path: Path) -> None:

@@ -61,6 +61,11 @@ class Seen:
         if entry is not None:
             self._entries[path] = _packed(*entry)
 
+    def forget(self, path: str) -> None:
+        """Nothing is known of the image `path` any more."""
+        self._entries.pop(path, None)
+        self._begun.pop(path, None)
+
     def trusts(self, ref: ImageRef, sha256: str | None) -> bool:
         """Whether the file of `ref` has size and time still of when it had this `sha256`; it is not opened."""
         entry = self.entry(ref.path)

@@ -215,6 +215,11 @@ class Store:
         self._pictures[path] = known[0]
         self._parts.know(path, known[1])
 
+    def forget(self, path: str) -> None:
+        """Of an image that is done: what was learned of it, before there are millions."""
+        self._pictures.pop(path, None)
+        self.seen.forget(path)
+
     def look(self, path: str) -> None:
         """Learn which parts there are of `path`, of which another process may have made some."""
         self._parts.know(path, self._parts.existing(path))

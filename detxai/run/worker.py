@@ -86,6 +86,9 @@ class Worker:
         except DetxaiError as error:
             self._ask("say", error)
             raise
+        finally:
+            for _, given in images:
+                self._tree.forget(given.ref.path)
 
     def _work(self) -> tuple[int, Timings]:
         """Who this is, and all that it has done, of which an explainer counts its last group alone."""
