@@ -22,6 +22,7 @@ from test_families import FAMILIES, network
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from detxai.attribution.baselines import picture
 from detxai.attribution.clock import DeviceClock
 from detxai.attribution.devices import AHEAD, PROGRAM_ROWS
 from detxai.attribution.engine import Engine
@@ -32,9 +33,11 @@ from detxai.attribution.programs import WARM_UP, Captured, Programs
 from detxai.attribution.shared import Shared
 from detxai.attribution.sums import Sums
 from detxai.config.settings import RunConfig
-from detxai.models.detector import Differentiable
+from detxai.models.detector import Candidates, Differentiable
 from detxai.models.detectors import build, contrasting
+from detxai.output import records
 from detxai.run.engine import engine as run_engine
+from detxai.run.pipeline import Explainer
 from detxai.run.plan import make_plan
 from detxai.run.publish import Publisher
 from detxai.run.results import MapGroup, PublishedGroup
@@ -442,6 +445,61 @@ def test_a_cpu_is_timed_by_the_host(detector: Any, x: Tensor) -> None:
     engine = engines(detector)[1]
     run(engine, [integrated_gradients(Segment(x, torch.ones_like(x)), strongest(detector, x)[:1], max_evaluations=8)])
     assert 0 < engine.clock.seconds <= time.perf_counter() - start
+
+
+def test_a_detector_works_beside_the_packs_that_are_queued(
+    tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a stream of its own, on a picture of its own: what one stream has allocated another may not write over."""
+    explainer, beside, entered = Explainer(tiny, conf=0.0, max_det=2, max_evaluations=4), object(), []
+
+    @contextlib.contextmanager
+    def stream(own: object) -> Iterator[None]:
+        entered.append(own)
+        yield
+
+    (plain,) = explainer(pictures / "a.png")
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    explainer._stream = beside  # type: ignore[assignment]
+    predict, pictured, seen = type(explainer.plan.detector).predict, [], []
+
+    def watched(self: Any, x: Tensor) -> Any:
+        seen.append(x.data_ptr())
+        return predict(self, x)
+
+    def made(*canvas: Any) -> Tensor:
+        pictured.append(picture(*canvas))
+        return pictured[-1]
+
+    monkeypatch.setattr(type(explainer.plan.detector), "predict", watched)
+    monkeypatch.setattr("detxai.run.pipeline.picture", made)
+    (other,) = explainer(pictures / "a.png")
+    assert entered == [beside] and len(pictured) == 2 and len(seen) == 1
+    assert records.dump(plain.record) == records.dump(other.record)
+
+
+class FarTensor(Tensor):
+    """A tensor of the host that says it lies elsewhere, until it is brought."""
+
+    device = torch.device("cuda")  # type: ignore[assignment]
+
+    def cpu(self) -> Tensor:  # type: ignore[override]
+        FarTensor.looks += 1
+        return self.as_subclass(Tensor)
+
+    looks = 0
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_predictions_are_brought_together(turned: bool) -> None:
+    boxes, scores, levels = torch.rand(7, 4), torch.rand(7, 3), torch.arange(7)
+    near = [boxes, scores, scores.logit(), levels, *([torch.rand(7, 5)] if turned else [])]
+    FarTensor.looks = 0
+    there = Candidates(*(part.as_subclass(FarTensor) for part in near), end_to_end=True).brought()
+    assert FarTensor.looks == 2, "all numbers at once, and the levels"
+    parts = [there.boxes, there.scores, there.logits, there.levels, *([there.rotated] if turned else [])]
+    assert all(type(b) is Tensor and torch.equal(a, b) for a, b in zip(near, parts, strict=True))
+    assert there.end_to_end and (there.rotated is None) != turned
 
 
 class FakeStream:
