@@ -79,6 +79,29 @@ def test_a_stream_that_ends_with_its_last_row_is_no_bug(tiny: Path, pictures: Pa
     assert {r.record.status for r in explained} == {"ok"}
 
 
+def test_a_pool_ends_when_nobody_reads_its_rows(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    """Ray ended the process in silence where its rows were still read, as they are for long after many groups."""
+    config = settings.load(options={"model": str(tiny), "output": str(tmp_path), "conf": 0.99, "max_det": 1})
+    read_to_the_end: list[bool] = []
+
+    class Slow(InProcess):
+        read = False
+
+        def rows(self) -> Iterator[Any]:
+            yield from super().rows()
+            time.sleep(0.5)
+            self.read = True
+
+        def leave(self) -> None:
+            read_to_the_end.append(self.read)
+
+    with Store(tmp_path) as tree:
+        pool = PooledExplainer(Slow(config.plain()))
+        (one,) = pool.explain([ImageRef("a.png", pictures / "a.png")], tree, lambda: False)
+        pool.close()
+    assert one.record.status == "ok" and read_to_the_end == [True]
+
+
 class Telling:
     """A board that says a group was begun before, as after a worker's death."""
 

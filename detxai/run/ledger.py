@@ -26,6 +26,8 @@ from detxai.values import ImageRef
 GROUP = (2, 16)
 #: Seconds between looks at what is new.
 LOOK_EVERY = 0.1
+#: Seconds that rows have to end once all is done.
+PATIENCE = 3.0
 #: Seconds of a worker's rows that come back together: each return costs a pool more than a row does.
 TOGETHER = 0.5
 
@@ -73,8 +75,9 @@ class PooledExplainer:
         self._finished, self._together, self._looked = 0, 1, (time.monotonic(), 0)
         self._images, self._count = count(), count()
         self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
         try:
-            threading.Thread(target=self._read, daemon=True).start()
+            self._reader.start()
             while (word := pool.ask("said")) is None:
                 list(self._news())
             if not isinstance(word, Greeting):
@@ -85,7 +88,9 @@ class PooledExplainer:
             raise
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers; a pool that ends while its rows are read may take this process with it."""
+        if self._reader.is_alive():
+            self._reader.join(PATIENCE)
         self._pool.leave()
 
     def explain(self, refs: Iterable[ImageRef], tree: Store, over: Callable[[], bool]) -> Iterator[Result]:
