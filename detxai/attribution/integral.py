@@ -8,7 +8,6 @@ x the image, b the baseline, α the position on the path, F a target, f(α) = �
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -103,10 +102,19 @@ def _maps(
     maps: dict[int, TargetMap] = {}
     for k, (target, mesh, held) in final.items():
         own = known.pop(k) if k in known else (yield from _again(path, target, mesh.rule, nodes[k], held, dtype))
-        total, ends, bound = own.product(0), (mesh.value[1.0], mesh.value[0.0]), mesh.bound()
-        maps[k] = TargetMap(target, total[0].double(), *ends, len(mesh.slope), bound, bound <= tolerance, dtype)
-        if len(total) > 1:
-            maps[k] = replace(maps[k], doubt=own.values[0], size=own.slopes[0])
+        total, bound = own.product(0), mesh.bound()
+        maps[k] = TargetMap(
+            target,
+            total[0].double(),
+            mesh.value[1.0],
+            mesh.value[0.0],
+            len(mesh.slope),
+            bound,
+            bound <= tolerance,
+            dtype,
+            doubt=own.values[0] if len(total) > 1 else None,
+            size=own.slopes[0],
+        )
     return maps
 
 

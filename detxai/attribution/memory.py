@@ -32,12 +32,11 @@ class Room:
         fits = self.taken + gradients.nbytes <= self.size
         rows = [row for row, one in enumerate(needed) if fits or one]
         self.refused += len(needed) - len(rows)
-        held: list[Held | None] = [None] * len(needed)
-        if rows:
-            copy = gradients.clone(memory_format=torch.contiguous_format) if fits else _few(gradients, rows)
-            for row, one in zip(rows, self.kept(copy), strict=True):
-                held[row] = one
-        return held
+        if not rows:
+            return [None] * len(needed)
+        copy = gradients.clone(memory_format=torch.contiguous_format) if fits else _few(gradients, rows)
+        held = dict(zip(rows, self.kept(copy), strict=True))
+        return [held.get(row) for row in range(len(needed))]
 
     def kept(self, gradients: Tensor) -> list[Held]:
         """`gradients` themselves, row by row."""
