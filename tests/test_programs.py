@@ -18,11 +18,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAST, SIDE, explain, pixels, seeded_network
-from test_families import FAMILIES, network
+from test_families import FAMILIES, detector_of, network
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detxai.attribution.baselines import picture
 from detxai.attribution.clock import DeviceClock
 from detxai.attribution.devices import AHEAD, PROGRAM_ROWS
 from detxai.attribution.engine import Engine
@@ -33,9 +32,12 @@ from detxai.attribution.programs import WARM_UP, Captured, Programs
 from detxai.attribution.shared import Shared
 from detxai.attribution.sums import Sums
 from detxai.config.settings import RunConfig
+from detxai.errors import ImageError
 from detxai.models.detector import Candidates, Differentiable
 from detxai.models.detectors import build, contrasting
 from detxai.output import records
+from detxai.run import doctor
+from detxai.run.engine import Beside
 from detxai.run.engine import engine as run_engine
 from detxai.run.pipeline import Explainer
 from detxai.run.plan import make_plan
@@ -451,31 +453,46 @@ def test_a_detector_works_beside_the_packs_that_are_queued(
     tiny: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a stream of its own, on a picture of its own: what one stream has allocated another may not write over."""
-    explainer, beside, entered = Explainer(tiny, conf=0.0, max_det=2, max_evaluations=4), object(), []
+    explainer, entered = Explainer(tiny, conf=0.0, max_det=2, max_evaluations=4), []
 
     @contextlib.contextmanager
     def stream(own: object) -> Iterator[None]:
         entered.append(own)
         yield
 
-    (plain,) = explainer(pictures / "a.png")
-    monkeypatch.setattr(torch.cuda, "stream", stream)
-    explainer._stream = beside  # type: ignore[assignment]
-    predict, pictured, seen = type(explainer.plan.detector).predict, [], []
+    plain = explainer(pictures / "a.png", pictures / "b.png")
+    for name, fake in {"stream": stream, "Stream": FakeStream}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    explainer._beside = beside = Beside(explainer.plan.detector, CPU)
+    predict, seen = type(explainer.plan.detector).predict, []
 
     def watched(self: Any, x: Tensor) -> Any:
-        seen.append(x.data_ptr())
+        seen.append(x)
         return predict(self, x)
 
-    def made(*canvas: Any) -> Tensor:
-        pictured.append(picture(*canvas))
-        return pictured[-1]
-
     monkeypatch.setattr(type(explainer.plan.detector), "predict", watched)
-    monkeypatch.setattr("detxai.run.pipeline.picture", made)
-    (other,) = explainer(pictures / "a.png")
-    assert entered == [beside] and len(pictured) == 2 and len(seen) == 1
-    assert records.dump(plain.record) == records.dump(other.record)
+    other = explainer(pictures / "a.png", pictures / "b.png")
+    assert entered == [beside.stream] * 2
+    assert len(seen) == 2 and seen[0] is seen[1], "one shape, one program, filled anew"
+    assert [records.dump(one.record) for one in plain] == [records.dump(one.record) for one in other]
+    monkeypatch.setattr("detxai.run.engine.MOST_SHAPES", 0)
+    beside.forget()
+    explainer(pictures / "a.png")
+    assert len(seen) == 3 and seen[2] is not seen[1], "of too many shapes none is kept"
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name == "v8" else pytest.mark.slow) for name in FAMILIES]
+)
+def test_nothing_in_predictions_depends_on_what_is_in_the_picture(family: str) -> None:
+    """So that a graph of them can be replayed: they run where there is nothing to look at."""
+    seen: Any = detector_of(family, FAMILIES[family], network(FAMILIES[family]))
+    seen.module.to("meta")
+    with torch.no_grad():
+        (made,) = seen.predict(torch.rand(1, 3, SIDE, SIDE, device="meta"))
+    assert made.boxes.device.type == "meta" and made.levels.device.type == "cpu"
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        made.brought()
 
 
 class FarTensor(Tensor):
@@ -494,9 +511,13 @@ class FarTensor(Tensor):
 def test_predictions_are_brought_together(turned: bool) -> None:
     boxes, scores, levels = torch.rand(7, 4), torch.rand(7, 3), torch.arange(7)
     near = [boxes, scores, scores.logit(), levels, *([torch.rand(7, 5)] if turned else [])]
-    FarTensor.looks = 0
-    there = Candidates(*(part.as_subclass(FarTensor) for part in near), end_to_end=True).brought()
-    assert FarTensor.looks == 2, "all numbers at once, and the levels"
+    far = [part if part is levels else part.as_subclass(FarTensor) for part in near]
+    far[1][0, 0] = torch.nan
+    with pytest.raises(ImageError, match="1 of the model's 7 scores"):  # who has not looked has not been told
+        Candidates(*far, end_to_end=True).brought()
+    FarTensor.looks, far[1][0, 0] = 0, 0.5
+    there = Candidates(*far, end_to_end=True).brought()
+    assert FarTensor.looks == 1, "all numbers at once; the levels are here"
     parts = [there.boxes, there.scores, there.logits, there.levels, *([there.rotated] if turned else [])]
     assert all(type(b) is Tensor and torch.equal(a, b) for a, b in zip(near, parts, strict=True))
     assert there.end_to_end and (there.rotated is None) != turned
@@ -505,7 +526,7 @@ def test_predictions_are_brought_together(turned: bool) -> None:
 class FakeStream:
     """A CUDA stream that notes nothing, and is entered by nothing."""
 
-    def __init__(self, *_: Any) -> None: ...
+    def __init__(self, *_: Any, priority: int = 0) -> None: ...
     def wait_stream(self, other: Any) -> None: ...
 
 
@@ -556,3 +577,25 @@ def test_a_run_frees_the_programs_of_another(tiny: Path, monkeypatch: pytest.Mon
     first.made["kept"] = "program"  # type: ignore[index, assignment]
     assert run_engine(plan).programs is not first
     assert not first.made
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        ("", "replayed as CUDA graphs"),
+        ("not permitted", "called one by one: no CUDA graph can be made (not permitted)"),
+    ],
+)
+def test_doctor_says_what_no_graph_can_be_made_of(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, refused: str, said: str
+) -> None:
+    init = Captured.__init__
+
+    def made(self: Any, *of: Any) -> None:
+        init(self, *of)
+        self.refused = refused
+
+    monkeypatch.setitem(PROGRAM_ROWS, "cpu", 8)
+    monkeypatch.setattr(Captured, "__init__", made)
+    told = dict(doctor.model(str(tiny), "cpu"))
+    assert told["packs"] == told["predictions"] == said

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from detxai.attribution.devices import sent
 from detxai.attribution.memory import Held, Room
 from detxai.attribution.points import Point, Ran, Row
 from detxai.values import InputShape, Target
+
+T = TypeVar("T")
 
 #: Calls before a graph is captured: libraries choose and allocate in them.
 WARM_UP = 3
@@ -32,16 +34,17 @@ class Network(Protocol):
     def pinned(self, x: Tensor, kind: Any, index: Tensor, /, *, entered: bool = False) -> Tensor: ...
 
 
-class Captured:
+class Captured(Generic[T]):
     """A function of static tensors: as a CUDA graph where there is CUDA, else called as it is.
 
     Calls return the same tensors each time. `refused`: why there is no graph on a CUDA device, if so.
     """
 
-    def __init__(self, function: Callable[[], tuple[Tensor, ...]], device: torch.device, pool: Any = None) -> None:
-        self.function: Callable[[], tuple[Tensor, ...]] | None = function
+    outputs: T
+
+    def __init__(self, function: Callable[[], T], device: torch.device, pool: Any = None) -> None:
+        self.function: Callable[[], T] | None = function
         self.graph, self.refused = None, ""
-        self.outputs: tuple[Tensor, ...] = ()
         if device.type != "cuda":
             return
         stream, own = torch.cuda.Stream(device), torch.cuda.current_stream(device)
@@ -66,7 +69,7 @@ class Captured:
         else:
             self.graph, self.function = graph, None
 
-    def __call__(self) -> tuple[Tensor, ...]:
+    def __call__(self) -> T:
         if self.function is not None:
             return self.function()
         assert self.graph is not None
@@ -86,7 +89,7 @@ class Shape:
     place: torch.Size
 
 
-class Program(Captured):
+class Program(Captured[tuple[Tensor, ...]]):
     """F, and its gradient, at `rows` static places `x` of the static addresses `index`, in units (scale, offset)."""
 
     def __init__(self, network: Network, shape: Shape, rows: int, device: torch.device, pool: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
@@ -78,9 +78,10 @@ class Candidates:
     """All predictions on one letterboxed image, before any threshold.
 
     boxes: (A, 4) float32 xyxy letterbox pixels (hulls of rotated ones); scores, logits: (A, classes) float32,
-    logit = log-odds of the score; levels: (A,) int64; rotated: (A, 5) cx cy w h radians, letterbox pixels;
-    contexts: what a target needs beside its anchor index to stay pinned (RT-DETR's query selection). Raises ImageError
-    where a number is not finite, or a score is not in [0, 1]: a broken model must not look like one that found nothing.
+    logit = log-odds of the score; levels: (A,) int64, on the host; rotated: (A, 5) cx cy w h radians, letterbox pixels;
+    context: what a target needs beside its anchor index to stay pinned (RT-DETR's query selection). On the host it
+    raises ImageError where a number is not finite, or a score is not in [0, 1]: a broken model must not look like one
+    that found nothing. On a device nothing has looked at them, or waited for them: see `brought`.
     """
 
     boxes: Tensor
@@ -88,15 +89,17 @@ class Candidates:
     logits: Tensor
     levels: Tensor
     rotated: Tensor | None = None
-    context: Any = None
+    context: Tensor | None = None
     end_to_end: bool = False
 
     def __post_init__(self) -> None:
+        if self.boxes.device.type != "cpu":
+            return
         own = {"boxes": self.boxes, "scores": self.scores, "logits": self.logits, "rotated boxes": self.rotated}
         numbers = {name: values for name, values in own.items() if values is not None}
         sound = [values.isfinite().all() for values in numbers.values()]
         sound.append(((self.scores >= 0) & (self.scores <= 1)).all())
-        *finite, possible = torch.stack(sound).tolist()  # the device is waited for once
+        *finite, possible = torch.stack(sound).tolist()
         for fine, (name, values) in zip(finite, numbers.items(), strict=True):
             if not fine:
                 wrong = int((~values.isfinite()).flatten(1).any(1).sum())
@@ -106,15 +109,13 @@ class Candidates:
             raise ImageError("impossible", f"the model's scores are not in [0, 1]: they go from {span}")
 
     def brought(self) -> Candidates:
-        """These in the memory of the host, all at once."""
+        """These in the memory of the host, all numbers at once. Raises ImageError, see above."""
         if self.boxes.device.type == "cpu":
             return self
         parts = [self.boxes, self.scores, self.logits, *([] if self.rotated is None else [self.rotated])]
         boxes, scores, logits, *rotated = torch.cat(parts, 1).cpu().split([part.shape[1] for part in parts], 1)
-        levels = self.levels.cpu()
-        return replace(
-            self, boxes=boxes, scores=scores, logits=logits, levels=levels, rotated=next(iter(rotated), None)
-        )
+        context = None if self.context is None else self.context.cpu()
+        return Candidates(boxes, scores, logits, self.levels, next(iter(rotated), None), context, self.end_to_end)
 
 
 class Detector(Protocol):

@@ -106,7 +106,8 @@ def sound(detector: Detector, x: Tensor, *, asked: bool = False) -> Candidates:
     """
     try:
         with Bounds(detector.info.name, x.shape[-2] * x.shape[-1], asked=asked):
-            (candidates,) = detector.predict(x)
+            (made,) = detector.predict(x)
+            candidates = made.brought()
     except ImageError as error:
         message = f"{detector.info.name} is broken: on a test picture, {error}."
         raise ModelError(message, "Nothing was explained; export or train the model again.") from error

@@ -65,7 +65,8 @@ class ChannelPass:
         """Take in one image."""
         x = picture(item.canvas, self.plan.device)[None]
         with outputs(list(self.convolutions.values())) as seen:
-            (candidates,) = self.plan.detector.predict(x.contiguous(memory_format=torch.channels_last))
+            (made,) = self.plan.detector.predict(x.contiguous(memory_format=torch.channels_last))
+            candidates = made.brought()
         if item.labels is None:
             boxes = self._reported(candidates)
         else:

@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from detxai.attribution.devices import PROGRAM_ROWS
 from detxai.attribution.engine import Engine
 from detxai.attribution.integral import integrated_gradients
 from detxai.attribution.points import Segment, TargetMap
-from detxai.attribution.programs import Programs
+from detxai.attribution.programs import Captured, Programs
 from detxai.errors import ExitCode, ModelError
 from detxai.models import checkpoints, detectors
 from detxai.models.detector import Differentiable
@@ -85,7 +86,7 @@ def _gradients(detector: Differentiable, x: torch.Tensor) -> Iterator[Line]:
     yield "head", f"{info.head}, {'sparse' if info.sparse else 'full'} gradients"
     yield "input gradient", f"{largest:.3g} at most: finite and not zero"
     with torch.no_grad():
-        candidates = detector.predict(x)[0]
+        candidates = detector.predict(x)[0].brought()
     anchor, class_id = divmod(int(candidates.logits.argmax()), candidates.logits.shape[1])
     target = Target(anchor, int(candidates.levels[anchor]), "class", class_id, context=candidates.context)
     programs = None
@@ -97,6 +98,9 @@ def _gradients(detector: Differentiable, x: torch.Tensor) -> Iterator[Line]:
     seconds = _timed(lambda: integrals.extend(next(iter(engine.run([(None, ask)], 1)))[1]))
     each = 1e3 * seconds / integrals[0].evaluations
     yield "packs", _packs(programs)
+    if programs is not None:
+        with torch.no_grad():
+            yield "predictions", _replayed(Captured(partial(detector.predict, x), where).refused)
     yield "timing", f"{each:.0f} ms a gradient evaluation on {where} (noise image, first run)"
 
 
@@ -104,8 +108,12 @@ def _packs(programs: Programs | None) -> str:
     """How the network is run."""
     if programs is None:
         return "the targets of an image share its forward pass"
-    refused = programs.refused()
-    return f"called one by one: no CUDA graph can be made ({refused[0]})" if refused else "replayed as CUDA graphs"
+    return _replayed(next(iter(programs.refused()), ""))
+
+
+def _replayed(refused: str) -> str:
+    """How a GPU runs what it has `refused` a graph of, or not."""
+    return f"called one by one: no CUDA graph can be made ({refused})" if refused else "replayed as CUDA graphs"
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -1,4 +1,4 @@
-"""The engine of a run: the network on its device, in the packs that suit it, with the memory it may take."""
+"""What a run has of its device: the engine, in the packs that suit the network, and the network's predictions."""
 
 from __future__ import annotations
 
@@ -6,19 +6,59 @@ import weakref
 from functools import partial
 
 import torch
+from torch import Tensor
 
+from detxai.attribution.baselines import picture
+from detxai.attribution.clock import DeviceClock
 from detxai.attribution.devices import PROGRAM_ROWS, SUMS, rows_for
 from detxai.attribution.engine import Engine
 from detxai.attribution.memory import Room
-from detxai.attribution.programs import Programs
+from detxai.attribution.programs import Captured, Programs
 from detxai.attribution.sums import Sums
 from detxai.models import detectors
-from detxai.models.detector import Differentiable
+from detxai.models.detector import Candidates, Detector, Differentiable
 from detxai.models.predictions import closeness
 from detxai.run.plan import Plan
+from detxai.values import Pixels
 
+#: Shapes of pictures whose predictions are captured; those of more are called.
+MOST_SHAPES = 8
 #: Programs of the latest run: graphs hold much of a device's memory, which a run with others needs.
 _latest: list[weakref.ref[Programs]] = []
+
+
+class Beside:
+    """Predictions on a CUDA stream of their own, which packs that are queued need not finish for; as a graph a shape.
+
+    The pictures are their own, too: what one stream has allocated is not another's.
+    """
+
+    def __init__(self, detector: Detector, device: torch.device) -> None:
+        self.detector, self.device = detector, device
+        self.stream = torch.cuda.Stream(device, priority=-1)
+        self._made: dict[torch.Size, tuple[Tensor, Captured[list[Candidates]]]] = {}
+
+    def predict(self, canvas: Pixels, clock: DeviceClock) -> Candidates:
+        """All predictions on a letterboxed image (rows, columns, c) uint8, on the host; the device's time for `clock`.
+
+        Raises ImageError as `Candidates` do.
+        """
+        with torch.cuda.stream(self.stream), clock.working():
+            seen = picture(canvas, self.device)[None].contiguous(memory_format=torch.channels_last)
+            if seen.shape not in self._made and len(self._made) < MOST_SHAPES:
+                x = seen.clone()
+                self._made[seen.shape] = x, Captured(partial(self.detector.predict, x), self.device)
+            if seen.shape in self._made:
+                x, predicted = self._made[seen.shape]
+                x.copy_(seen)
+                (made,) = predicted()
+            else:
+                (made,) = self.detector.predict(seen)
+            return made.brought()
+
+    def forget(self) -> None:
+        """Free the graphs; the next picture makes its own again."""
+        self._made.clear()
 
 
 def engine(plan: Plan, programs: Programs | None = None) -> Engine:

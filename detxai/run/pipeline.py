@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from detxai.attribution.baselines import picture
+from detxai.attribution.clock import DeviceClock
 from detxai.attribution.engine import Engine
 from detxai.attribution.memory import out_of_memory
 from detxai.attribution.methods import METHODS
@@ -32,10 +33,11 @@ from detxai.errors import DetxaiError, DeviceError, ImageError, UsageError, memo
 from detxai.evidence.model import EvidenceLevel
 from detxai.inputs import given
 from detxai.inputs.budget import Budget
-from detxai.models.detector import Detector
+from detxai.models.detector import Candidates, Detector
 from detxai.output import recording, store
 from detxai.parchgrad.session import Masks
 from detxai.run.assess import TrialPlan
+from detxai.run.engine import Beside
 from detxai.run.engine import engine as engine_of
 from detxai.run.leaving import Leaving
 from detxai.run.plan import make_plan
@@ -111,8 +113,9 @@ class Explainer:
         self.timings = Timings()
         self._engine_at_work: Engine | None = None
         self._programs: Programs | None = None
-        beside = plan.device.type == "cuda" and plan.parchgrad is None  # which goes on with what the detector has made
-        self._stream = torch.cuda.Stream(plan.device, priority=-1) if beside else None
+        # ParchGrad goes on with what the detector has made, and a black box has its own place.
+        beside = plan.device.type == "cuda" and plan.parchgrad is None and plan.network is not None
+        self._beside = Beside(plan.detector, plan.device) if beside else None
         self._waiting: dict[int, Future[Result]] = {}
         self._works: dict[int, Work] = {}
         self._all_begun = True
@@ -218,6 +221,8 @@ class Explainer:
 
     def close(self) -> None:
         """Free what is kept on a GPU for the next run; one after this makes it again."""
+        if self._beside is not None:
+            self._beside.forget()
         if self._programs is not None:
             self._programs.forget(self._programs.rows)
 
@@ -393,11 +398,7 @@ class Explainer:
         nobody: contextlib.AbstractContextManager[dict[int, torch.Tensor]] = contextlib.nullcontext({})
         with session.watching(self.plan.config.attribution.gradient) if session else nobody as outputs:
             try:
-                with self._beside(), engine.clock.working():
-                    # What one stream has allocated is not another's: this one's own.
-                    seen = x if self._stream is None else picture(item.canvas, self.plan.device)
-                    (made,) = self.plan.detector.predict(seen[None].contiguous(memory_format=torch.channels_last))
-                    candidates = made.brought()
+                candidates = self._predicted(x, item, engine.clock)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -405,9 +406,13 @@ class Explainer:
             detections = self._select(candidates, item.letterbox, item.labels, item.given)
         return detections, candidates.context, outputs
 
-    def _beside(self) -> contextlib.AbstractContextManager[Any]:
-        """In here the device does not finish the packs that are queued before what is asked of it: a stream beside."""
-        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+    def _predicted(self, x: torch.Tensor, item: PreparedImage, clock: DeviceClock) -> Candidates:
+        """What the model predicts on the picture `x` of `item`, on the host."""
+        if self._beside is not None:
+            return self._beside.predict(item.canvas, clock)
+        with clock.working():
+            (made,) = self.plan.detector.predict(x[None].contiguous(memory_format=torch.channels_last))
+            return made.brought()
 
     # -- behind the device ----------------------------------------------------------------------
 

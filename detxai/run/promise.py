@@ -65,7 +65,7 @@ def item_scores(plan: Plan, refs: Iterable[ImageRef]) -> ItemScores:
 @torch.no_grad()
 def _boxes(plan: Plan, item: PreparedImage, select: Selector) -> tuple[Detection, ...]:
     x = picture(item.canvas, plan.device)[None].contiguous(memory_format=torch.channels_last)
-    return select(plan.detector.predict(x)[0], item.letterbox, item.labels)
+    return select(plan.detector.predict(x)[0].brought(), item.letterbox, item.labels)
 
 
 def promised(plan: Plan, refs: Iterable[ImageRef], recall: float) -> Promise:

@@ -75,14 +75,12 @@ class Selector:
 
 
 class _Predictions:
-    """The predictions on one image, with their boxes in source pixels: brought to the host at once, not box by box."""
+    """The predictions on one image, brought to the host, with their boxes in source pixels."""
 
     def __init__(self, candidates: Candidates, letterbox: Letterbox, names: Mapping[int, str]) -> None:
         self.candidates, self.letterbox, self.names = candidates, letterbox, names
-        self.boxes = boxes_to_source(candidates.boxes.cpu().numpy().reshape(-1, 4), letterbox)
-        self.scores, self.logits, self.levels = (
-            values.cpu() for values in (candidates.scores, candidates.logits, candidates.levels)
-        )
+        self.boxes = boxes_to_source(candidates.boxes.numpy().reshape(-1, 4), letterbox)
+        self.scores, self.logits, self.levels = candidates.scores, candidates.logits, candidates.levels
 
     def at(self, box: Box, class_id: int, kind: str) -> Detection:
         """`box`, explained at the prediction of the class that is nearest to it."""
@@ -114,7 +112,7 @@ class _Predictions:
         """cx, cy, w, h in source pixels and radians; None where boxes are upright."""
         if self.candidates.rotated is None:
             return None
-        cx, cy, w, h, angle = (float(v) for v in self.candidates.rotated[anchor].cpu())
+        cx, cy, w, h, angle = (float(v) for v in self.candidates.rotated[anchor])
         gain, left, top = self.letterbox.gain, self.letterbox.left, self.letterbox.top
         return (cx - left) / gain, (cy - top) / gain, w / gain, h / gain, angle
 

@@ -108,7 +108,7 @@ def lines(
 @torch.no_grad()
 def predicted(detector: Detector, line: Segment) -> Candidates:
     """All predictions on the image at the end of `line`."""
-    return detector.predict(line.x[None].contiguous(memory_format=torch.channels_last))[0]
+    return detector.predict(line.x[None].contiguous(memory_format=torch.channels_last))[0].brought()
 
 
 def cases(

@@ -58,7 +58,7 @@ class Again:
 
     def _predict(self, x: torch.Tensor) -> Candidates:
         with torch.no_grad():
-            return self.detector.predict(x[None].contiguous(memory_format=torch.channels_last))[0]
+            return self.detector.predict(x[None].contiguous(memory_format=torch.channels_last))[0].brought()
 
     def pinned(self, d: Numbers) -> int:
         """The prediction that a detection speaks of: its box, its logit."""

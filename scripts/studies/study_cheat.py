@@ -88,7 +88,7 @@ def class_at(explainer: Explainer, file: Path, box: Box) -> str | None:
     plan, d = explainer.plan, explainer.plan.config.detection
     square, frame = letterboxed(decode.load(ImageRef(file.name, file)).pixels, plan.shape)
     x = torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255
-    candidates = plan.detector.predict(x.to(plan.device).contiguous(memory_format=torch.channels_last))[0]
+    candidates = plan.detector.predict(x.to(plan.device).contiguous(memory_format=torch.channels_last))[0].brought()
     kept = reported(candidates, conf=d.conf, iou=d.iou, max_det=d.max_det)
     boxes = boxes_to_source(candidates.boxes[[a for a, _ in kept]].cpu().numpy().reshape(-1, 4), frame)
     on = labels.overlaps(boxes, [box])[:, 0] >= labels.ON

@@ -113,7 +113,7 @@ class AnchorBased:
                     zip(self.heads, self._maps_of((x.shape[-2], x.shape[-1])), strict=True)
                 )
             ]
-        ).to(x.device)
+        )
         logits = score_logit(objectness, classes)
         scores = objectness.sigmoid() * classes.sigmoid()
         return [Candidates(boxes[i], scores[i], logits[i], levels) for i in range(len(x))]

@@ -97,7 +97,7 @@ class AnchorFree:
         features = self._features(x, range(len(self.feeds)))
         shapes = [(f.shape[-2], f.shape[-1]) for f in features.values()]
         logits, edges, rotated = self._dense(features)
-        levels = levels_of(shapes).to(x.device)
+        levels = levels_of(shapes)
         return [
             Candidates(
                 edges[row],

@@ -48,9 +48,9 @@ class RTDETR:
 
     def predict(self, x: Tensor) -> list[Candidates]:
         boxes, logits, cells = self._decoded(x, None)
-        levels = torch.zeros(logits.shape[1], dtype=torch.int64, device=x.device)
+        levels = torch.zeros(logits.shape[1], dtype=torch.int64)
         return [
-            Candidates(boxes[i], logits[i].sigmoid(), logits[i], levels, context=cells[i].cpu(), end_to_end=True)
+            Candidates(boxes[i], logits[i].sigmoid(), logits[i], levels, context=cells[i], end_to_end=True)
             for i in range(len(x))
         ]
 
