@@ -199,6 +199,21 @@ class Windows:
         raise AssertionError("the last step is the head")
 
 
+class _Taken(torch.autograd.Function):
+    """x.gather(1, cells) of x (n, cells, channels), none of which comes twice: so gradients are put back, not added."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cells: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        ctx.save_for_backward(cells)
+        return x.gather(1, cells)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (cells,) = ctx.saved_tensors
+        return gradients[0].new_zeros(ctx.shape).scatter_(1, cells, gradients[0]), None
+
+
 def _times(starts: Tensor, scale: Fraction) -> Tensor:
     return starts * scale.numerator // scale.denominator
 
@@ -206,14 +221,14 @@ def _times(starts: Tensor, scale: Fraction) -> Tensor:
 def _cut(whole: Tensor, rows: Tensor | None, corner: Tensor, height: int, width: int) -> Tensor:
     """(n, channels, height, width) of `whole` (batch, channels, h, w): from `corner` (n, 2) of the items `rows` (n,).
 
-    None: of every item one. Then no cell comes twice, and the backward pass scatters them without sorting.
+    None: of every item one. Then no cell comes twice, and the backward pass neither sorts nor adds.
     """
     span = torch.arange(max(height, width), device=corner.device)
     ys, xs = corner[:, :1] + span[:height], corner[:, 1:] + span[:width]
     if rows is None:
         n, channels, _, across = whole.shape
         cells = (ys[:, :, None] * across + xs[:, None, :]).view(n, -1, 1).expand(-1, -1, channels)
-        flat = whole.permute(0, 2, 3, 1).flatten(1, 2).gather(1, cells)
+        flat: Tensor = _Taken.apply(whole.permute(0, 2, 3, 1).flatten(1, 2), cells)
         return flat.view(n, height, width, channels).permute(0, 3, 1, 2)
     return whole.permute(0, 2, 3, 1)[rows[:, None, None], ys[:, :, None], xs[:, None, :]].permute(0, 3, 1, 2)
 

@@ -99,6 +99,11 @@ def _gradients(detector: Differentiable, x: torch.Tensor) -> Iterator[Line]:
     each = 1e3 * seconds / integrals[0].evaluations
     yield "packs", _packs(programs)
     if programs is not None:
+        from detxai.models.fused import fuse_kernels  # Triton takes its time to import
+
+        half = detector.in_precision(torch.float16, (x.shape[-2], x.shape[-1]))
+        refused = fuse_kernels(half.trunk, x.new_empty(0, dtype=torch.float16))
+        yield "kernels", f"torch's ({refused})" if refused else "our own where torch makes several passes"
         with torch.no_grad():
             yield "predictions", _replayed(Captured(partial(detector.predict, x), where).refused)
     yield "timing", f"{each:.0f} ms a gradient evaluation on {where} (noise image, first run)"

@@ -85,10 +85,13 @@ def engine(plan: Plan, programs: Programs | None = None) -> Engine:
 
 
 def _programs(plan: Plan, network: Differentiable) -> Programs:
-    """Packs of a fixed shape, in float32 and in the half precision of the run."""
+    """Packs of a fixed shape, in float32 and in the half precision of the run, that by kernels of our own if it can."""
+    from detxai.models.fused import fuse_kernels  # Triton takes its time to import
+
     networks = {torch.float32: network}
     if plan.dtype != torch.float32:
-        networks[plan.dtype] = network.in_precision(plan.dtype, plan.shape)
+        networks[plan.dtype] = half = network.in_precision(plan.dtype, plan.shape)
+        fuse_kernels(half.trunk, torch.empty(0, dtype=plan.dtype, device=plan.device))
     return Programs(networks, plan.device, rows_for(plan.device, plan.shape, PROGRAM_ROWS))
 
 

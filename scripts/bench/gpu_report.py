@@ -50,6 +50,7 @@ from detxai.config.settings import RunConfig
 from detxai.inputs import sources
 from detxai.models import detectors
 from detxai.models.detector import Differentiable, differentiable
+from detxai.models.fused import fuse_kernels
 from detxai.output.store import Store
 from detxai.run.checks import device_of
 from detxai.run.console import keep_freed_memory
@@ -299,21 +300,32 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def rows_of(detector: Any, size: int, device: torch.device, repeats: int) -> dict[str, float]:
-    """Milliseconds a row of a class logit, by stride, in the arithmetic that the device takes; `rows` that fit."""
+def rows_of(detector: Any, size: int, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Milliseconds a row of a class logit, by stride, as the device computes it, and by torch's kernels alone."""
     network = differentiable(detector)
     network.module.to(device)
     with torch.no_grad():
         levels = network.predict(torch.zeros(1, 3, size, size, device=device))[0].levels
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    used = network.in_precision(dtype, (size, size)) if dtype != torch.float32 else network
-    like = torch.empty(rows_for(device, (size, size), PROGRAM_ROWS if device.type in PROGRAM_ROWS else ROWS), 0).to(
-        device, dtype
-    )
+    rows = rows_for(device, (size, size), PROGRAM_ROWS if device.type in PROGRAM_ROWS else ROWS)
+    like = torch.empty(rows, 0, dtype=dtype, device=device)
+    if dtype == torch.float32:
+        return _strides(network, levels, size, like, repeats)
+    half = network.in_precision(dtype, (size, size))
+    plain = _strides(half, levels, size, like, repeats)
+    refused = fuse_kernels(half.trunk, like)
+    ours = {"kernels refused": refused} if refused else _strides(half, levels, size, like, repeats)
+    return ours | {"by torch's kernels": plain}
+
+
+def _strides(
+    network: Differentiable, levels: torch.Tensor, size: int, like: torch.Tensor, repeats: int
+) -> dict[str, float]:
+    """Milliseconds a row by stride; the `rows` of a pack that fit, of those of `like`."""
     figures: dict[str, float] = {}
     for level in range(int(levels.max()) + 1):
         middle = (levels == level).nonzero()[:, 0]
-        seconds, rows = _row(used, Target(int(middle[len(middle) // 2]), level), size, like, repeats)
+        seconds, rows = _row(network, Target(int(middle[len(middle) // 2]), level), size, like, repeats)
         figures[f"stride {round(size / len(middle) ** 0.5)}"], like = 1e3 * seconds, like[:rows]
     return figures | {"rows": len(like)}
 
