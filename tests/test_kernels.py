@@ -36,10 +36,6 @@ def some(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tens
     return made.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else made
 
 
-def gradients(out: Tensor, leaves: list[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(out, leaves, weights)
-
-
 @pytest.mark.parametrize("shape", [(2, 16, 9, 7), (1, 24, 5, 5), (3, 80, 1, 1), (1, 64, 33, 40)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_bias_silu_and_what_is_added_are_those_of_torch(
@@ -54,7 +50,8 @@ def test_bias_silu_and_what_is_added_are_those_of_torch(
     assert ours.dtype == dtype and ours.is_contiguous(memory_format=torch.channels_last)
     near = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
     torch.testing.assert_close(ours, torchs, **near)
-    for own, other in zip(gradients(ours, [y, residual], weights), gradients(torchs, [y, residual], weights)):  # noqa: B905
+    made = (torch.autograd.grad(out, [y, residual], weights) for out in (ours, torchs))
+    for own, other in zip(*made, strict=True):
         torch.testing.assert_close(own, other, **near)
 
 
@@ -64,8 +61,8 @@ def test_parts_are_dense_and_have_one_gradient(interpreted: Any) -> None:
     torchs = nn.functional.silu(y + bias[:, None, None])
     assert first.is_contiguous(memory_format=torch.channels_last), "so that a convolution behind it copies nothing"
     torch.testing.assert_close(torch.cat((first, second), 1), torchs)
-    (own,) = gradients(torch.cat((first, second), 1), [y], weights)
-    torch.testing.assert_close(own, gradients(torchs, [y], weights)[0])
+    (own,) = torch.autograd.grad(torch.cat((first, second), 1), [y], weights)
+    torch.testing.assert_close(own, torch.autograd.grad(torchs, [y], weights)[0])
     (alone,) = torch.autograd.grad(interpreted.bias_silu(y, bias, parts=2)[1].sum(), y)
     assert not alone[:, :24].any() and alone[:, 24:].any()
 
@@ -78,7 +75,7 @@ def test_pools_are_those_of_torch(interpreted: Any, size: int, shape: tuple[int,
     weights = some(*shape, seed=1)
     ours, torchs = interpreted.max_pool(x, size), nn.functional.max_pool2d(x, size, 1, size // 2)
     assert torch.equal(ours, torchs)
-    torch.testing.assert_close(gradients(ours, [x], weights)[0], gradients(torchs, [x], weights)[0])
+    torch.testing.assert_close(torch.autograd.grad(ours, [x], weights)[0], torch.autograd.grad(torchs, [x], weights)[0])
 
 
 @pytest.mark.slow

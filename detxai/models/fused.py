@@ -29,9 +29,10 @@ def fuse_kernels(trunk: Trunk, like: Tensor) -> str:
         return "there is no Triton"
     noise = torch.rand(1, trunk.channels, NOISE, NOISE, generator=torch.Generator().manual_seed(0)).to(like)
     noise, last = noise.contiguous(memory_format=torch.channels_last), len(trunk.layers) - 1
-    before, changed = trunk(noise, [last])[last], []
+    changed: list[tuple[Any, Any]] = []
     try:
         _check(like)
+        before = trunk(noise, [last])[last]
         for part, forward in _own_kernels(trunk.layers):
             changed.append((part, part.__dict__.get("forward")))
             part.forward = forward
@@ -58,7 +59,7 @@ def _own_kernels(layers: Iterable[nn.Module]) -> list[tuple[Any, Callable[..., T
             parts.append((part, partial(_convolved, part)))
         elif type(part) is Bottleneck and part.add and _is_fusible(part.cv2):
             parts.append((part, partial(_shortcut, part)))
-        elif getattr(type(part), "forward", None) is C2f.forward and _is_fusible(part.cv1):
+        elif type(part).forward is C2f.forward and _is_fusible(part.cv1):
             parts.append((part, partial(_split, part)))
         elif isinstance(part, nn.MaxPool2d) and part.kernel_size in SIZES and _same(part):
             parts.append((part, partial(max_pool, size=part.kernel_size)))

@@ -31,6 +31,18 @@ if KNOWN:
         return row.to(tl.int64)[:, None] * stride + c[None, :]
 
     @triton.jit
+    def _block(rows, channels, R: tl.constexpr, C: tl.constexpr):
+        """The rows and channels that a program works at, and where there are any."""
+        row, c = tl.program_id(0) * R + tl.arange(0, R), tl.program_id(1) * C + tl.arange(0, C)
+        return row, c, (row < rows)[:, None] & (c < channels)[None, :]
+
+    @triton.jit
+    def _neighbour(row, dy, dx, height, width):
+        """The cell so far from that of each row, and whether there is one in the map."""
+        across, down = row % width + dx, (row // width) % height + dy
+        return row + dy * width + dx, ((down >= 0) & (down < height) & (across >= 0) & (across < width))[:, None]
+
+    @triton.jit
     def _biased(y, bias, row, c, stride, inside, channels):
         x = tl.load(y + _at(row, c, stride), inside, 0.0).to(tl.float32)
         x += tl.load(bias + c, c < channels, 0.0).to(tl.float32)[None, :]
@@ -39,8 +51,7 @@ if KNOWN:
     @triton.jit
     def _silu(out, y, residual, to, of, by, bias, rows, channels, ADD: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
         """out = silu(y + bias) + residual; `to`, `of` and `by`: how far their rows are apart."""
-        row, c = tl.program_id(0) * R + tl.arange(0, R), tl.program_id(1) * C + tl.arange(0, C)
-        inside = (row < rows)[:, None] & (c < channels)[None, :]
+        row, c, inside = _block(rows, channels, R, C)
         x = _biased(y, bias, row, c, of, inside, channels)
         s = x / (1 + tl.exp(-x))
         if ADD:
@@ -51,8 +62,7 @@ if KNOWN:
     @triton.jit
     def _silu_backward(out, y, gradient, to, of, by, bias, rows, channels, R: tl.constexpr, C: tl.constexpr):
         """out = the gradient in y of silu(y + bias)."""
-        row, c = tl.program_id(0) * R + tl.arange(0, R), tl.program_id(1) * C + tl.arange(0, C)
-        inside = (row < rows)[:, None] & (c < channels)[None, :]
+        row, c, inside = _block(rows, channels, R, C)
         x = _biased(y, bias, row, c, of, inside, channels)
         g = tl.load(gradient + _at(row, c, by), inside, 0.0).to(tl.float32)
         s = 1 / (1 + tl.exp(-x))
@@ -63,15 +73,12 @@ if KNOWN:
         out, where, x, to, at, of, height, width, rows, channels, K: tl.constexpr, R: tl.constexpr, C: tl.constexpr
     ):
         """out = the maxima of K × K windows around each cell, `where`: the number of the first in its window."""
-        row, c = tl.program_id(0) * R + tl.arange(0, R), tl.program_id(1) * C + tl.arange(0, C)
-        inside = (row < rows)[:, None] & (c < channels)[None, :]
-        across, down = row % width, (row // width) % height
+        row, c, inside = _block(rows, channels, R, C)
         most, number = tl.full((R, C), float("-inf"), tl.float32), tl.full((R, C), 0, tl.int8)
         for k in tl.static_range(K * K):
-            dy, dx = k // K - K // 2, k % K - K // 2
-            known = (down + dy >= 0) & (down + dy < height) & (across + dx >= 0) & (across + dx < width)
-            own = inside & known[:, None]
-            here = tl.load(x + _at(row + dy * width + dx, c, of), own, float("-inf")).to(tl.float32)
+            there, known = _neighbour(row, k // K - K // 2, k % K - K // 2, height, width)
+            own = inside & known
+            here = tl.load(x + _at(there, c, of), own, float("-inf")).to(tl.float32)
             larger = own & ((here > most) | (here != here))
             most, number = tl.where(larger, here, most), tl.where(larger, k, number).to(tl.int8)
         tl.store(out + _at(row, c, to), most.to(out.dtype.element_ty), inside)
@@ -94,14 +101,11 @@ if KNOWN:
         C: tl.constexpr,
     ):
         """out = of every cell the sum of the gradients of the windows whose maximum it is."""
-        row, c = tl.program_id(0) * R + tl.arange(0, R), tl.program_id(1) * C + tl.arange(0, C)
-        inside = (row < rows)[:, None] & (c < channels)[None, :]
-        across, down = row % width, (row // width) % height
+        row, c, inside = _block(rows, channels, R, C)
         total = tl.full((R, C), 0.0, tl.float32)
         for k in tl.static_range(K * K):
-            dy, dx = K // 2 - k // K, K // 2 - k % K
-            known = (down + dy >= 0) & (down + dy < height) & (across + dx >= 0) & (across + dx < width)
-            own, there = inside & known[:, None], row + dy * width + dx
+            there, known = _neighbour(row, K // 2 - k // K, K // 2 - k % K, height, width)
+            own = inside & known
             number = tl.load(where + _at(there, c, at), own, -1)
             g = tl.load(gradient + _at(there, c, by), own, 0.0).to(tl.float32)
             total += tl.where(number == k, g, 0.0)

@@ -16,6 +16,15 @@ from detxai.values import Target
 HEAD_MAX_DET = 300
 
 
+def predictions_on(detector: Detector, x: Tensor) -> Candidates:
+    """All predictions on one picture x (c, rows, columns), float in [0, 1], on the host.
+
+    Raises ImageError where one is not finite, or a score is not in [0, 1].
+    """
+    (made,) = detector.predict(x[None].contiguous(memory_format=torch.channels_last))
+    return made.brought()
+
+
 def reported(
     candidates: Candidates, *, conf: float, iou: float, max_det: int, classes: Collection[int] | None = None
 ) -> list[tuple[int, int]]:

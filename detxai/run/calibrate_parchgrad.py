@@ -13,7 +13,7 @@ from detxai.errors import ExitCode, UsageError
 from detxai.inputs.letterbox import boxes_to_letterbox
 from detxai.inputs.sources import ImageSource
 from detxai.models.detector import Candidates
-from detxai.models.predictions import reported
+from detxai.models.predictions import predictions_on, reported
 from detxai.models.trunk import convolutions
 from detxai.output.records import ErrorInfo
 from detxai.parchgrad.channels import gap, in_order, outputs
@@ -63,10 +63,8 @@ class ChannelPass:
     @torch.no_grad()
     def add(self, item: PreparedImage) -> None:
         """Take in one image."""
-        x = picture(item.canvas, self.plan.device)[None]
         with outputs(list(self.convolutions.values())) as seen:
-            (made,) = self.plan.detector.predict(x.contiguous(memory_format=torch.channels_last))
-            candidates = made.brought()
+            candidates = predictions_on(self.plan.detector, picture(item.canvas, self.plan.device))
         if item.labels is None:
             boxes = self._reported(candidates)
         else:

@@ -34,6 +34,7 @@ from detxai.evidence.model import EvidenceLevel
 from detxai.inputs import given
 from detxai.inputs.budget import Budget
 from detxai.models.detector import Candidates, Detector
+from detxai.models.predictions import predictions_on
 from detxai.output import recording, store
 from detxai.parchgrad.session import Masks
 from detxai.run.assess import TrialPlan
@@ -411,8 +412,7 @@ class Explainer:
         if self._beside is not None:
             return self._beside.predict(item.canvas, clock)
         with clock.working():
-            (made,) = self.plan.detector.predict(x[None].contiguous(memory_format=torch.channels_last))
-            return made.brought()
+            return predictions_on(self.plan.detector, x)
 
     # -- behind the device ----------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import torch
 
 from detxai.attribution.baselines import picture
 from detxai.evidence.promise import FLOOR, Promise, threshold
+from detxai.models.predictions import predictions_on
 from detxai.run.calibration_lookup import box_settings
 from detxai.run.plan import Plan
 from detxai.run.prepare import prepared_image
@@ -64,8 +65,8 @@ def item_scores(plan: Plan, refs: Iterable[ImageRef]) -> ItemScores:
 
 @torch.no_grad()
 def _boxes(plan: Plan, item: PreparedImage, select: Selector) -> tuple[Detection, ...]:
-    x = picture(item.canvas, plan.device)[None].contiguous(memory_format=torch.channels_last)
-    return select(plan.detector.predict(x)[0].brought(), item.letterbox, item.labels)
+    candidates = predictions_on(plan.detector, picture(item.canvas, plan.device))
+    return select(candidates, item.letterbox, item.labels)
 
 
 def promised(plan: Plan, refs: Iterable[ImageRef], recall: float) -> Promise:

@@ -35,7 +35,7 @@ from detxai.inputs import decode, sources
 from detxai.inputs.letterbox import letterboxed
 from detxai.models import checkpoints, detectors
 from detxai.models.detector import Candidates, Detector, Pin
-from detxai.models.predictions import reported
+from detxai.models.predictions import predictions_on, reported
 from detxai.values import Target
 from detxai.vocabulary import BASELINES
 
@@ -108,7 +108,7 @@ def lines(
 @torch.no_grad()
 def predicted(detector: Detector, line: Segment) -> Candidates:
     """All predictions on the image at the end of `line`."""
-    return detector.predict(line.x[None].contiguous(memory_format=torch.channels_last))[0].brought()
+    return predictions_on(detector, line.x)
 
 
 def cases(

@@ -29,6 +29,7 @@ from detxai.inputs import decode
 from detxai.inputs.letterbox import boxes_to_letterbox, boxes_to_source, letterboxed, map_to_source
 from detxai.models import checkpoints, detectors
 from detxai.models.detector import Candidates
+from detxai.models.predictions import predictions_on
 from detxai.values import ImageRef, Target
 
 #: Records keep 6 digits; convolutions in another order cost as much again, and sums of noise some more.
@@ -58,7 +59,7 @@ class Again:
 
     def _predict(self, x: torch.Tensor) -> Candidates:
         with torch.no_grad():
-            return self.detector.predict(x[None].contiguous(memory_format=torch.channels_last))[0].brought()
+            return predictions_on(self.detector, x)
 
     def pinned(self, d: Numbers) -> int:
         """The prediction that a detection speaks of: its box, its logit."""

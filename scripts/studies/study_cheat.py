@@ -34,12 +34,13 @@ import study_tools as tools
 import torch
 
 from detxai import Explainer, Result, RunConfig
+from detxai.attribution.baselines import picture
 from detxai.config.settings import VERDICTS
 from detxai.evidence.verdict import DEFAULTS
 from detxai.inputs import decode, labels
 from detxai.inputs.letterbox import boxes_to_source, letterboxed
 from detxai.inputs.sources import find
-from detxai.models.predictions import reported
+from detxai.models.predictions import predictions_on, reported
 from detxai.values import Box, ImageRef
 
 MAKE_XRAYS = Path(__file__).parents[1] / "samples" / "make_xrays.py"
@@ -87,8 +88,7 @@ def class_at(explainer: Explainer, file: Path, box: Box) -> str | None:
     """The class that the detector reports with the best score at a box of a picture; None if it reports none."""
     plan, d = explainer.plan, explainer.plan.config.detection
     square, frame = letterboxed(decode.load(ImageRef(file.name, file)).pixels, plan.shape)
-    x = torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255
-    candidates = plan.detector.predict(x.to(plan.device).contiguous(memory_format=torch.channels_last))[0].brought()
+    candidates = predictions_on(plan.detector, picture(square, plan.device))
     kept = reported(candidates, conf=d.conf, iou=d.iou, max_det=d.max_det)
     boxes = boxes_to_source(candidates.boxes[[a for a, _ in kept]].cpu().numpy().reshape(-1, 4), frame)
     on = labels.overlaps(boxes, [box])[:, 0] >= labels.ON
